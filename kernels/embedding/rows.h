@@ -1,0 +1,41 @@
+// Rows by index: embedding lookup, placing modality embeddings at their tokens,
+// selecting tokens; each is the other's backward.
+//   gather       out[i,:]       = table[index[i],:]        0 where index[i] < 0
+//   scatter add  table[index[i],:] += rows[i,:]            skipped where < 0
+// Scatter adds equal indices in the order of i (deterministic); beta = 0 clears
+// the whole table first.
+// Bytes (the floor): gather 2*T*H*size, scatter 3*T*H*size (+ V*H if beta = 0).
+#ifndef MIMO_KERNELS_EMBEDDING_ROWS_H_
+#define MIMO_KERNELS_EMBEDDING_ROWS_H_
+
+#include <cstdint>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/stream.h"
+
+namespace mimo::kernels {
+
+struct GatherRowsArgs {
+  const void* table;     // [V, H] dtype
+  const int32_t* index;  // [T], each < V
+  void* out;             // [T, H] dtype
+  bool accumulate = false;  // out += rather than out =
+  int64_t rows, table_rows, hidden;  // T, V, H
+  DType dtype;
+};
+void GatherRows(const GatherRowsArgs& args, Stream stream);
+
+struct ScatterAddRowsArgs {
+  const void* rows_in;   // [T, H] dtype
+  const int32_t* index;  // [T], each < V
+  void* table;           // [V, H] table_dtype
+  float beta;            // 0: table starts from zero; 1: adds to it
+  int64_t rows, table_rows, hidden;  // T, V, H
+  DType dtype;
+  DType table_dtype;  // dtype, or its accumulator (a main_grad)
+};
+void ScatterAddRows(const ScatterAddRowsArgs& args, Stream stream);
+
+}  // namespace mimo::kernels
+
+#endif  // MIMO_KERNELS_EMBEDDING_ROWS_H_
