@@ -1,0 +1,38 @@
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "kernels/rotary/rotary.h"
+#include "kernels/testing/bench_floor.h"
+
+namespace mimo::kernels {
+namespace {
+
+// Arguments: T, N, D; rows of q, k and v together, of which N heads turn.
+void Rotate(benchmark::State& state) {
+  const int64_t tokens = state.range(0), heads = state.range(1);
+  const int64_t head_dim = state.range(2), stride = 3 * heads * head_dim;
+  std::vector<float> x(tokens * stride, 1);
+  std::vector<float> cos(tokens * head_dim / 2), sin(cos.size());
+  RotaryTable(cos.data(), sin.data(), tokens, head_dim, 10000, DType::kFloat32);
+  std::vector<int32_t> positions(tokens);
+  for (int64_t t = 0; t < tokens; ++t) positions[t] = static_cast<int32_t>(t);
+  for (auto _ : state) {
+    Rotary({.x = x.data(),
+            .cos = cos.data(),
+            .sin = sin.data(),
+            .positions = positions.data(),
+            .tokens = tokens,
+            .heads = heads,
+            .head_dim = head_dim,
+            .stride = stride,
+            .max_position = tokens,
+            .dtype = DType::kFloat32},
+           Stream());
+  }
+  ReportBytes(state, 2.0 * sizeof(float) * tokens * heads * head_dim);
+}
+
+BENCHMARK(Rotate)->Args({2048, 32, 128})->Args({64, 4, 64})->UseRealTime();
+
+}  // namespace
+}  // namespace mimo::kernels
