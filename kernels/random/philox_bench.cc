@@ -1,0 +1,36 @@
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "kernels/random/philox.h"
+#include "kernels/testing/bench_floor.h"
+
+namespace mimo::kernels {
+namespace {
+
+constexpr int64_t kSize = 1 << 22;
+
+RandomFillArgs Args(std::vector<float>& out) {
+  return {.out = out.data(),
+          .size = kSize,
+          .seed = 1,
+          .stream = 2,
+          .dtype = DType::kFloat32};
+}
+
+void Normal(benchmark::State& state) {
+  std::vector<float> out(kSize);
+  for (auto _ : state) FillNormal(Args(out), 0, 1, Stream());
+  ReportBytes(state, 1.0 * sizeof(float) * kSize);
+}
+
+void Uniform(benchmark::State& state) {
+  std::vector<float> out(kSize);
+  for (auto _ : state) FillUniform(Args(out), 0, 1, Stream());
+  ReportBytes(state, 1.0 * sizeof(float) * kSize);
+}
+
+BENCHMARK(Normal)->UseRealTime();
+BENCHMARK(Uniform)->UseRealTime();
+
+}  // namespace
+}  // namespace mimo::kernels

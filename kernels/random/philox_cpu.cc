@@ -1,0 +1,125 @@
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kernels/base/parallel.h"
+#include "kernels/random/philox.h"
+
+namespace mimo {
+namespace {
+
+// A pair of independent normals from a pair of uniforms (Box & Muller 1958);
+// `radius` is in (0, 1].
+struct NormalPair {
+  double cos, sin;
+};
+NormalPair BoxMuller(double radius, double angle) {
+  const double r = std::sqrt(-2 * std::log(radius));
+  const double a = 2 * std::numbers::pi * angle;
+  return {r * std::cos(a), r * std::sin(a)};
+}
+
+}  // namespace
+
+std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t stream,
+                               uint64_t counter) {
+  uint32_t c0 = static_cast<uint32_t>(counter);
+  uint32_t c1 = static_cast<uint32_t>(counter >> 32);
+  uint32_t c2 = static_cast<uint32_t>(stream);
+  uint32_t c3 = static_cast<uint32_t>(stream >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed);
+  uint32_t k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53} * c0;
+    const uint64_t p1 = uint64_t{0xCD9E8D57} * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9;  // golden ratio
+    k1 += 0xBB67AE85;  // sqrt(3) - 1
+  }
+  return {c0, c1, c2, c3};
+}
+
+uint32_t PhiloxSequence::Next() {
+  const uint32_t word = Philox(seed_, stream_, drawn_ / 4)[drawn_ % 4];
+  ++drawn_;
+  return word;
+}
+
+double PhiloxSequence::Uniform() {
+  const uint64_t high = Next();
+  return static_cast<double>((high << 32 | Next()) >> 11) * 0x1p-53;
+}
+
+double PhiloxSequence::Normal() {
+  const double radius = 1 - Uniform();
+  return BoxMuller(radius, Uniform()).cos;
+}
+
+uint64_t PhiloxSequence::Below(uint64_t n) {
+  CHECK_GT(n, 0u);
+  // The lowest 2^64 mod n values are drawn again: a multiple of n is left.
+  const uint64_t first = -n % n;
+  uint64_t value;
+  do {
+    const uint64_t high = Next();
+    value = high << 32 | Next();
+  } while (value < first);
+  return value % n;
+}
+
+}  // namespace mimo
+
+namespace mimo::kernels {
+namespace {
+
+// out[i] = value(words of block e / 4, e % 4), e = offset + i.
+template <typename T, typename F>
+void Fill(const RandomFillArgs& args, F value) {
+  T* out = static_cast<T*>(args.out);
+  ParallelFor(args.size, 1 << 10, [&](int64_t begin, int64_t end) {
+    std::array<double, 4> block;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint64_t e = args.offset + static_cast<uint64_t>(i);
+      if (i == begin || e % 4 == 0)
+        block = value(Philox(args.seed, args.stream, e / 4));
+      out[i] = static_cast<T>(block[e % 4]);
+    }
+  });
+}
+
+}  // namespace
+
+void FillNormal(const RandomFillArgs& args, double mean, double std, Stream) {
+  CHECK_GE(args.size, 0);
+  DispatchCpuFloat(args.dtype, [&]<typename T>() {
+    Fill<T>(args, [&](const std::array<uint32_t, 4>& words) {
+      const NormalPair a =
+          BoxMuller((words[0] + 1.0) * 0x1p-32, words[1] * 0x1p-32);
+      const NormalPair b =
+          BoxMuller((words[2] + 1.0) * 0x1p-32, words[3] * 0x1p-32);
+      return std::array<double, 4>{mean + std * a.cos, mean + std * a.sin,
+                                   mean + std * b.cos, mean + std * b.sin};
+    });
+  });
+}
+
+void FillUniform(const RandomFillArgs& args, double low, double high, Stream) {
+  CHECK_GE(args.size, 0);
+  CHECK_LT(low, high);
+  DispatchCpuFloat(args.dtype, [&]<typename T>() {
+    // Rounding to T must not reach `high`.
+    const double below =
+        std::nextafter(static_cast<T>(high), static_cast<T>(low));
+    Fill<T>(args, [&](const std::array<uint32_t, 4>& words) {
+      std::array<double, 4> block;
+      for (int k = 0; k < 4; ++k)
+        block[k] = std::min(low + (high - low) * (words[k] * 0x1p-32), below);
+      return block;
+    });
+  });
+}
+
+}  // namespace mimo::kernels
