@@ -39,7 +39,7 @@ double CopyBytesPerSecond() {
 void ReportBytes(benchmark::State& state, double bytes) {
   using benchmark::Counter;
   const double total = bytes * static_cast<double>(state.iterations());
-  state.counters["GB/s"] = Counter(total * 1e-9, Counter::kIsRate);
+  state.counters["GB"] = Counter(total * 1e-9, Counter::kIsRate);
   state.counters["copy%"] =
       Counter(100 * total / CopyBytesPerSecond(), Counter::kIsRate);
 }

@@ -10,8 +10,9 @@ namespace mimo {
 // reads and writes counted; the best of ten, measured once a process.
 double CopyBytesPerSecond();
 
-// Adds the columns GB/s and copy% (share of the copy floor) to a finished
-// benchmark; `bytes` is an iteration's by the op's header.
+// Adds the columns GB (a second) and copy% (share of the copy floor, behind
+// which the console writes /s too) to a finished benchmark; `bytes` is an
+// iteration's by the op's header.
 void ReportBytes(benchmark::State& state, double bytes);
 
 }  // namespace mimo
