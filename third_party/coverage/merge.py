@@ -1,31 +1,65 @@
 #!/usr/bin/env python3
-"""Merges gcov's *.gcov.json.gz (--coverage_dir) or lcov files (--reports_file) into one lcov file."""
-import collections, glob, gzip, json, os, re, sys
-opt = collections.defaultdict(list)
-for a in sys.argv[1:]:
-    k, _, v = a.lstrip("-").partition("=")
-    opt[k].append(v)
-lines = collections.defaultdict(collections.Counter)
-skip = [re.compile(f) for f in opt["filter_sources"]]
-for d in opt["coverage_dir"]:
-    for p in glob.glob(os.path.join(d, "**", "*.gcov.json.gz"), recursive=True):
-        with gzip.open(p) as f:
-            for src in json.load(f)["files"]:
-                name = src["file"]
-                if not name.startswith("/") and not any(r.fullmatch(name) for r in skip):
-                    for l in src["lines"]:
-                        lines[name][l["line_number"]] += l["count"]
-for rf in opt["reports_file"]:
-    for p in filter(os.path.exists, open(rf).read().split()):
-        name = None
-        for l in open(p):
-            if l.startswith("SF:"):
-                name = l[3:].strip()
-            elif l.startswith("DA:"):
-                n, c = l[3:].split(",")[:2]
-                lines[name][int(n)] += int(c)
-with open(opt["output_file"][0], "w") as out:
-    for name in sorted(lines):
-        hit = sum(c > 0 for c in lines[name].values())
-        body = "".join("DA:%d,%d\n" % (n, c) for n, c in sorted(lines[name].items()))
-        out.write("SF:%s\n%sLH:%d\nLF:%d\nend_of_record\n" % (name, body, hit, len(lines[name])))
+"""Merges gcov's JSON of one test, or the lcov files of many, into one file.
+
+Bazel calls it with --coverage_dir (of a test) or --reports_file (a list of
+lcov files), --filter_sources (patterns to leave out) and --output_file.
+"""
+
+import collections
+import glob
+import gzip
+import json
+import os
+import re
+import sys
+
+
+def read_gcov(folder, skip, hits):
+    pattern = os.path.join(folder, "**", "*.gcov.json.gz")
+    for path in glob.glob(pattern, recursive=True):
+        with gzip.open(path) as file:
+            sources = json.load(file)["files"]
+        for source in sources:
+            name = source["file"]
+            if name.startswith("/") or any(p.fullmatch(name) for p in skip):
+                continue
+            for line in source["lines"]:
+                hits[name][line["line_number"]] += line["count"]
+
+
+def read_lcov(path, hits):
+    name = None
+    with open(path) as file:
+        for line in file:
+            key, _, value = line.strip().partition(":")
+            if key == "SF":
+                name = value
+            elif key == "DA":
+                number, count = value.split(",")[:2]
+                hits[name][int(number)] += int(count)
+
+
+def main(args):
+    options = collections.defaultdict(list)
+    for arg in args:
+        key, _, value = arg.lstrip("-").partition("=")
+        options[key].append(value)
+    hits = collections.defaultdict(collections.Counter)
+    skip = [re.compile(p) for p in options["filter_sources"]]
+    for folder in options["coverage_dir"]:
+        read_gcov(folder, skip, hits)
+    for reports in options["reports_file"]:
+        with open(reports) as file:
+            for path in filter(os.path.exists, file.read().split()):
+                read_lcov(path, hits)
+    with open(options["output_file"][0], "w") as out:
+        for name, counts in sorted(hits.items()):
+            print(f"SF:{name}", file=out)
+            for number, count in sorted(counts.items()):
+                print(f"DA:{number},{count}", file=out)
+            print(f"LH:{sum(c > 0 for c in counts.values())}", file=out)
+            print(f"LF:{len(counts)}\nend_of_record", file=out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

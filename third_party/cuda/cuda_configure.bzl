@@ -146,7 +146,7 @@ cc_library(
 """
 
 # Linked by soname: pip's packages have no plain .so. The run path is where the
-# library was found; on another machine tools/with_cuda_libs finds it.
+# library was found; on another machine set LD_LIBRARY_PATH.
 _SHARED = """
 cc_library(
     name = "{name}",
