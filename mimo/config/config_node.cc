@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/config/nearest.h"
 #include "mimo/data/file.h"
 
 namespace mimo {
@@ -84,27 +85,6 @@ absl::Status ParseInto(const std::string& text, ConfigNode& node) {
     if (!e.mark.is_null()) where = absl::StrCat("line ", e.mark.line + 1, ": ");
     return node.Error(absl::StrCat("not YAML: ", where, e.msg));
   }
-}
-
-// Edits from a to b: insert, delete, replace, swap two neighbours.
-int64_t EditDistance(absl::string_view a, absl::string_view b) {
-  std::vector<std::vector<int64_t>> d(a.size() + 1,
-                                      std::vector<int64_t>(b.size() + 1));
-  for (size_t i = 0; i <= a.size(); ++i) {
-    for (size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        d[i][j] = i + j;
-        continue;
-      }
-      const bool differ = a[i - 1] != b[j - 1];
-      d[i][j] = std::min(
-          {d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + differ});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
-        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
-      }
-    }
-  }
-  return d[a.size()][b.size()];
 }
 
 bool IsNumber(const std::string& text) {
@@ -286,13 +266,8 @@ absl::Status CheckKeys(const ConfigNode& node,
       continue;
     }
     if (known.empty()) return child.Error("unknown key, wanted none");
-    const auto nearest = std::min_element(
-        known.begin(), known.end(),
-        [&](absl::string_view a, absl::string_view b) {
-          return EditDistance(a, child.key) < EditDistance(b, child.key);
-        });
     return child.Error(absl::StrCat("unknown key, did you mean ",
-                                    node.ChildPath(*nearest), "?"));
+                                    node.ChildPath(Nearest(child.key, known)), "?"));
   }
   return absl::OkStatus();
 }

@@ -1,0 +1,56 @@
+// The language model's head and its cross-entropy in one, by chunks of tokens.
+//   logits[t,v] = x[t,:] . w[v,:]
+//   lse[t]      = log sum_v exp(logits[t,v])
+//   loss        = sum over labelled t of lse[t] - logits[t, labels[t]]
+//   dlogits     = dloss * (exp(logits - lse) - onehot(label))
+//   dx          = dlogits w (0 where ignored),   dw = beta * dw + dlogits^T x
+// Only labelled rows (labels[t] >= 0; -100 is ignored) enter a product: they
+// are packed first. At most `chunk` rows of logits exist at a time; the backward
+// computes a chunk's logits again and turns them into dlogits in place.
+// Source: the chunking of Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989.
+// Numerics: loss is summed in double. Flops (the floor), L labelled tokens:
+// forward 2*L*H*V, backward 6*L*H*V.
+#ifndef MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
+#define MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
+
+#include <cstdint>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/stream.h"
+
+namespace mimo::kernels {
+
+struct HeadCrossEntropyForwardArgs {
+  const void* x;          // [T, H] dtype
+  const void* weight;     // [V, H] dtype
+  const int32_t* labels;  // [T]; < 0: ignored, else < V
+  double* loss;           // [1] sum over labelled tokens
+  void* lse;              // [T] accumulator dtype; unset where ignored
+  void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
+  int64_t tokens, hidden, vocab, chunk;
+  DType dtype;
+};
+void HeadCrossEntropyForward(const HeadCrossEntropyForwardArgs& args,
+                             Stream stream);
+
+struct HeadCrossEntropyBackwardArgs {
+  const void* x;          // [T, H] dtype
+  const void* weight;     // [V, H] dtype
+  const int32_t* labels;  // [T]
+  const void* lse;        // [T] accumulator dtype
+  const double* dloss;    // [1] gradient of the loss sum
+  void* dx;               // [T, H] dtype, written; null when not needed
+  void* dweight;          // [V, H] accumulator dtype; null when frozen
+  float dweight_beta;     // 0 on the first write of a step, then 1
+  void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
+  int64_t tokens, hidden, vocab, chunk;
+  DType dtype;
+};
+void HeadCrossEntropyBackward(const HeadCrossEntropyBackwardArgs& args,
+                              Stream stream);
+int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
+                                       int64_t vocab, DType dtype);
+
+}  // namespace mimo::kernels
+
+#endif  // MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_

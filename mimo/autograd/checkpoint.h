@@ -1,0 +1,27 @@
+// Checkpoint: trades memory for a second forward.
+//
+// Runs body(ctx, inputs) without recording it and keeps the inputs alone; the
+// backward runs the body again on a child tape and walks that. The body must be
+// a pure function of its inputs and of parameters.
+// Source: Chen et al. 2016, arXiv:1604.06174.
+#ifndef MIMO_MIMO_AUTOGRAD_CHECKPOINT_H_
+#define MIMO_MIMO_AUTOGRAD_CHECKPOINT_H_
+
+#include <functional>
+#include <vector>
+
+#include "mimo/autograd/tape.h"
+
+namespace mimo {
+
+using CheckpointBody = std::function<std::vector<Var>(
+    const Context& ctx, const std::vector<Var>& inputs)>;
+
+// `trainable`: whether the body uses a parameter that is not frozen. Inputs may
+// be undefined.
+std::vector<Var> Checkpoint(const Context& ctx, std::vector<Var> inputs,
+                            bool trainable, CheckpointBody body);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_CHECKPOINT_H_

@@ -1,0 +1,27 @@
+// Context: where an op runs and whether it is recorded. Passed explicitly; the
+// library has no globals.
+#ifndef MIMO_MIMO_AUTOGRAD_CONTEXT_H_
+#define MIMO_MIMO_AUTOGRAD_CONTEXT_H_
+
+#include <utility>
+
+#include "kernels/base/stream.h"
+#include "mimo/tensor/tensor.h"
+
+namespace mimo {
+
+class Tape;
+
+struct Context {
+  Allocator* allocator;
+  Stream compute;
+  Tape* tape = nullptr;  // null: nothing is recorded (evaluation, generation)
+
+  Tensor Empty(Shape shape, DType dtype) const {
+    return Tensor(*allocator, std::move(shape), dtype);
+  }
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_CONTEXT_H_

@@ -1,0 +1,136 @@
+#include "mimo/autograd/ops/attention.h"
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "kernels/activation/silu_gate.h"
+
+namespace mimo {
+namespace {
+
+// Where the key and value heads of a fused row start.
+struct Heads {
+  Heads(const Tensor& qkv, const kernels::AttentionShape& shape) {
+    const int64_t size = SizeOf(qkv.dtype());
+    q = static_cast<char*>(qkv.data());
+    k = q + shape.heads * shape.head_dim * size;
+    v = k + shape.kv_heads * shape.head_dim * size;
+  }
+  char *q, *k, *v;
+};
+
+const int32_t* Lengths(const Tensor& key_lengths) {
+  return key_lengths.defined() ? key_lengths.span<int32_t>().data() : nullptr;
+}
+
+struct AttentionNode final : Node {
+  Slot qkv_slot, out_slot;
+  kernels::AttentionShape shape;
+  Saved qkv, out, lse;
+  Tensor key_lengths;
+
+  const char* name() const override { return "Attention"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dout = ctx.Take(out_slot);
+    if (!dout.defined()) return;
+    const Tensor& x = qkv.get();
+    const auto dqkv = ctx.GradFor(qkv_slot, x.shape(), x.dtype());
+    CHECK(!dqkv.accumulate) << "Attention must be the projection's only user";
+    const Heads in(x, shape), grad(dqkv.buffer, shape);
+    kernels::AttentionBackward({.shape = shape,
+                                .q = in.q,
+                                .k = in.k,
+                                .v = in.v,
+                                .q_stride = x.dim(1),
+                                .kv_stride = x.dim(1),
+                                .key_lengths = Lengths(key_lengths),
+                                .out = out.get().data(),
+                                .lse = lse.get().data(),
+                                .dout = dout.data(),
+                                .dq = grad.q,
+                                .dk = grad.k,
+                                .dv = grad.v,
+                                .dq_stride = x.dim(1),
+                                .dkv_stride = x.dim(1),
+                                .dtype = x.dtype()},
+                               ctx.exec().compute);
+  }
+};
+
+struct SiluGateNode final : Node {
+  Slot x_slot, y_slot;
+  Saved x;  // [T, 2F]
+
+  const char* name() const override { return "SiluGate"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dy = ctx.Take(y_slot);
+    if (!dy.defined()) return;
+    const Tensor& in = x.get();
+    const auto dx = ctx.GradFor(x_slot, in.shape(), in.dtype());
+    CHECK(!dx.accumulate) << "SiluGate must be the projection's only user";
+    kernels::SiluGateBackward({.x = in.data(),
+                               .dy = dy.data(),
+                               .dx = dx.data(),
+                               .tokens = in.dim(0),
+                               .features = in.dim(1) / 2,
+                               .dtype = in.dtype()},
+                              ctx.exec().compute);
+  }
+};
+
+}  // namespace
+
+Var Attention(const Context& ctx, const Var& qkv,
+              const kernels::AttentionShape& shape, const Tensor& key_lengths) {
+  const Tensor& x = qkv.value;
+  CHECK_EQ(x.dim(0), shape.batch * shape.seq_q);
+  CHECK_EQ(x.dim(1), (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
+  Var out{ctx.Empty({x.dim(0), shape.heads * shape.head_dim}, x.dtype())};
+  Tensor lse = ctx.Empty({shape.batch, shape.heads, shape.seq_q},
+                         AccumulatorOf(x.dtype()));
+  const Heads in(x, shape);
+  kernels::AttentionForward({.shape = shape,
+                             .q = in.q,
+                             .k = in.k,
+                             .v = in.v,
+                             .q_stride = x.dim(1),
+                             .kv_stride = x.dim(1),
+                             .key_lengths = Lengths(key_lengths),
+                             .out = out.value.data(),
+                             .lse = lse.data(),
+                             .dtype = x.dtype()},
+                            ctx.compute);
+  if (ctx.tape == nullptr || !qkv.needs_grad()) return out;
+  auto node = std::make_unique<AttentionNode>();
+  node->qkv_slot = qkv.slot;
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  node->shape = shape;
+  node->qkv = Saved(x);
+  node->out = Saved(out.value);
+  node->lse = Saved(std::move(lse));
+  node->key_lengths = key_lengths;
+  ctx.tape->Append(std::move(node));
+  return out;
+}
+
+Var SiluGate(const Context& ctx, const Var& x) {
+  const int64_t tokens = x.value.dim(0), features = x.value.dim(1) / 2;
+  Var y{ctx.Empty({tokens, features}, x.value.dtype())};
+  kernels::SiluGateForward({.x = x.value.data(),
+                            .y = y.value.data(),
+                            .tokens = tokens,
+                            .features = features,
+                            .dtype = x.value.dtype()},
+                           ctx.compute);
+  if (ctx.tape == nullptr || !x.needs_grad()) return y;
+  auto node = std::make_unique<SiluGateNode>();
+  node->x_slot = x.slot;
+  node->y_slot = y.slot = ctx.tape->NewSlot();
+  node->x = Saved(x.value);
+  ctx.tape->Append(std::move(node));
+  return y;
+}
+
+}  // namespace mimo

@@ -1,0 +1,224 @@
+#include "mimo/autograd/ops/embedding.h"
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "kernels/elementwise/copy_2d.h"
+#include "kernels/embedding/rows.h"
+#include "kernels/patch/patches.h"
+
+namespace mimo {
+namespace {
+
+void Gather(const Context& ctx, const Tensor& table, const Tensor& index,
+            const Tensor& out, bool accumulate) {
+  kernels::GatherRows({.table = table.data(),
+                       .index = index.span<int32_t>().data(),
+                       .out = out.data(),
+                       .accumulate = accumulate,
+                       .rows = index.numel(),
+                       .table_rows = table.dim(0),
+                       .hidden = table.dim(1),
+                       .dtype = table.dtype()},
+                      ctx.compute);
+}
+
+void ScatterAdd(const Context& ctx, const Tensor& rows, const Tensor& index,
+                const Tensor& table, float beta) {
+  kernels::ScatterAddRows({.rows_in = rows.data(),
+                           .index = index.span<int32_t>().data(),
+                           .table = table.data(),
+                           .beta = beta,
+                           .rows = index.numel(),
+                           .table_rows = table.dim(0),
+                           .hidden = table.dim(1),
+                           .dtype = rows.dtype(),
+                           .table_dtype = table.dtype()},
+                          ctx.compute);
+}
+
+struct EmbedAndPlaceNode final : Node {
+  Slot out_slot;
+  Saved ids;
+  Parameter* weight;
+  std::vector<Slot> slots;
+  std::vector<Tensor> positions;
+
+  const char* name() const override { return "EmbedAndPlace"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dout = ctx.Take(out_slot);
+    if (!dout.defined()) return;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const auto drows = ctx.GradFor(
+          slots[i], {positions[i].numel(), dout.dim(1)}, dout.dtype());
+      if (drows.buffer.defined()) {
+        Gather(ctx.exec(), dout, positions[i], drows.buffer, drows.accumulate);
+      }
+    }
+    if (!weight->frozen) {
+      ScatterAdd(ctx.exec(), dout, ids.get(), weight->main_grad,
+                 weight->NextBeta());
+    }
+  }
+};
+
+struct SelectRowsNode final : Node {
+  Slot x_slot, out_slot;
+  Shape x_shape;
+  Tensor index;
+
+  const char* name() const override { return "SelectRows"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dout = ctx.Take(out_slot);
+    if (!dout.defined()) return;
+    const auto dx = ctx.GradFor(x_slot, x_shape, dout.dtype());
+    ScatterAdd(ctx.exec(), dout, index, dx.buffer, dx.accumulate ? 1 : 0);
+  }
+};
+
+struct ConcatRowsNode final : Node {
+  std::vector<Slot> slots;
+  std::vector<int64_t> begins;  // first row of each part, then the end
+  Slot out_slot;
+
+  const char* name() const override { return "ConcatRows"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dout = ctx.Take(out_slot);
+    if (!dout.defined()) return;
+    for (size_t i = 0; i < slots.size(); ++i) {
+      ctx.PassGrad(slots[i], dout.Rows(begins[i], begins[i + 1]));
+    }
+  }
+};
+
+struct VisionTokensNode final : Node {
+  Slot x_slot, y_slot;
+  Shape x_shape;
+  Parameter* class_token;
+  Parameter* position;
+
+  const char* name() const override { return "VisionTokens"; }
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dy = ctx.Take(y_slot);
+    if (!dy.defined()) return;
+    const auto dx = ctx.GradFor(x_slot, x_shape, dy.dtype());
+    CHECK(!dx.accumulate) << "VisionTokens must be the patches' only user";
+    const int64_t patches = position->data.dim(0) - 1;
+    kernels::VisionTokensBackward(
+        {.dy = dy.data(),
+         .class_token = true,
+         .dx = dx.data(),
+         .dclass = class_token->main_grad_or_null(),
+         .dposition = position->main_grad_or_null(),
+         .dclass_beta = class_token->frozen ? 0 : class_token->NextBeta(),
+         .dposition_beta = position->frozen ? 0 : position->NextBeta(),
+         .images = dy.dim(0) / (patches + 1),
+         .patches = patches,
+         .hidden = dy.dim(1),
+         .dtype = dy.dtype()},
+        ctx.exec().compute);
+  }
+};
+
+}  // namespace
+
+Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
+                  const std::vector<PlacedRows>& placed) {
+  Var out{ctx.Empty({ids.numel(), weight.data.dim(1)}, weight.data.dtype())};
+  Gather(ctx, weight.data, ids, out.value, /*accumulate=*/false);
+  bool record = !weight.frozen;
+  for (const PlacedRows& p : placed) {
+    CHECK_EQ(p.rows.value.dim(0), p.positions.numel());
+    CHECK_EQ(p.rows.value.dim(1), out.value.dim(1));
+    ScatterAdd(ctx, p.rows.value, p.positions, out.value, /*beta=*/1);
+    record = record || p.rows.needs_grad();
+  }
+  if (ctx.tape == nullptr || !record) return out;
+  auto node = std::make_unique<EmbedAndPlaceNode>();
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  node->ids = Saved(ids);
+  node->weight = &weight;
+  for (const PlacedRows& p : placed) {
+    node->slots.push_back(p.rows.slot);
+    node->positions.push_back(p.positions);
+  }
+  ctx.tape->Append(std::move(node));
+  return out;
+}
+
+Var SelectRows(const Context& ctx, const Var& x, const Tensor& index) {
+  Var out{ctx.Empty({index.numel(), x.value.dim(1)}, x.value.dtype())};
+  Gather(ctx, x.value, index, out.value, /*accumulate=*/false);
+  if (ctx.tape == nullptr || !x.needs_grad()) return out;
+  auto node = std::make_unique<SelectRowsNode>();
+  node->x_slot = x.slot;
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  node->x_shape = x.value.shape();
+  node->index = index;
+  ctx.tape->Append(std::move(node));
+  return out;
+}
+
+Var ConcatRows(const Context& ctx, const std::vector<Var>& parts) {
+  CHECK(!parts.empty());
+  const int64_t hidden = parts[0].value.dim(1);
+  std::vector<int64_t> begins = {0};
+  bool record = false;
+  for (const Var& part : parts) {
+    CHECK_EQ(part.value.dim(1), hidden);
+    begins.push_back(begins.back() + part.value.dim(0));
+    record = record || part.needs_grad();
+  }
+  Var out{ctx.Empty({begins.back(), hidden}, parts[0].value.dtype())};
+  for (size_t i = 0; i < parts.size(); ++i) {
+    kernels::Copy2d({.src = parts[i].value.data(),
+                     .src_stride = hidden,
+                     .dst = out.value.Rows(begins[i], begins[i + 1]).data(),
+                     .dst_stride = hidden,
+                     .rows = parts[i].value.dim(0),
+                     .columns = hidden,
+                     .dtype = out.value.dtype()},
+                    ctx.compute);
+  }
+  if (ctx.tape == nullptr || !record) return out;
+  auto node = std::make_unique<ConcatRowsNode>();
+  for (const Var& part : parts) node->slots.push_back(part.slot);
+  node->begins = std::move(begins);
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  ctx.tape->Append(std::move(node));
+  return out;
+}
+
+Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
+                 Parameter& position) {
+  const int64_t patches = position.data.dim(0) - 1;
+  CHECK_EQ(x.value.dim(0) % patches, 0) << position.name;
+  const int64_t images = x.value.dim(0) / patches;
+  const int64_t hidden = x.value.dim(1);
+  Var y{ctx.Empty({images * (patches + 1), hidden}, x.value.dtype())};
+  kernels::VisionTokensForward({.x = x.value.data(),
+                                .class_token = class_token.data.data(),
+                                .position = position.data.data(),
+                                .y = y.value.data(),
+                                .images = images,
+                                .patches = patches,
+                                .hidden = hidden,
+                                .dtype = x.value.dtype()},
+                               ctx.compute);
+  if (ctx.tape == nullptr ||
+      !(x.needs_grad() || !class_token.frozen || !position.frozen)) {
+    return y;
+  }
+  auto node = std::make_unique<VisionTokensNode>();
+  node->x_slot = x.slot;
+  node->y_slot = y.slot = ctx.tape->NewSlot();
+  node->x_shape = x.value.shape();
+  node->class_token = &class_token;
+  node->position = &position;
+  ctx.tape->Append(std::move(node));
+  return y;
+}
+
+}  // namespace mimo

@@ -1,0 +1,37 @@
+// Differentiable lookups: text embedding with modality embeddings put at their
+// tokens, row selection, and the tokens of a vision transformer.
+#ifndef MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_
+#define MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_
+
+#include <vector>
+
+#include "mimo/autograd/tape.h"
+#include "mimo/nn/parameter.h"
+
+namespace mimo {
+
+// Rows of a modality and the positions in the flattened batch they belong to.
+struct PlacedRows {
+  Var rows;          // [n, H]
+  Tensor positions;  // [n] int32, each < T and used once
+};
+
+// out[t,:] = weight[ids[t],:] where ids[t] >= 0; placed rows at their
+// positions; 0 elsewhere.  ids [T] int32, weight [V, H] -> [T, H]
+Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
+                  const std::vector<PlacedRows>& placed);
+
+// out[i,:] = x[index[i],:].  x [T, H], index [n] int32 -> [n, H]
+Var SelectRows(const Context& ctx, const Var& x, const Tensor& index);
+
+// The parts one after another. Each [n_i, H] -> [sum n_i, H]
+Var ConcatRows(const Context& ctx, const std::vector<Var>& parts);
+
+// Patch embeddings of `images` images with class token and positions added.
+// x [N*P, H], class_token [H], position [1+P, H] -> [N*(1+P), H]
+Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
+                 Parameter& position);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_

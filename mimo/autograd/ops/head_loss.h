@@ -1,0 +1,18 @@
+// The language model's head and its loss as one node.
+#ifndef MIMO_MIMO_AUTOGRAD_OPS_HEAD_LOSS_H_
+#define MIMO_MIMO_AUTOGRAD_OPS_HEAD_LOSS_H_
+
+#include "mimo/autograd/tape.h"
+#include "mimo/nn/parameter.h"
+
+namespace mimo {
+
+// Sum of the labelled tokens' cross-entropies: [1] float64.
+// x [T, H], weight [V, H], labels [T] int32 (the token that row t predicts; <
+// 0: ignored). Seed it with the gradient of the sum, [1] float64.
+Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
+             const Tensor& labels);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_OPS_HEAD_LOSS_H_

@@ -1,0 +1,172 @@
+#include "mimo/autograd/ops/linear.h"
+
+#include <memory>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/rotary/rotary.h"
+
+namespace mimo {
+namespace {
+
+// The query and key heads of a fused projection, turned by their positions.
+struct Turn {
+  Rotary rotary;
+  int64_t heads, head_dim;  // N + G, D
+
+  void Apply(const Context& ctx, const Tensor& qkv, bool inverse) const {
+    kernels::Rotary({.x = qkv.data(),
+                     .cos = rotary.cos.data(),
+                     .sin = rotary.sin.data(),
+                     .positions = rotary.positions.span<int32_t>().data(),
+                     .tokens = qkv.dim(0),
+                     .heads = heads,
+                     .head_dim = head_dim,
+                     .stride = qkv.dim(1),
+                     .max_position = rotary.cos.dim(0),
+                     .inverse = inverse,
+                     .dtype = qkv.dtype()},
+                    ctx.compute);
+  }
+};
+
+struct LinearNode final : Node {
+  Slot x_slot, y_slot;
+  Shape x_shape;
+  Saved x;  // [T, H]; undefined when the weight is frozen
+  Saved z;  // [T, F] x w^T; undefined without an activation
+  Parameter* weight;
+  Parameter* bias;  // or null
+  Activation activation;
+  std::unique_ptr<Turn> turn;  // or null
+
+  const char* name() const override { return "Linear"; }
+
+  void Backward(BackwardContext& ctx) override {
+    const Context& exec = ctx.exec();
+    Tensor dy = ctx.Take(y_slot);  // [T, F]
+    if (!dy.defined()) return;
+    const bool in_place =
+        turn != nullptr || activation != Activation::kIdentity;
+    if (in_place && !dy.unique()) dy = dy.Clone(*exec.allocator);
+    if (turn != nullptr) turn->Apply(exec, dy, /*inverse=*/true);
+    const int64_t tokens = dy.dim(0), features = dy.dim(1);
+    const bool bias_grad = bias != nullptr && !bias->frozen;
+    if (bias_grad || activation != Activation::kIdentity) {
+      const Tensor workspace =
+          exec.Empty({kernels::BiasActivationBackwardWorkspaceBytes(
+                         tokens, features, dy.dtype())},
+                     DType::kUInt8);
+      kernels::BiasActivationBackward(
+          {.x = z.get().defined() ? z.get().data() : nullptr,
+           .bias = bias != nullptr ? bias->data.data() : nullptr,
+           .dy = dy.data(),
+           .dx = activation == Activation::kIdentity ? nullptr : dy.data(),
+           .dbias = bias_grad ? bias->main_grad.data() : nullptr,
+           .dbias_beta = bias_grad ? bias->NextBeta() : 0,
+           .workspace = workspace.data(),
+           .activation = activation,
+           .tokens = tokens,
+           .features = features,
+           .dtype = dy.dtype()},
+          exec.compute);
+    }
+    const int64_t hidden = x_shape[1];
+    if (auto dx = ctx.GradFor(x_slot, x_shape, dy.dtype());
+        dx.buffer.defined()) {
+      kernels::Gemm({.a = dy.data(),
+                     .b = weight->data.data(),
+                     .c = dx.data(),
+                     .m = tokens,
+                     .n = hidden,
+                     .k = features,
+                     .beta = dx.accumulate ? 1.0f : 0.0f,
+                     .dtype = dy.dtype()},
+                    exec.compute);
+    }
+    if (!weight->frozen) {
+      kernels::Gemm({.a = dy.data(),
+                     .b = x.get().data(),
+                     .c = weight->main_grad.data(),
+                     .m = features,
+                     .n = hidden,
+                     .k = tokens,
+                     .transpose_a = true,
+                     .beta = weight->NextBeta(),
+                     .dtype = dy.dtype()},
+                    exec.compute);
+    }
+  }
+};
+
+Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
+          Activation activation, std::unique_ptr<Turn> turn) {
+  CHECK_EQ(x.value.dim(1), weight.data.dim(1))
+      << weight.name << ": input " << ToString(x.value.shape()) << ", weight "
+      << ToString(weight.data.shape());
+  const int64_t tokens = x.value.dim(0), features = weight.data.dim(0);
+  const bool record =
+      ctx.tape != nullptr &&
+      (x.needs_grad() || !weight.frozen || (bias != nullptr && !bias->frozen));
+  Tensor z = ctx.Empty({tokens, features}, x.value.dtype());  // [T, F]
+  kernels::Gemm({.a = x.value.data(),
+                 .b = weight.data.data(),
+                 .c = z.data(),
+                 .m = tokens,
+                 .n = features,
+                 .k = x.value.dim(1),
+                 .transpose_b = true,
+                 .dtype = z.dtype()},
+                ctx.compute);
+  Var y{z};
+  if (bias != nullptr || activation != Activation::kIdentity) {
+    if (record && activation != Activation::kIdentity) {
+      y.value = ctx.Empty(z.shape(), z.dtype());  // z is kept
+    }
+    kernels::BiasActivationForward(
+        {.x = z.data(),
+         .bias = bias != nullptr ? bias->data.data() : nullptr,
+         .y = y.value.data(),
+         .activation = activation,
+         .tokens = tokens,
+         .features = features,
+         .dtype = z.dtype()},
+        ctx.compute);
+  }
+  if (turn != nullptr) turn->Apply(ctx, y.value, /*inverse=*/false);
+  if (!record) return y;
+  auto node = std::make_unique<LinearNode>();
+  node->x_slot = x.slot;
+  node->y_slot = y.slot = ctx.tape->NewSlot();
+  node->x_shape = x.value.shape();
+  if (!weight.frozen) node->x = Saved(x.value);
+  if (activation != Activation::kIdentity) node->z = Saved(std::move(z));
+  node->weight = &weight;
+  node->bias = bias;
+  node->activation = activation;
+  node->turn = std::move(turn);
+  ctx.tape->Append(std::move(node));
+  return y;
+}
+
+}  // namespace
+
+Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
+           Activation activation) {
+  return Apply(ctx, x, weight, bias, activation, nullptr);
+}
+
+Var QkvLinear(const Context& ctx, const Var& x, Parameter& weight,
+              Parameter* bias, const Rotary* rotary, int64_t heads,
+              int64_t kv_heads, int64_t head_dim) {
+  CHECK_EQ(weight.data.dim(0), (heads + 2 * kv_heads) * head_dim)
+      << weight.name;
+  std::unique_ptr<Turn> turn;
+  if (rotary != nullptr) {
+    turn = std::make_unique<Turn>(Turn{*rotary, heads + kv_heads, head_dim});
+  }
+  return Apply(ctx, x, weight, bias, Activation::kIdentity, std::move(turn));
+}
+
+}  // namespace mimo

@@ -1,0 +1,59 @@
+// The layers that models are made of: parameters around the differentiable ops.
+#ifndef MIMO_MIMO_NN_LAYERS_H_
+#define MIMO_MIMO_NN_LAYERS_H_
+
+#include <cstdint>
+
+#include "mimo/autograd/ops/linear.h"
+#include "mimo/autograd/ops/norm.h"
+#include "mimo/nn/module.h"
+
+namespace mimo {
+
+// y = act(x w^T + b).  `weight` [F, H], `bias` [F] when asked for.
+class LinearLayer : public Module {
+ public:
+  LinearLayer(BuildContext build, int64_t in, int64_t out, bool bias,
+              double init_std)
+      : Module(std::move(build)),
+        weight_(AddParameter("weight", {out, in}, {.std = init_std})),
+        bias_(bias ? &AddParameter("bias", {out}, {}) : nullptr) {}
+
+  Var Forward(const Context& ctx, const Var& x,
+              Activation activation = Activation::kIdentity) const {
+    return Linear(ctx, x, weight_, bias_, activation);
+  }
+  Parameter& weight() const { return weight_; }
+  Parameter* bias() const { return bias_; }
+
+ private:
+  Parameter& weight_;
+  Parameter* bias_;
+};
+
+enum class NormKind { kRms, kLayer };
+
+// `weight` [H], and `bias` [H] for layer norm.
+class NormLayer : public Module {
+ public:
+  NormLayer(BuildContext build, NormKind kind, int64_t hidden, double eps)
+      : Module(std::move(build)),
+        eps_(eps),
+        weight_(AddParameter("weight", {hidden}, {.mean = 1})),
+        bias_(kind == NormKind::kLayer ? &AddParameter("bias", {hidden}, {})
+                                       : nullptr) {}
+
+  NormOutput Forward(const Context& ctx, const Var& x,
+                     const Var& residual = Var()) const {
+    return AddNorm(ctx, x, residual, weight_, bias_, eps_);
+  }
+
+ private:
+  double eps_;
+  Parameter& weight_;
+  Parameter* bias_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_NN_LAYERS_H_

@@ -1,0 +1,72 @@
+#include "mimo/nn/module.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/random/philox.h"
+
+namespace mimo {
+namespace {
+
+// FNV-1a: a hash that is the same on every machine and in every run.
+uint64_t StableHash(absl::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3u;
+  return hash;
+}
+
+}  // namespace
+
+BuildContext BuildContext::Child(absl::string_view name) const {
+  BuildContext child = *this;
+  child.path = path.empty() ? std::string(name) : absl::StrCat(path, ".", name);
+  return child;
+}
+
+std::vector<Parameter*> Module::Parameters() const {
+  std::vector<Parameter*> parameters;
+  Collect(parameters);
+  return parameters;
+}
+
+void Module::Collect(std::vector<Parameter*>& out) const {
+  for (const auto& parameter : parameters_) out.push_back(parameter.get());
+  for (const auto& child : children_) child->Collect(out);
+}
+
+void Module::Freeze() {
+  for (Parameter* parameter : Parameters()) {
+    parameter->frozen = true;
+    parameter->main_grad = Tensor();
+  }
+}
+
+bool Module::Trainable() const {
+  const std::vector<Parameter*> all = Parameters();
+  return std::any_of(all.begin(), all.end(),
+                     [](const Parameter* p) { return !p->frozen; });
+}
+
+Parameter& Module::AddParameter(absl::string_view name, Shape shape,
+                                Init init) {
+  auto parameter = std::make_unique<Parameter>();
+  parameter->name = build_.Child(name).path;
+  const DType grad = AccumulatorOf(build_.dtype);
+  if (build_.meta) {
+    parameter->data = Tensor::Meta(shape, build_.dtype);
+    parameter->main_grad = Tensor::Meta(shape, grad);
+  } else {
+    parameter->data = Tensor(*build_.allocator, shape, build_.dtype);
+    parameter->main_grad = Tensor(*build_.allocator, shape, grad);
+    kernels::FillNormal({.out = parameter->data.data(),
+                         .size = parameter->data.numel(),
+                         .seed = build_.seed,
+                         .stream = StableHash(parameter->name),
+                         .dtype = build_.dtype},
+                        init.mean, init.std, Stream{});
+  }
+  parameters_.push_back(std::move(parameter));
+  return *parameters_.back();
+}
+
+}  // namespace mimo

@@ -1,0 +1,77 @@
+// Module: a named part of a model that owns parameters and child modules.
+//
+// A parameter's full name is its path,
+// "language_model.layers.0.mlp.fc1.weight", and its initial values depend on
+// the seed and that name alone, not on the order of construction or on what
+// else the model has.
+#ifndef MIMO_MIMO_NN_MODULE_H_
+#define MIMO_MIMO_NN_MODULE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "mimo/nn/parameter.h"
+#include "mimo/tensor/tensor.h"
+
+namespace mimo {
+
+// Where a module is being built: its path and what all parameters share.
+struct BuildContext {
+  Allocator* allocator;
+  DType dtype = DType::kFloat32;
+  uint64_t seed = 0;
+  bool meta = false;  // parameters have shapes only: a model to count, not run
+  std::string path;
+
+  BuildContext Child(absl::string_view name) const;
+};
+
+class Module {
+ public:
+  explicit Module(BuildContext build) : build_(std::move(build)) {}
+  virtual ~Module() = default;
+  Module(const Module&) = delete;
+  Module& operator=(const Module&) = delete;
+
+  const std::string& path() const { return build_.path; }
+  // Own parameters, then the children's, in the order they were added.
+  std::vector<Parameter*> Parameters() const;
+  // From here on no parameter of this module gets a gradient.
+  void Freeze();
+  bool Trainable() const;  // whether any parameter is not frozen
+
+ protected:
+  struct Init {
+    double mean = 0, std = 0;  // normal; std 0: constant
+  };
+  Parameter& AddParameter(absl::string_view name, Shape shape, Init init);
+
+  // Builds M(build.Child(name), args...).
+  template <typename M, typename... Args>
+  M& AddChild(absl::string_view name, Args&&... args) {
+    auto child =
+        std::make_unique<M>(build_.Child(name), std::forward<Args>(args)...);
+    M& reference = *child;
+    children_.push_back(std::move(child));
+    return reference;
+  }
+  void AdoptChild(std::unique_ptr<Module> child) {
+    children_.push_back(std::move(child));
+  }
+  const BuildContext& build() const { return build_; }
+
+ private:
+  void Collect(std::vector<Parameter*>& out) const;
+
+  BuildContext build_;
+  std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::vector<std::unique_ptr<Module>> children_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_NN_MODULE_H_

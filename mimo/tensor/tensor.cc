@@ -1,0 +1,75 @@
+#include "mimo/tensor/tensor.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace mimo {
+
+int64_t NumElements(absl::Span<const int64_t> shape) {
+  int64_t n = 1;
+  for (int64_t dim : shape) n *= dim;
+  return n;
+}
+
+std::string ToString(absl::Span<const int64_t> shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+Tensor::Tensor(Allocator& allocator, Shape shape, DType dtype)
+    : shape_(std::move(shape)), dtype_(dtype), defined_(true) {
+  for (int64_t dim : shape_) CHECK_GE(dim, 0) << ToString(shape_);
+  storage_ = allocator.Allocate(bytes());
+}
+
+Tensor Tensor::Meta(Shape shape, DType dtype) {
+  Tensor tensor;
+  tensor.shape_ = std::move(shape);
+  tensor.dtype_ = dtype;
+  tensor.defined_ = true;
+  return tensor;
+}
+
+Tensor Tensor::Zeros(Allocator& allocator, Shape shape, DType dtype) {
+  Tensor tensor(allocator, std::move(shape), dtype);
+  tensor.Zero();
+  return tensor;
+}
+
+Tensor Tensor::Reshape(Shape shape) const {
+  CHECK_EQ(NumElements(shape), numel())
+      << ToString(shape_) << " as " << ToString(shape);
+  Tensor view = *this;
+  view.shape_ = std::move(shape);
+  return view;
+}
+
+Tensor Tensor::Rows(int64_t begin, int64_t end) const {
+  CHECK(0 <= begin && begin <= end && end <= dim(0))
+      << "rows " << begin << " to " << end << " of " << ToString(shape_);
+  Tensor view = *this;
+  const int64_t row_bytes = dim(0) == 0 ? 0 : bytes() / dim(0);
+  view.offset_ += begin * row_bytes;
+  view.shape_[0] = end - begin;
+  return view;
+}
+
+Tensor Tensor::Clone(Allocator& allocator) const {
+  Tensor copy(allocator, shape_, dtype_);
+  copy.CopyFrom(*this);
+  return copy;
+}
+
+void Tensor::CopyFrom(const Tensor& source) {
+  CHECK(source.shape_ == shape_ && source.dtype_ == dtype_)
+      << ToString(source.shape_) << " " << Name(source.dtype_) << " into "
+      << ToString(shape_) << " " << Name(dtype_);
+  if (bytes() > 0) std::memcpy(data(), source.data(), bytes());
+}
+
+void Tensor::Zero() {
+  if (bytes() > 0) std::memset(data(), 0, bytes());
+}
+
+}  // namespace mimo

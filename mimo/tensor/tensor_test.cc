@@ -1,0 +1,99 @@
+#include "mimo/tensor/tensor.h"
+
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace mimo {
+namespace {
+
+TEST(Allocator, ReusesBlocksAndCounts) {
+  Allocator allocator;
+  void* first;
+  {
+    auto a = allocator.Allocate(1000);
+    first = a.get();
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);
+    EXPECT_GE(allocator.stats().live_bytes, 1000);
+    EXPECT_LE(allocator.stats().live_bytes, 1126);  // 12.5 % at most
+  }
+  EXPECT_EQ(allocator.stats().live_bytes, 0);
+  const int64_t reserved = allocator.stats().reserved_bytes;
+  auto b = allocator.Allocate(1000);
+  EXPECT_EQ(b.get(), first);
+  EXPECT_EQ(allocator.stats().reserved_bytes, reserved);
+  b.reset();
+  EXPECT_GE(allocator.stats().peak_bytes, 1000);
+  allocator.ResetPeak();
+  EXPECT_EQ(allocator.stats().peak_bytes, 0);
+}
+
+TEST(Allocator, EveryClassHoldsItsRequest) {
+  Allocator allocator;
+  std::vector<std::shared_ptr<void>> blocks;
+  int64_t asked = 0;
+  for (int64_t bytes = 1; bytes < 5000; bytes += 7) {
+    blocks.push_back(allocator.Allocate(bytes));
+    std::memset(blocks.back().get(), 1, bytes);  // ASan checks the size
+    asked += bytes;
+  }
+  EXPECT_GE(allocator.stats().live_bytes, asked);
+}
+
+TEST(Allocator, BlocksOutliveIt) {
+  std::shared_ptr<void> block;
+  {
+    Allocator allocator;
+    block = allocator.Allocate(64);
+  }
+  std::memset(block.get(), 0, 64);
+}
+
+TEST(Allocator, ThreadsShareIt) {
+  Allocator allocator;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 1000; ++i) allocator.Allocate(64 + i);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(allocator.stats().live_bytes, 0);
+}
+
+TEST(Tensor, ViewsShareStorage) {
+  Allocator allocator;
+  Tensor t = Tensor::From<float>(allocator, {3, 2}, {0, 1, 2, 3, 4, 5});
+  EXPECT_TRUE(t.unique());
+  Tensor rows = t.Rows(1, 3);
+  EXPECT_FALSE(t.unique());
+  EXPECT_EQ(rows.shape(), Shape({2, 2}));
+  EXPECT_EQ(rows.span<float>()[0], 2);
+  rows.span<float>()[0] = 9;
+  EXPECT_EQ(t.Reshape({6}).span<float>()[2], 9);
+  Tensor copy = t.Clone(allocator);
+  copy.Zero();
+  EXPECT_EQ(t.span<float>()[2], 9);
+}
+
+TEST(Tensor, EmptyAndUndefinedDiffer) {
+  Allocator allocator;
+  Tensor empty(allocator, {0, 5}, DType::kFloat32);
+  EXPECT_TRUE(empty.defined());
+  EXPECT_EQ(empty.numel(), 0);
+  EXPECT_TRUE(empty.Rows(0, 0).defined());
+  EXPECT_FALSE(Tensor().defined());
+}
+
+TEST(TensorDeathTest, NamesWhatIsWrong) {
+  Allocator allocator;
+  Tensor t(allocator, {2, 3}, DType::kFloat32);
+  EXPECT_DEATH(t.span<double>(), "float32, read as float64");
+  EXPECT_DEATH(t.Reshape({4}), "\\[2, 3\\] as \\[4\\]");
+  EXPECT_DEATH(t.Rows(1, 3), "rows 1 to 3 of \\[2, 3\\]");
+}
+
+}  // namespace
+}  // namespace mimo

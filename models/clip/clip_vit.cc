@@ -1,0 +1,124 @@
+#include "models/clip/clip_vit.h"
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/patch/patches.h"
+#include "mimo/autograd/ops/embedding.h"
+
+namespace mimo {
+
+absl::Status ClipVitConfig::Validate() const {
+  for (const auto& [name, value] :
+       {std::pair("num_layers", num_layers),
+        {"hidden_size", hidden_size},
+        {"ffn_hidden_size", ffn_hidden_size},
+        {"num_attention_heads", num_attention_heads},
+        {"num_channels", num_channels},
+        {"image_size", image_size},
+        {"patch_size", patch_size}}) {
+    if (value < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ", value, ", wanted at least 1"));
+    }
+  }
+  if (hidden_size % num_attention_heads != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("hidden_size: ", hidden_size, ", wanted a multiple of ",
+                     num_attention_heads, " num_attention_heads"));
+  }
+  if (patch_size > image_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("patch_size: ", patch_size, ", wanted at most image_size ",
+                     image_size));
+  }
+  if (layers_used() < 0 || layers_used() > num_layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("feature_layer: ", feature_layer, ", wanted ",
+                     -num_layers - 1, " to ", num_layers));
+  }
+  return absl::OkStatus();
+}
+
+ClipVit::ClipVit(BuildContext build, const ClipVitConfig& config)
+    : ModalityEncoder(std::move(build)),
+      config_(config),
+      class_token_(AddParameter("class_token", {config.hidden_size},
+                                {.std = config.position_embedding_std})),
+      patch_(AddChild<LinearLayer>(
+          "patch_embedding",
+          config.num_channels * config.patch_size * config.patch_size,
+          config.hidden_size, /*bias=*/false, config.init_std)),
+      position_(AddParameter("position_embedding.weight",
+                             {1 + config.patches(), config.hidden_size},
+                             {.std = config.position_embedding_std})),
+      pre_norm_(AddChild<NormLayer>("pre_norm", NormKind::kLayer,
+                                    config.hidden_size, config.norm_epsilon)),
+      layers_(AddChild<TransformerStack>(
+          "layers",
+          TransformerConfig{
+              .hidden_size = config.hidden_size,
+              .ffn_hidden_size = config.ffn_hidden_size,
+              .heads = config.num_attention_heads,
+              .kv_heads = config.num_attention_heads,
+              .head_dim = config.hidden_size / config.num_attention_heads,
+              .norm = NormKind::kLayer,
+              .norm_epsilon = config.norm_epsilon,
+              .bias = true,
+              .gated = false,
+              .activation = config.activation,
+              .causal = false,
+              .init_std = config.init_std},
+          config.num_layers, /*recompute=*/false)) {
+  AddChild<NormLayer>("post_norm", NormKind::kLayer, config.hidden_size,
+                      config.norm_epsilon)
+      .Freeze();
+  for (int64_t i = config.layers_used(); i < config.num_layers; ++i) {
+    layers_.layer(i).Freeze();
+  }
+}
+
+absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
+                                     const Tensor& pixels) const {
+  const Shape wanted = {pixels.rank() == 4 ? pixels.dim(0) : 0,
+                        config_.num_channels, config_.image_size,
+                        config_.image_size};
+  if (pixels.shape() != wanted) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path(), ": pixels ", ToString(pixels.shape()),
+                     ", wanted [images, ", config_.num_channels, ", ",
+                     config_.image_size, ", ", config_.image_size, "]"));
+  }
+  const int64_t images = wanted[0], patches = config_.patches();
+  const int64_t tokens = patches + 1;
+  Var x{ctx.Empty({images * patches, config_.num_channels * config_.patch_size *
+                                         config_.patch_size},
+                  pixels.dtype())};
+  kernels::PatchForward({.in = pixels.data(),
+                         .out = x.value.data(),
+                         .images = images,
+                         .channels = config_.num_channels,
+                         .height = config_.image_size,
+                         .width = config_.image_size,
+                         .patch_size = config_.patch_size,
+                         .dtype = pixels.dtype()},
+                        ctx.compute);
+  x = patch_.Forward(ctx, x);                         // [images*P, H]
+  x = VisionTokens(ctx, x, class_token_, position_);  // [images*(1+P), H]
+  x = pre_norm_.Forward(ctx, x).normalized;
+  const Residual r = layers_.Forward(
+      ctx, {x, Var()}, {.batch = images, .seq = tokens}, config_.layers_used());
+  x = r.pending.value.defined() ? Add(ctx, r.stream, r.pending) : r.stream;
+  if (config_.feature_select_strategy == FeatureSelect::kFull) return x;
+  std::vector<int32_t> keep;  // all but the class tokens
+  keep.reserve(images * patches);
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t p = 0; p < patches; ++p) keep.push_back(n * tokens + 1 + p);
+  }
+  return SelectRows(
+      ctx, x, Tensor::From<int32_t>(*ctx.allocator, {images * patches}, keep));
+}
+
+}  // namespace mimo

@@ -1,0 +1,54 @@
+// GptConfig: sizes of a Llama-style decoder. Defaults: Vicuna-7B.
+#ifndef MIMO_MODELS_GPT_CONFIG_H_
+#define MIMO_MODELS_GPT_CONFIG_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+
+namespace mimo {
+
+struct GptConfig {
+  int64_t num_layers = 32;
+  int64_t hidden_size = 4096;
+  int64_t ffn_hidden_size = 11008;
+  int64_t num_attention_heads = 32;
+  int64_t num_query_groups = 0;  // 0: num_attention_heads
+  int64_t kv_channels = 0;       // head size; 0: hidden / heads
+  int64_t vocab_size = 32256;
+  int64_t max_sequence_length = 4096;
+  double rotary_base = 10000;
+  double norm_epsilon = 1e-5;
+  bool tie_word_embeddings = false;
+  double init_std = 0.02;  // of weights and the token embedding at the start
+  bool recompute_activations = false;  // activation checkpointing, a layer each
+
+  template <typename V>
+  void Fields(V& v) {
+    v("num_layers", num_layers);
+    v("hidden_size", hidden_size);
+    v("ffn_hidden_size", ffn_hidden_size);
+    v("num_attention_heads", num_attention_heads);
+    v("num_query_groups", num_query_groups);
+    v("kv_channels", kv_channels);
+    v("vocab_size", vocab_size);
+    v("max_sequence_length", max_sequence_length);
+    v("rotary_base", rotary_base);
+    v("norm_epsilon", norm_epsilon);
+    v("tie_word_embeddings", tie_word_embeddings);
+    v("init_std", init_std);
+    v("recompute_activations", recompute_activations);
+  }
+  absl::Status Validate() const;
+
+  int64_t groups() const {
+    return num_query_groups > 0 ? num_query_groups : num_attention_heads;
+  }
+  int64_t head_dim() const {
+    return kv_channels > 0 ? kv_channels : hidden_size / num_attention_heads;
+  }
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_GPT_CONFIG_H_

@@ -1,0 +1,128 @@
+#include "models/gpt/gpt.h"
+
+#include <cstdint>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/rotary/rotary.h"
+#include "mimo/autograd/ops/head_loss.h"
+
+namespace mimo {
+namespace {
+
+TransformerConfig Transformer(const GptConfig& config) {
+  return {.hidden_size = config.hidden_size,
+          .ffn_hidden_size = config.ffn_hidden_size,
+          .heads = config.num_attention_heads,
+          .kv_heads = config.groups(),
+          .head_dim = config.head_dim(),
+          .norm = NormKind::kRms,
+          .norm_epsilon = config.norm_epsilon,
+          .bias = false,
+          .gated = true,
+          .activation = Activation::kSilu,
+          .causal = true,
+          .init_std = config.init_std};
+}
+
+}  // namespace
+
+absl::Status GptConfig::Validate() const {
+  for (const auto& [name, value] :
+       {std::pair("num_layers", num_layers),
+        {"hidden_size", hidden_size},
+        {"ffn_hidden_size", ffn_hidden_size},
+        {"num_attention_heads", num_attention_heads},
+        {"vocab_size", vocab_size},
+        {"max_sequence_length", max_sequence_length}}) {
+    if (value < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ", value, ", wanted at least 1"));
+    }
+  }
+  if (kv_channels == 0 && hidden_size % num_attention_heads != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "hidden_size: ", hidden_size, ", wanted a multiple of ",
+        num_attention_heads, " num_attention_heads (or set kv_channels)"));
+  }
+  if (head_dim() % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_channels: head size ", head_dim(),
+                     ", wanted an even number (rotary embedding turns pairs)"));
+  }
+  if (num_attention_heads % groups() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_query_groups: ", groups(), ", wanted a divisor of ",
+                     num_attention_heads, " num_attention_heads"));
+  }
+  if (!(rotary_base > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rotary_base: ", rotary_base, ", wanted > 0"));
+  }
+  return absl::OkStatus();
+}
+
+GptModel::GptModel(BuildContext build, const GptConfig& config)
+    : LanguageModel(std::move(build)),
+      config_(config),
+      transformer_(Transformer(config)),
+      embedding_(AddParameter("embedding.weight",
+                              {config.vocab_size, config.hidden_size},
+                              {.std = config.init_std})),
+      layers_(AddChild<TransformerStack>("layers", transformer_,
+                                         config.num_layers,
+                                         config.recompute_activations)),
+      final_norm_(AddChild<NormLayer>("final_norm", NormKind::kRms,
+                                      config.hidden_size, config.norm_epsilon)),
+      head_(config.tie_word_embeddings
+                ? embedding_
+                : AddParameter("head.weight",
+                               {config.vocab_size, config.hidden_size},
+                               {.std = config.init_std})) {
+  const DType table = AccumulatorOf(this->build().dtype);
+  const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
+  cos_ = Tensor(*this->build().allocator, shape, table);
+  sin_ = Tensor(*this->build().allocator, shape, table);
+  kernels::RotaryTable(cos_.data(), sin_.data(), shape[0], config.head_dim(),
+                       config.rotary_base, this->build().dtype);
+}
+
+Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
+                      int64_t seq, std::vector<KvCache>* caches,
+                      int64_t cached) const {
+  std::vector<int32_t> positions;
+  positions.reserve(batch * seq);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t s = 0; s < seq; ++s) positions.push_back(cached + s);
+  }
+  const Sequence sequence = {
+      .batch = batch,
+      .seq = seq,
+      .rotary = Rotary{cos_, sin_,
+                       Tensor::From<int32_t>(*ctx.allocator, {batch * seq},
+                                             positions)},
+      .caches = caches,
+      .cached = cached};
+  const Residual x =
+      layers_.Forward(ctx, {embeddings, Var()}, sequence, layers_.size());
+  return final_norm_.Forward(ctx, x.stream, x.pending).normalized;
+}
+
+Var GptModel::Loss(const Context& ctx, const Var& hidden,
+                   const Tensor& targets) const {
+  return HeadLoss(ctx, hidden, head_, targets);
+}
+
+Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
+  Context untaped = ctx;
+  untaped.tape = nullptr;
+  return Linear(untaped, Var{hidden}, head_, nullptr).value;
+}
+
+std::vector<KvCache> GptModel::MakeCaches(const Context& ctx, int64_t batch,
+                                          int64_t capacity) const {
+  return mimo::MakeCaches(ctx, transformer_, config_.num_layers, batch,
+                          capacity, build().dtype);
+}
+
+}  // namespace mimo

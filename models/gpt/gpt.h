@@ -1,0 +1,44 @@
+// GptModel: a Llama-style decoder.
+// Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2.
+#ifndef MIMO_MODELS_GPT_GPT_H_
+#define MIMO_MODELS_GPT_GPT_H_
+
+#include <vector>
+
+#include "models/gpt/config.h"
+#include "models/spec/interfaces.h"
+
+namespace mimo {
+
+class GptModel : public LanguageModel {
+ public:
+  GptModel(BuildContext build, const GptConfig& config);
+
+  int64_t hidden_size() const override { return config_.hidden_size; }
+  int64_t vocab_size() const override { return config_.vocab_size; }
+  int64_t max_sequence_length() const override {
+    return config_.max_sequence_length;
+  }
+  Parameter& embedding() const override { return embedding_; }
+  Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
+              int64_t seq, std::vector<KvCache>* caches,
+              int64_t cached) const override;
+  Var Loss(const Context& ctx, const Var& hidden,
+           const Tensor& targets) const override;
+  Tensor Logits(const Context& ctx, const Tensor& hidden) const override;
+  std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
+                                  int64_t capacity) const override;
+
+ private:
+  GptConfig config_;
+  TransformerConfig transformer_;
+  Parameter& embedding_;  // embedding.weight [V, H]
+  TransformerStack& layers_;
+  NormLayer& final_norm_;
+  Parameter& head_;   // head.weight [V, H]; the embedding when tied
+  Tensor cos_, sin_;  // [max_sequence_length, D/2]
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_GPT_GPT_H_

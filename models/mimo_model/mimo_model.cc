@@ -1,0 +1,332 @@
+#include "models/mimo_model/mimo_model.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/embedding.h"
+
+namespace mimo {
+namespace {
+
+absl::Status Invalid(absl::string_view path, absl::string_view why) {
+  return absl::InvalidArgumentError(
+      path.empty() ? std::string(why) : absl::StrCat(path, ": ", why));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
+    const ModalitySpec& spec, const ModuleRegistry& registry,
+    BuildContext build) {
+  std::unique_ptr<ModalitySubmodule> self(new ModalitySubmodule(build));
+  if (spec.encoders.empty()) {
+    return Invalid(build.path, "no encoder, wanted at least one");
+  }
+  if (spec.input_projections.size() > 1) {
+    return Invalid(build.path,
+                   absl::StrCat(spec.input_projections.size(),
+                                " input projections, wanted at most one"));
+  }
+  const BuildContext encoders = build.Child("encoders");
+  for (const auto& [name, module] : spec.encoders) {
+    MIMO_ASSIGN_OR_RETURN(auto encoder, registry.Build<ModalityEncoder>(
+                                            module, encoders.Child(name)));
+    const int64_t size = encoder->output_size();
+    if (!self->encoders_.empty() &&
+        self->encoders_[0].second->output_size() != size) {
+      return Invalid(encoder->path(),
+                     absl::StrCat("output size ", size, ", wanted ",
+                                  self->encoders_[0].second->output_size(),
+                                  " as of encoder ", self->encoders_[0].first));
+    }
+    self->encoders_.emplace_back(name, encoder.get());
+    self->AdoptChild(std::move(encoder));
+  }
+  if (!spec.input_projections.empty()) {
+    MIMO_ASSIGN_OR_RETURN(
+        auto projection,
+        registry.Build<Projection>(spec.input_projections[0],
+                                   build.Child("input_projections.0")));
+    const int64_t features = self->encoders_[0].second->output_size();
+    if (projection->input_size() != features) {
+      return Invalid(
+          projection->path(),
+          absl::StrCat("input_size: ", projection->input_size(), ", wanted ",
+                       features, ", the encoder's output size"));
+    }
+    self->projection_ = projection.get();
+    self->AdoptChild(std::move(projection));
+  }
+  return self;
+}
+
+std::vector<std::string> ModalitySubmodule::encoder_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, encoder] : encoders_) names.push_back(name);
+  return names;
+}
+
+void ModalitySubmodule::FreezeEncoders() {
+  for (auto& [name, encoder] : encoders_) encoder->Freeze();
+}
+
+void ModalitySubmodule::FreezeProjections() {
+  if (projection_ != nullptr) projection_->Freeze();
+}
+
+absl::StatusOr<std::vector<Var>> ModalitySubmodule::Encode(
+    const Context& ctx, const std::map<std::string, Tensor>& inputs) const {
+  std::vector<Var> features;
+  if (inputs.empty()) return features;
+  for (const auto& [name, encoder] : encoders_) {
+    const auto input = inputs.find(name);
+    if (input == inputs.end()) {
+      return Invalid(path(),
+                     absl::StrCat("No inputs found for encoder '", name, "'"));
+    }
+    MIMO_ASSIGN_OR_RETURN(Var out, encoder->Forward(ctx, input->second));
+    const int64_t rank = out.value.rank();
+    if (rank != 2 && rank != 3) {
+      return Invalid(encoder->path(),
+                     absl::StrCat("output ", ToString(out.value.shape()),
+                                  " is not supported. Expected 3D [items, "
+                                  "tokens, H] or 2D [tokens, H]"));
+    }
+    const int64_t size = out.value.dim(rank - 1);
+    if (size != encoder->output_size()) {
+      return Invalid(
+          encoder->path(),
+          absl::StrCat("output ", ToString(out.value.shape()), ", wanted ",
+                       encoder->output_size(), " columns"));
+    }
+    out.value = out.value.Reshape({out.value.numel() / size, size});
+    features.push_back(std::move(out));
+  }
+  return features;
+}
+
+absl::StatusOr<Var> ModalitySubmodule::Combine(
+    const Context& ctx, const std::vector<Var>& features) const {
+  if (features.empty()) {
+    return Invalid(path(), "Cannot combine empty list of embeddings");
+  }
+  if (features.size() == 1) return features[0];
+  return ConcatRows(ctx, features);
+}
+
+absl::StatusOr<Var> ModalitySubmodule::Forward(
+    const Context& ctx, const std::map<std::string, Tensor>& inputs) const {
+  MIMO_ASSIGN_OR_RETURN(const std::vector<Var> features, Encode(ctx, inputs));
+  MIMO_ASSIGN_OR_RETURN(Var combined, Combine(ctx, features));
+  return projection_ == nullptr ? combined
+                                : projection_->Forward(ctx, combined);
+}
+
+absl::StatusOr<TokenLayout> LayOutTokens(
+    absl::Span<const int32_t> input_ids,
+    const std::map<std::string, int64_t>& special_token_ids,
+    int64_t vocab_size) {
+  TokenLayout layout;
+  layout.text_ids.assign(input_ids.begin(), input_ids.end());
+  std::map<int32_t, std::vector<int32_t>*> special;
+  for (const auto& [modality, id] : special_token_ids) {
+    special[static_cast<int32_t>(id)] = &layout.positions[modality];
+  }
+  for (size_t t = 0; t < input_ids.size(); ++t) {
+    const auto found = special.find(input_ids[t]);
+    if (found != special.end()) {
+      layout.text_ids[t] = -1;
+      found->second->push_back(static_cast<int32_t>(t));
+    } else if (input_ids[t] < 0 || input_ids[t] >= vocab_size) {
+      return Invalid(
+          "", absl::StrCat("input_ids: token ", input_ids[t], " at position ",
+                           t, ", wanted 0 to ", vocab_size - 1));
+    }
+  }
+  return layout;
+}
+
+absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
+    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
+    const std::vector<std::pair<std::string, Var>>& modality_embeddings) {
+  if (layout.text_ids.empty() && modality_embeddings.empty()) {
+    return Invalid("", "No modality embeddings provided");
+  }
+  std::map<std::string, std::vector<int32_t>> unfilled = layout.positions;
+  std::vector<PlacedRows> placed;
+  for (const auto& [modality, rows] : modality_embeddings) {
+    const auto found = layout.positions.find(modality);
+    if (found == layout.positions.end()) {
+      return Invalid("", absl::StrCat("No special token ID defined for "
+                                      "modality ",
+                                      modality));
+    }
+    const int64_t tokens = found->second.size();
+    if (tokens != rows.value.dim(0)) {
+      return Invalid("",
+                     absl::StrCat("Number of ", modality, " tokens (", tokens,
+                                  ") does not match number of ", modality,
+                                  " embeddings (", rows.value.dim(0), ")"));
+    }
+    unfilled.erase(modality);
+    placed.push_back(
+        {rows, Tensor::From<int32_t>(*ctx.allocator, {tokens}, found->second)});
+  }
+  for (const auto& [modality, positions] : unfilled) {
+    if (!positions.empty()) {
+      return Invalid(
+          "", absl::StrCat("Number of ", modality, " tokens (",
+                           positions.size(), ") does not match number of ",
+                           modality, " embeddings (0)"));
+    }
+  }
+  const int64_t tokens = layout.text_ids.size();
+  return EmbedAndPlace(
+      ctx, Tensor::From<int32_t>(*ctx.allocator, {tokens}, layout.text_ids),
+      embedding, placed);
+}
+
+absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
+    const MimoModelConfig& config, const ModuleRegistry& registry,
+    BuildContext build) {
+  std::unique_ptr<MimoModel> self(new MimoModel(config, build));
+  MIMO_ASSIGN_OR_RETURN(auto language, registry.Build<LanguageModel>(
+                                           config.language_model_spec,
+                                           build.Child("language_model")));
+  self->language_model_ = language.get();
+  self->AdoptChild(std::move(language));
+  const LanguageModel& lm = *self->language_model_;
+  for (const auto& [name, spec] : config.modality_submodules_spec) {
+    const std::string path = absl::StrCat("modality_submodules.", name);
+    MIMO_ASSIGN_OR_RETURN(
+        auto modality,
+        ModalitySubmodule::Build(spec, registry, build.Child(path)));
+    self->modalities_[name] = modality.get();
+    self->AdoptChild(std::move(modality));
+    if (!config.special_token_ids.contains(name)) {
+      return Invalid("", absl::StrCat("No special token ID defined for "
+                                      "modality ",
+                                      name));
+    }
+  }
+  for (const auto& [modality, id] : config.special_token_ids) {
+    if (id < 0 || id >= lm.vocab_size()) {
+      return Invalid(
+          "", absl::StrCat("special_token_ids.", modality, ": ", id,
+                           ", wanted less than vocab_size ", lm.vocab_size()));
+    }
+  }
+  MIMO_RETURN_IF_ERROR(self->Freeze());
+  return self;
+}
+
+absl::Status MimoModel::Freeze() {
+  if (config_.freeze_language_model) language_model_->Freeze();
+  for (bool encoders : {true, false}) {
+    const auto& flags = encoders ? config_.freeze_modality_encoders
+                                 : config_.freeze_modality_projections;
+    for (const auto& [name, freeze] : flags) {
+      const auto found = modalities_.find(name);
+      if (found == modalities_.end()) {
+        return Invalid("",
+                       absl::StrCat(encoders ? "freeze_modality_encoders."
+                                             : "freeze_modality_projections.",
+                                    name, ": no such modality"));
+      }
+      if (!freeze) continue;
+      if (encoders) {
+        found->second->FreezeEncoders();
+      } else {
+        found->second->FreezeProjections();
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Var> MimoModel::ModalityFeatures(
+    const Context& ctx, const std::string& modality,
+    const std::map<std::string, Tensor>& inputs) const {
+  const auto found = modalities_.find(modality);
+  if (found == modalities_.end()) {
+    return Invalid("", absl::StrCat("inputs of modality ", modality,
+                                    ": the model has no such modality"));
+  }
+  MIMO_ASSIGN_OR_RETURN(Var features, found->second->Forward(ctx, inputs));
+  if (features.value.dim(1) != language_model_->hidden_size()) {
+    return Invalid(found->second->path(),
+                   absl::StrCat("embeddings ", ToString(features.value.shape()),
+                                ", wanted ", language_model_->hidden_size(),
+                                " columns, the language model's hidden_size"));
+  }
+  return features;
+}
+
+absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
+                                       absl::Span<const int32_t> input_ids,
+                                       int64_t batch, int64_t seq,
+                                       const ModalityInputs& inputs,
+                                       std::vector<KvCache>* caches,
+                                       int64_t cached) const {
+  const int64_t limit = language_model_->max_sequence_length();
+  if (cached + seq > limit) {
+    return Invalid("", absl::StrCat("input_ids: sequence of ", cached + seq,
+                                    " tokens, wanted at most "
+                                    "max_sequence_length ",
+                                    limit));
+  }
+  // Tokens after the first are generated ones: text, whatever their id.
+  MIMO_ASSIGN_OR_RETURN(
+      const TokenLayout layout,
+      LayOutTokens(input_ids,
+                   cached == 0 ? config_.special_token_ids
+                               : std::map<std::string, int64_t>(),
+                   language_model_->vocab_size()));
+  std::vector<std::pair<std::string, Var>> embeddings;
+  for (const auto& [modality, encoder_inputs] : inputs) {
+    if (encoder_inputs.empty()) continue;
+    MIMO_ASSIGN_OR_RETURN(Var rows,
+                          ModalityFeatures(ctx, modality, encoder_inputs));
+    embeddings.emplace_back(modality, std::move(rows));
+  }
+  MIMO_ASSIGN_OR_RETURN(
+      const Var aligned,
+      AlignEmbeddingsByTokenPositions(ctx, layout, language_model_->embedding(),
+                                      embeddings));
+  return language_model_->Forward(ctx, aligned, batch, seq, caches, cached);
+}
+
+ModalityInputs MimoModel::InputsOf(const Context& ctx,
+                                   const MicroBatch& batch) const {
+  ModalityInputs inputs;
+  for (const auto& [name, items] : batch.modalities) {
+    if (items.shape.empty() || items.shape[0] == 0) continue;
+    const Shape shape(items.shape.begin(), items.shape.end());
+    Tensor values(*ctx.allocator, shape, dtype());
+    DispatchCpuFloat(dtype(), [&]<typename T>() {
+      std::copy(items.values.begin(), items.values.end(),
+                values.span<T>().begin());
+    });
+    const auto found = modalities_.find(name);
+    if (found == modalities_.end()) {
+      inputs[name]["?"] = values;  // Forward names what is wrong
+      continue;
+    }
+    for (const std::string& encoder : found->second->encoder_names()) {
+      inputs[name][encoder] = values;
+    }
+  }
+  return inputs;
+}
+
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
+                                 int64_t batch, int64_t seq) {
+  std::vector<int32_t> targets(batch * seq, kIgnoreLabel);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t s = 0; s + 1 < seq; ++s) {
+      targets[b * seq + s] = labels[b * seq + s + 1];
+    }
+  }
+  return targets;
+}
+
+}  // namespace mimo

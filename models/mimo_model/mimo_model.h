@@ -1,0 +1,115 @@
+// MimoModel: a language model and the modalities it reads.
+//
+// Each modality has encoders, whose features are joined along the tokens
+// (encoder-major), and a projection into the language model's space. Projected
+// rows replace the embeddings of the modality's special token, in order.
+#ifndef MIMO_MODELS_MIMO_MODEL_MIMO_MODEL_H_
+#define MIMO_MODELS_MIMO_MODEL_MIMO_MODEL_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "mimo/data/batch.h"
+#include "models/spec/module_spec.h"
+
+namespace mimo {
+
+// Raw inputs: modality -> encoder -> tensor.
+using ModalityInputs = std::map<std::string, std::map<std::string, Tensor>>;
+
+// The encoders and the projection of one modality.
+class ModalitySubmodule : public Module {
+ public:
+  static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
+      const ModalitySpec& spec, const ModuleRegistry& registry,
+      BuildContext build);
+
+  // Features of every encoder in order, each [tokens, size]. No inputs: none.
+  absl::StatusOr<std::vector<Var>> Encode(
+      const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
+  // Joined along the tokens; an empty list is an error.
+  absl::StatusOr<Var> Combine(const Context& ctx,
+                              const std::vector<Var>& features) const;
+  // Encode, combine, project -> [tokens, H].
+  absl::StatusOr<Var> Forward(
+      const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
+
+  std::vector<std::string> encoder_names() const;
+  void FreezeEncoders();
+  void FreezeProjections();
+
+ private:
+  using Module::Module;
+  std::vector<std::pair<std::string, ModalityEncoder*>> encoders_;
+  Projection* projection_ = nullptr;  // or null: features pass as they are
+};
+
+// Where each modality's rows go in a flattened batch.
+struct TokenLayout {
+  std::vector<int32_t> text_ids;  // [B*S] the id; -1 at special tokens
+  std::map<std::string, std::vector<int32_t>> positions;  // of special tokens
+};
+// Errors: an id that is neither special nor in [0, vocab_size).
+absl::StatusOr<TokenLayout> LayOutTokens(
+    absl::Span<const int32_t> input_ids,
+    const std::map<std::string, int64_t>& special_token_ids,
+    int64_t vocab_size);
+
+// Embeddings [B*S, H]: text by the language model's table, and each modality's
+// rows [n, H] at its special tokens, in order.
+// Errors: no id for a modality; counts that differ; special tokens of a
+// modality that has no embeddings.
+absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
+    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
+    const std::vector<std::pair<std::string, Var>>& modality_embeddings);
+
+class MimoModel : public Module {
+ public:
+  // Specs are copied; `config` is not changed. Errors name the module's path.
+  static absl::StatusOr<std::unique_ptr<MimoModel>> Build(
+      const MimoModelConfig& config, const ModuleRegistry& registry,
+      BuildContext build);
+
+  // input_ids [B*S] -> final hidden states [B*S, H].
+  absl::StatusOr<Var> Forward(const Context& ctx,
+                              absl::Span<const int32_t> input_ids,
+                              int64_t batch, int64_t seq,
+                              const ModalityInputs& inputs,
+                              std::vector<KvCache>* caches = nullptr,
+                              int64_t cached = 0) const;
+  // Projected rows of one modality [n, H].
+  absl::StatusOr<Var> ModalityFeatures(
+      const Context& ctx, const std::string& modality,
+      const std::map<std::string, Tensor>& inputs) const;
+
+  LanguageModel& language_model() const { return *language_model_; }
+  const MimoModelConfig& config() const { return config_; }
+  DType dtype() const { return build().dtype; }
+
+  // A batch's items as inputs: every encoder of a modality gets them all.
+  ModalityInputs InputsOf(const Context& ctx, const MicroBatch& batch) const;
+
+ private:
+  MimoModel(MimoModelConfig config, BuildContext build)
+      : Module(std::move(build)), config_(std::move(config)) {}
+  absl::Status Freeze();
+
+  MimoModelConfig config_;
+  LanguageModel* language_model_ = nullptr;
+  std::map<std::string, ModalitySubmodule*> modalities_;
+};
+
+// targets[t] = labels[t+1] within each sample, kIgnoreLabel at its end: what
+// row t predicts. labels [B*S]
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
+                                 int64_t batch, int64_t seq);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_MIMO_MODEL_MIMO_MODEL_H_

@@ -1,0 +1,49 @@
+#include "models/mimo_model/mimo_stage.h"
+
+#include <cstdint>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+
+absl::StatusOr<Var> MimoStage::LossVar(const Context& ctx,
+                                       const MicroBatch& batch) {
+  MIMO_ASSIGN_OR_RETURN(const Var hidden,
+                        model_.Forward(ctx, batch.input_ids, batch.batch,
+                                       batch.seq, model_.InputsOf(ctx, batch)));
+  const std::vector<int32_t> targets =
+      ShiftLabels(batch.labels, batch.batch, batch.seq);
+  const int64_t vocab = model_.language_model().vocab_size();
+  for (int32_t target : targets) {
+    if (target >= vocab) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("labels: token ", target, ", wanted less than ", vocab));
+    }
+  }
+  return model_.language_model().Loss(
+      ctx, hidden,
+      Tensor::From<int32_t>(*ctx.allocator, {batch.batch * batch.seq},
+                            targets));
+}
+
+absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
+                                                  double loss_scale) {
+  Tape tape;
+  Context ctx = ctx_;
+  ctx.tape = &tape;
+  MIMO_ASSIGN_OR_RETURN(const Var loss, LossVar(ctx, batch));
+  std::vector<Tape::Seed> seeds;
+  seeds.push_back(
+      {loss.slot, Tensor::From<double>(*ctx.allocator, {1}, {loss_scale})});
+  tape.Backward(ctx, std::move(seeds));
+  return loss.value.span<double>()[0];
+}
+
+absl::StatusOr<double> MimoStage::Loss(const MicroBatch& batch) {
+  MIMO_ASSIGN_OR_RETURN(const Var loss, LossVar(ctx_, batch));
+  return loss.value.span<double>()[0];
+}
+
+}  // namespace mimo

@@ -1,0 +1,31 @@
+// MimoStage: a whole MimoModel as one stage of training.
+#ifndef MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_
+#define MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_
+
+#include <vector>
+
+#include "mimo/train/train_stage.h"
+#include "models/mimo_model/mimo_model.h"
+
+namespace mimo {
+
+class MimoStage : public TrainStage {
+ public:
+  MimoStage(MimoModel& model, Allocator& allocator)
+      : model_(model), ctx_{.allocator = &allocator} {}
+
+  std::vector<Parameter*> Parameters() override { return model_.Parameters(); }
+  absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
+                                         double loss_scale) override;
+  absl::StatusOr<double> Loss(const MicroBatch& batch) override;
+
+ private:
+  absl::StatusOr<Var> LossVar(const Context& ctx, const MicroBatch& batch);
+
+  MimoModel& model_;
+  Context ctx_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_

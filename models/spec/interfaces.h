@@ -1,0 +1,62 @@
+// The three kinds of module a multi-modal model is made of. A user's own module
+// derives from one of them and is added to a ModuleRegistry.
+#ifndef MIMO_MODELS_SPEC_INTERFACES_H_
+#define MIMO_MODELS_SPEC_INTERFACES_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "mimo/autograd/tape.h"
+#include "mimo/nn/module.h"
+#include "models/transformer/layer.h"
+
+namespace mimo {
+
+// A decoder over embeddings [B*S, H].
+class LanguageModel : public Module {
+ public:
+  using Module::Module;
+  virtual int64_t hidden_size() const = 0;  // H
+  virtual int64_t vocab_size() const = 0;   // V
+  virtual int64_t max_sequence_length() const = 0;
+  virtual Parameter& embedding() const = 0;  // [V, H]
+
+  // Embeddings to final hidden states, [B*S, H] both. `caches` and `cached` as
+  // in Sequence; positions go on from `cached`.
+  virtual Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
+                      int64_t seq, std::vector<KvCache>* caches = nullptr,
+                      int64_t cached = 0) const = 0;
+  // Sum of the cross-entropies of `targets` [B*S] (what each row predicts; < 0:
+  // ignored): [1] float64.
+  virtual Var Loss(const Context& ctx, const Var& hidden,
+                   const Tensor& targets) const = 0;
+  virtual Tensor Logits(const Context& ctx, const Tensor& hidden) const = 0;
+  virtual std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
+                                          int64_t capacity) const = 0;
+};
+
+// From a modality's raw input to features.
+class ModalityEncoder : public Module {
+ public:
+  using Module::Module;
+  virtual int64_t output_size() const = 0;
+  // input [items, ...], e.g. pixels [images, C, H, W]; an error when its shape
+  // is not what the encoder takes. -> [items, tokens, output_size] or
+  // [tokens, output_size]
+  virtual absl::StatusOr<Var> Forward(const Context& ctx,
+                                      const Tensor& input) const = 0;
+};
+
+// From features [T, in] to the language model's space [T, H].
+class Projection : public Module {
+ public:
+  using Module::Module;
+  virtual int64_t input_size() const = 0;
+  virtual int64_t output_size() const = 0;
+  virtual Var Forward(const Context& ctx, const Var& features) const = 0;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_SPEC_INTERFACES_H_

@@ -1,0 +1,110 @@
+// MimoModelConfig in YAML: the layout is in module_spec.h.
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "models/spec/module_spec.h"
+
+namespace mimo {
+namespace {
+
+// What of a MimoModelConfig is plain fields.
+struct PlainFields {
+  MimoModelConfig& config;
+  template <typename V>
+  void Fields(V& v) {
+    v("special_token_ids", config.special_token_ids);
+    v("freeze_language_model", config.freeze_language_model);
+    v("freeze_modality_encoders", config.freeze_modality_encoders);
+    v("freeze_modality_projections", config.freeze_modality_projections);
+  }
+};
+
+absl::StatusOr<ModuleSpec> ReadModule(const ConfigNode& node,
+                                      const ModuleRegistry& registry) {
+  std::string type;
+  if (const ConfigNode* found = node.Find("type")) {
+    type = found->text;
+  } else {
+    return node.Error("no type, wanted one");
+  }
+  auto spec = registry.Default(type);
+  if (!spec.ok()) return node.Error(spec.status().message());
+  MIMO_RETURN_IF_ERROR(spec->config.Read(node, {"type"}));
+  return spec;
+}
+
+absl::StatusOr<ModalitySpec> ReadModality(const ConfigNode& node,
+                                          const ModuleRegistry& registry) {
+  MIMO_RETURN_IF_ERROR(CheckKeys(node, {"encoders", "input_projections"}));
+  ModalitySpec spec;
+  for (const ConfigNode& child : node["encoders"].children) {
+    MIMO_ASSIGN_OR_RETURN(ModuleSpec encoder, ReadModule(child, registry));
+    spec.encoders.emplace_back(child.key, std::move(encoder));
+  }
+  for (const ConfigNode& child : node["input_projections"].children) {
+    MIMO_ASSIGN_OR_RETURN(ModuleSpec projection, ReadModule(child, registry));
+    spec.input_projections.push_back(std::move(projection));
+  }
+  return spec;
+}
+
+ConfigNode MapNode(std::string key) {
+  ConfigNode node;
+  node.kind = ConfigNode::Kind::kMap;
+  node.key = std::move(key);
+  return node;
+}
+
+ConfigNode ModuleNode(const ModuleSpec& spec, std::string key) {
+  ConfigNode node = spec.config.ToNode();
+  ConfigNode type = ToNode(spec.type);
+  type.key = "type";
+  node.children.insert(node.children.begin(), std::move(type));
+  node.key = std::move(key);
+  return node;
+}
+
+}  // namespace
+
+absl::StatusOr<MimoModelConfig> ReadModelConfig(
+    const ConfigNode& node, const ModuleRegistry& registry) {
+  MimoModelConfig config;
+  PlainFields plain{config};
+  MIMO_RETURN_IF_ERROR(
+      FromYaml(node, plain, {"type", "language", "modalities"}));
+  MIMO_ASSIGN_OR_RETURN(config.language_model_spec,
+                        ReadModule(node["language"], registry));
+  for (const ConfigNode& child : node["modalities"].children) {
+    MIMO_ASSIGN_OR_RETURN(config.modality_submodules_spec[child.key],
+                          ReadModality(child, registry));
+  }
+  return config;
+}
+
+ConfigNode ToNode(const MimoModelConfig& config) {
+  MimoModelConfig copy = config;
+  PlainFields plain{copy};
+  ConfigNode node = config_internal::Write(plain);
+  ConfigNode modalities = MapNode("modalities");
+  for (const auto& [name, spec] : config.modality_submodules_spec) {
+    ConfigNode modality = MapNode(name);
+    ConfigNode encoders = MapNode("encoders");
+    for (const auto& [key, encoder] : spec.encoders) {
+      encoders.children.push_back(ModuleNode(encoder, key));
+    }
+    ConfigNode projections = MapNode("input_projections");
+    projections.kind = ConfigNode::Kind::kList;
+    for (const ModuleSpec& projection : spec.input_projections) {
+      projections.children.push_back(ModuleNode(projection, ""));
+    }
+    modality.children = {std::move(encoders), std::move(projections)};
+    modalities.children.push_back(std::move(modality));
+  }
+  node.children.push_back(ModuleNode(config.language_model_spec, "language"));
+  node.children.push_back(std::move(modalities));
+  return node;
+}
+
+}  // namespace mimo

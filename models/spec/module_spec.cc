@@ -1,0 +1,48 @@
+#include "models/spec/module_spec.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+
+absl::StatusOr<const ModuleRegistry::Type*> ModuleRegistry::Find(
+    absl::string_view type) const {
+  const auto found = types_.find(type);
+  if (found != types_.end()) return &found->second;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "type: \"", type, "\", wanted one of ",
+      absl::StrJoin(types_, ", ", [](std::string* out, const auto& entry) {
+        absl::StrAppend(out, entry.first);
+      })));
+}
+
+absl::StatusOr<ModuleSpec> ModuleRegistry::Default(
+    absl::string_view type) const {
+  MIMO_ASSIGN_OR_RETURN(const Type* found, Find(type));
+  ModuleSpec spec;
+  spec.type = std::string(type);
+  spec.config = found->defaults;
+  return spec;
+}
+
+absl::StatusOr<std::unique_ptr<Module>> ModuleRegistry::BuildModule(
+    const ModuleSpec& spec, const BuildContext& build) const {
+  auto type = Find(spec.type);
+  if (!type.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(build.path, ": ", type.status().message()));
+  }
+  if (absl::Status valid = spec.config.Validate(); !valid.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(build.path, ": ", valid.message()));
+  }
+  std::unique_ptr<Module> module = (*type)->build(build, spec.config);
+  if (module == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        build.path, ": the config is not one of type ", spec.type));
+  }
+  return module;
+}
+
+}  // namespace mimo

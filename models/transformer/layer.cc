@@ -1,0 +1,180 @@
+#include "models/transformer/layer.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/attention/attention.h"
+#include "kernels/elementwise/copy_2d.h"
+#include "mimo/autograd/checkpoint.h"
+#include "mimo/autograd/ops/attention.h"
+
+namespace mimo {
+namespace {
+
+kernels::AttentionShape ShapeOf(const TransformerConfig& config,
+                                const Sequence& sequence) {
+  return {.batch = sequence.batch,
+          .seq_q = sequence.seq,
+          .seq_k = sequence.cached + sequence.seq,
+          .heads = config.heads,
+          .kv_heads = config.kv_heads,
+          .head_dim = config.head_dim,
+          .causal = config.causal,
+          .scale = 1 / std::sqrt(static_cast<double>(config.head_dim))};
+}
+
+}  // namespace
+
+SelfAttention::SelfAttention(BuildContext build,
+                             const TransformerConfig& config)
+    : Module(std::move(build)),
+      config_(config),
+      qkv_(AddChild<LinearLayer>(
+          "qkv", config.hidden_size,
+          (config.heads + 2 * config.kv_heads) * config.head_dim, config.bias,
+          config.init_std)),
+      proj_(AddChild<LinearLayer>("proj", config.heads * config.head_dim,
+                                  config.hidden_size, config.bias,
+                                  config.init_std)) {}
+
+Var SelfAttention::Forward(const Context& ctx, const Var& x,
+                           const Sequence& sequence, KvCache* cache) const {
+  const Var qkv = QkvLinear(ctx, x, qkv_.weight(), qkv_.bias(),
+                            sequence.rotary ? &*sequence.rotary : nullptr,
+                            config_.heads, config_.kv_heads, config_.head_dim);
+  if (cache != nullptr) {
+    CHECK(ctx.tape == nullptr) << "a KV cache has no backward";
+    return proj_.Forward(ctx, Var{Cached(ctx, qkv.value, sequence, *cache)});
+  }
+  return proj_.Forward(
+      ctx, Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor()));
+}
+
+// Appends the new keys and values to the cache and attends to all of it.
+// qkv [B*S, (N + 2G) D] -> [B*S, N*D]
+Tensor SelfAttention::Cached(const Context& ctx, const Tensor& qkv,
+                             const Sequence& sequence, KvCache& cache) const {
+  const int64_t size = SizeOf(qkv.dtype());
+  const int64_t row = qkv.dim(1);
+  const int64_t width = config_.kv_heads * config_.head_dim;  // G*D
+  const int64_t capacity = cache.k.dim(1);
+  CHECK_LE(sequence.cached + sequence.seq, capacity) << path();
+  const char* keys = static_cast<const char*>(qkv.data()) +
+                     config_.heads * config_.head_dim * size;
+  for (int64_t b = 0; b < sequence.batch; ++b) {
+    for (const auto& [source, target] :
+         {std::pair(keys, &cache.k),
+          std::pair(keys + width * size, &cache.v)}) {
+      kernels::Copy2d({.src = source + b * sequence.seq * row * size,
+                       .src_stride = row,
+                       .dst = static_cast<char*>(target->data()) +
+                              (b * capacity + sequence.cached) * width * size,
+                       .dst_stride = width,
+                       .rows = sequence.seq,
+                       .columns = width,
+                       .dtype = qkv.dtype()},
+                      ctx.compute);
+    }
+  }
+  Tensor out =
+      ctx.Empty({qkv.dim(0), config_.heads * config_.head_dim}, qkv.dtype());
+  const Tensor lse = ctx.Empty({sequence.batch, config_.heads, sequence.seq},
+                               AccumulatorOf(qkv.dtype()));
+  kernels::AttentionForward({.shape = ShapeOf(config_, sequence),
+                             .q = qkv.data(),
+                             .k = cache.k.data(),
+                             .v = cache.v.data(),
+                             .q_stride = row,
+                             .kv_stride = width,
+                             .kv_batch_stride = capacity * width,
+                             .out = out.data(),
+                             .lse = lse.data(),
+                             .dtype = qkv.dtype()},
+                            ctx.compute);
+  return out;
+}
+
+FeedForward::FeedForward(BuildContext build, const TransformerConfig& config)
+    : Module(std::move(build)),
+      config_(config),
+      fc1_(AddChild<LinearLayer>(
+          "fc1", config.hidden_size,
+          config.gated ? 2 * config.ffn_hidden_size : config.ffn_hidden_size,
+          config.bias, config.init_std)),
+      fc2_(AddChild<LinearLayer>("fc2", config.ffn_hidden_size,
+                                 config.hidden_size, config.bias,
+                                 config.init_std)) {}
+
+Var FeedForward::Forward(const Context& ctx, const Var& x) const {
+  if (config_.gated) {
+    return fc2_.Forward(ctx, SiluGate(ctx, fc1_.Forward(ctx, x)));
+  }
+  return fc2_.Forward(ctx, fc1_.Forward(ctx, x, config_.activation));
+}
+
+TransformerLayer::TransformerLayer(BuildContext build,
+                                   const TransformerConfig& config)
+    : Module(std::move(build)),
+      input_norm_(AddChild<NormLayer>("input_norm", config.norm,
+                                      config.hidden_size, config.norm_epsilon)),
+      attention_(AddChild<SelfAttention>("attention", config)),
+      mlp_norm_(AddChild<NormLayer>("mlp_norm", config.norm, config.hidden_size,
+                                    config.norm_epsilon)),
+      mlp_(AddChild<FeedForward>("mlp", config)) {}
+
+Residual TransformerLayer::Forward(const Context& ctx, const Residual& x,
+                                   const Sequence& sequence,
+                                   KvCache* cache) const {
+  const NormOutput a = input_norm_.Forward(ctx, x.stream, x.pending);
+  const Var attended = attention_.Forward(ctx, a.normalized, sequence, cache);
+  const NormOutput m = mlp_norm_.Forward(ctx, a.sum, attended);
+  return {m.sum, mlp_.Forward(ctx, m.normalized)};
+}
+
+TransformerStack::TransformerStack(BuildContext build,
+                                   const TransformerConfig& config,
+                                   int64_t count, bool recompute)
+    : Module(std::move(build)), recompute_(recompute) {
+  for (int64_t i = 0; i < count; ++i) {
+    layers_.push_back(&AddChild<TransformerLayer>(absl::StrCat(i), config));
+  }
+}
+
+Residual TransformerStack::Forward(const Context& ctx, Residual x,
+                                   const Sequence& sequence,
+                                   int64_t count) const {
+  CHECK_LE(count, size());
+  for (int64_t i = 0; i < count; ++i) {
+    const TransformerLayer* layer = layers_[i];
+    KvCache* cache =
+        sequence.caches == nullptr ? nullptr : &(*sequence.caches)[i];
+    if (!recompute_ || ctx.tape == nullptr) {
+      x = layer->Forward(ctx, x, sequence, cache);
+      continue;
+    }
+    std::vector<Var> out = Checkpoint(
+        ctx, {x.stream, x.pending}, layer->Trainable(),
+        [layer, sequence](const Context& inner, const std::vector<Var>& in) {
+          Residual r = layer->Forward(inner, {in[0], in[1]}, sequence, nullptr);
+          return std::vector<Var>{r.stream, r.pending};
+        });
+    x = {out[0], out[1]};
+  }
+  return x;
+}
+
+std::vector<KvCache> MakeCaches(const Context& ctx,
+                                const TransformerConfig& config, int64_t layers,
+                                int64_t batch, int64_t capacity, DType dtype) {
+  std::vector<KvCache> caches(layers);
+  const Shape shape = {batch, capacity, config.kv_heads * config.head_dim};
+  for (KvCache& cache : caches) {
+    cache.k = ctx.Empty(shape, dtype);
+    cache.v = ctx.Empty(shape, dtype);
+  }
+  return caches;
+}
+
+}  // namespace mimo

@@ -1,0 +1,118 @@
+// TransformerLayer: attention and feed-forward around a residual stream, in the
+// two forms that mimo's models need.
+//   Llama: RMS norm, rotary embedding, causal, gated feed-forward, no bias
+//   CLIP:  layer norm, full attention, plain feed-forward, bias
+// Source: Vaswani et al. 2017, arXiv:1706.03762, pre-norm as in Radford 2019.
+#ifndef MIMO_MODELS_TRANSFORMER_LAYER_H_
+#define MIMO_MODELS_TRANSFORMER_LAYER_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "mimo/autograd/ops/linear.h"
+#include "mimo/nn/layers.h"
+#include "mimo/nn/module.h"
+
+namespace mimo {
+
+struct TransformerConfig {
+  int64_t hidden_size;      // H
+  int64_t ffn_hidden_size;  // F
+  int64_t heads, kv_heads;  // N, G
+  int64_t head_dim;         // D
+  NormKind norm;
+  double norm_epsilon;
+  bool bias;   // of every linear layer
+  bool gated;  // feed-forward is fc2(silu(gate) * up), [gate; up] = fc1
+  Activation activation;  // of a feed-forward that is not gated
+  bool causal;
+  double init_std;
+};
+
+// Keys and values of the tokens that one layer has seen.
+struct KvCache {
+  Tensor k, v;  // [B, capacity, G*D]
+};
+
+// What the tokens [B*S, ...] of a forward pass are.
+struct Sequence {
+  int64_t batch, seq;  // B, S
+  std::optional<Rotary> rotary;
+  // Generation: S new tokens after `cached` ones; a cache a layer.
+  std::vector<KvCache>* caches = nullptr;
+  int64_t cached = 0;
+};
+
+// The residual stream [B*S, H] as its last sum and what is still to be added
+// (undefined at the start), so that the addition is done by the next norm.
+struct Residual {
+  Var stream;
+  Var pending;
+};
+
+class SelfAttention : public Module {
+ public:
+  SelfAttention(BuildContext build, const TransformerConfig& config);
+  // x [B*S, H] -> [B*S, H]. `cache`: this layer's, when generating.
+  Var Forward(const Context& ctx, const Var& x, const Sequence& sequence,
+              KvCache* cache) const;
+
+ private:
+  Tensor Cached(const Context& ctx, const Tensor& qkv, const Sequence& sequence,
+                KvCache& cache) const;
+
+  TransformerConfig config_;
+  LinearLayer& qkv_;   // [(N + 2G) D, H]: query, key, value heads
+  LinearLayer& proj_;  // [H, N*D]
+};
+
+class FeedForward : public Module {
+ public:
+  FeedForward(BuildContext build, const TransformerConfig& config);
+  Var Forward(const Context& ctx, const Var& x) const;  // [T, H] -> [T, H]
+
+ private:
+  TransformerConfig config_;
+  LinearLayer& fc1_;  // [F, H], or [2F, H] when gated: gate, then up
+  LinearLayer& fc2_;  // [H, F]
+};
+
+class TransformerLayer : public Module {
+ public:
+  TransformerLayer(BuildContext build, const TransformerConfig& config);
+  Residual Forward(const Context& ctx, const Residual& x,
+                   const Sequence& sequence, KvCache* cache) const;
+
+ private:
+  NormLayer& input_norm_;
+  SelfAttention& attention_;
+  NormLayer& mlp_norm_;
+  FeedForward& mlp_;
+};
+
+// `count` layers named layers.0, layers.1, ... `recompute`: each keeps only its
+// input for the backward pass (activation checkpointing).
+class TransformerStack : public Module {
+ public:
+  TransformerStack(BuildContext build, const TransformerConfig& config,
+                   int64_t count, bool recompute);
+  // Runs the first `count` layers.
+  Residual Forward(const Context& ctx, Residual x, const Sequence& sequence,
+                   int64_t count) const;
+  int64_t size() const { return static_cast<int64_t>(layers_.size()); }
+  TransformerLayer& layer(int64_t i) const { return *layers_[i]; }
+
+ private:
+  bool recompute_;
+  std::vector<TransformerLayer*> layers_;
+};
+
+// Empty caches of `layers` layers for up to `capacity` tokens.
+std::vector<KvCache> MakeCaches(const Context& ctx,
+                                const TransformerConfig& config, int64_t layers,
+                                int64_t batch, int64_t capacity, DType dtype);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_TRANSFORMER_LAYER_H_
