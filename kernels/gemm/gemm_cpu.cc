@@ -1,0 +1,106 @@
+#include <cblas.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/base/parallel.h"
+#include "kernels/gemm/gemm.h"
+
+namespace mimo::kernels {
+namespace {
+
+void Blas(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k,
+          const float* a, int lda, const float* b, int ldb, float beta,
+          float* c, int ldc) {
+  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+}
+void Blas(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k,
+          const double* a, int lda, const double* b, int ldb, float beta,
+          double* c, int ldc) {
+  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+}
+
+// Into how many blocks to cut `size` rows (or columns) of a product of `flops`:
+// a power of two, so that threads get equal shares. OpenBLAS packs the other
+// operand again for each block: under about 150 rows that costs more than 5 %,
+// which only the first cut is worth.
+int64_t Cuts(int64_t size, int64_t min_first, int64_t min_size, double flops) {
+  constexpr double kMinFlops = 2e6;  // 20 us on one core
+  int64_t cuts = 1;
+  while (flops >= 2 * kMinFlops * static_cast<double>(cuts) &&
+         size >= 2 * cuts * (cuts == 1 ? min_first : min_size)) {
+    cuts *= 2;
+  }
+  return cuts;
+}
+
+// Block size: `size` in `cuts` parts, whole micro-kernel tiles.
+int64_t BlockSize(int64_t size, int64_t cuts) {
+  constexpr int64_t kTile = 16;
+  return ((size + cuts - 1) / cuts + kTile - 1) / kTile * kTile;
+}
+
+// The blocks depend on the shape alone and K is never cut: the result is the
+// same whatever the number of threads.
+template <typename T>
+void Run(const GemmArgs& args) {
+  const int64_t m = args.m, n = args.n, k = args.k;
+  const int64_t lda = args.lda != 0 ? args.lda : args.transpose_a ? m : k;
+  const int64_t ldb = args.ldb != 0 ? args.ldb : args.transpose_b ? k : n;
+  const int64_t ldc = args.ldc != 0 ? args.ldc : n;
+  CHECK_GE(lda, args.transpose_a ? m : k);
+  CHECK_GE(ldb, args.transpose_b ? k : n);
+  CHECK_GE(ldc, n);
+  CHECK_LE(std::max({m, n, k, lda, ldb, ldc}),
+           int64_t{std::numeric_limits<int>::max()});
+  T* c = static_cast<T*>(args.c);
+  if (m == 0 || n == 0) return;
+  if (k == 0) {  // OpenBLAS refuses the leading dimension 0
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        T& x = c[i * ldc + j];
+        x = args.beta == 0 ? T{0} : static_cast<T>(args.beta) * x;
+      }
+    }
+    return;
+  }
+  const double flops = 2.0 * m * n * k;
+  // The longer side is cut first, the other only where it is long too.
+  int64_t m_cuts = 1, n_cuts = 1;
+  if (m >= n) {
+    m_cuts = Cuts(m, 32, 150, flops);
+    n_cuts = Cuts(n, 1024, 1024, flops / m_cuts);
+  } else {
+    n_cuts = Cuts(n, 32, 150, flops);
+    m_cuts = Cuts(m, 1024, 1024, flops / n_cuts);
+  }
+  const int64_t m_block = BlockSize(m, m_cuts), n_block = BlockSize(n, n_cuts);
+  const int64_t m_blocks = (m + m_block - 1) / m_block;
+  const int64_t n_blocks = (n + n_block - 1) / n_block;
+  ParallelFor(m_blocks * n_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t i = block / n_blocks * m_block;
+      const int64_t j = block % n_blocks * n_block;
+      Blas(args.transpose_a ? CblasTrans : CblasNoTrans,
+           args.transpose_b ? CblasTrans : CblasNoTrans,
+           std::min(m_block, m - i), std::min(n_block, n - j), k,
+           static_cast<const T*>(args.a) + (args.transpose_a ? i : i * lda),
+           lda,
+           static_cast<const T*>(args.b) + (args.transpose_b ? j * ldb : j),
+           ldb, args.beta, c + i * ldc + j, ldc);
+    }
+  });
+}
+
+}  // namespace
+
+void Gemm(const GemmArgs& args, Stream) {
+  CHECK(args.m >= 0 && args.n >= 0 && args.k >= 0)
+      << "Gemm of " << args.m << " x " << args.n << " x " << args.k;
+  // The blocks are shared out here; OpenBLAS's own threads only get in the way.
+  static const bool once = (openblas_set_num_threads(1), true);
+  static_cast<void>(once);
+  DispatchCpuFloat(args.dtype, [&]<typename T>() { Run<T>(args); });
+}
+
+}  // namespace mimo::kernels
