@@ -1,0 +1,56 @@
+#include "mimo/train/train_config.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+absl::Status AtLeast(int64_t least, absl::string_view field, int64_t found) {
+  if (found >= least) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": ", found, ", wanted ", least, " or more"));
+}
+
+absl::Status NotEmpty(absl::string_view field,
+                      const std::optional<std::string>& path) {
+  if (!path || !path->empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": an empty path, wanted one, or no such key"));
+}
+
+}  // namespace
+
+absl::Status TrainConfig::Validate() const {
+  MIMO_RETURN_IF_ERROR(AtLeast(1, "train_iters", train_iters));
+  MIMO_RETURN_IF_ERROR(AtLeast(1, "micro_batch_size", micro_batch_size));
+  MIMO_RETURN_IF_ERROR(AtLeast(1, "global_batch_size", global_batch_size));
+  if (global_batch_size % micro_batch_size != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "global_batch_size: ", global_batch_size,
+        ", wanted a multiple of micro_batch_size, ", micro_batch_size));
+  }
+  MIMO_RETURN_IF_ERROR(AtLeast(0, "seed", seed));
+  if (dtype != "float32") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype: ", dtype, ", wanted float32"));
+  }
+  MIMO_RETURN_IF_ERROR(AtLeast(0, "eval_interval", eval_interval));
+  return AtLeast(1, "eval_iters", eval_iters);
+}
+
+absl::Status CheckpointConfig::Validate() const {
+  MIMO_RETURN_IF_ERROR(NotEmpty("save", save));
+  MIMO_RETURN_IF_ERROR(NotEmpty("load", load));
+  MIMO_RETURN_IF_ERROR(AtLeast(0, "save_interval", save_interval));
+  return AtLeast(0, "keep", keep);
+}
+
+absl::Status LoggingConfig::Validate() const {
+  MIMO_RETURN_IF_ERROR(AtLeast(1, "log_interval", log_interval));
+  MIMO_RETURN_IF_ERROR(NotEmpty("metrics", metrics));
+  return NotEmpty("tensorboard_dir", tensorboard_dir);
+}
+
+}  // namespace mimo

@@ -1,0 +1,75 @@
+// The `train:`, `checkpoint:` and `logging:` keys of a run.
+#ifndef MIMO_MIMO_TRAIN_TRAIN_CONFIG_H_
+#define MIMO_MIMO_TRAIN_TRAIN_CONFIG_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "mimo/config/fields.h"
+
+namespace mimo {
+
+struct TrainConfig {
+  int64_t train_iters = 100;
+  int64_t micro_batch_size = 1;   // samples of one forward and backward
+  int64_t global_batch_size = 1;  // samples of one update
+  int64_t seed = 1234;
+  std::string dtype = "float32";
+  int64_t eval_interval = 0;  // iterations between validations; 0: none
+  int64_t eval_iters = 10;    // global batches of one validation
+
+  template <typename V>
+  void Fields(V& v) {
+    v("train_iters", train_iters);
+    v("micro_batch_size", micro_batch_size);
+    v("global_batch_size", global_batch_size);
+    v("seed", seed);
+    v("dtype", dtype);
+    v("eval_interval", eval_interval);
+    v("eval_iters", eval_iters);
+  }
+  absl::Status Validate() const;
+  int64_t MicroBatches() const { return global_batch_size / micro_batch_size; }
+};
+
+struct CheckpointConfig {
+  // The folder to save in; absent: nothing is saved.
+  std::optional<std::string> save;
+  // The folder to resume from. It must hold a checkpoint, unless it is `save`
+  // itself: then a run that finds none starts fresh, so one command starts a
+  // run and resumes it.
+  std::optional<std::string> load;
+  int64_t save_interval = 0;  // iterations; 0: at the end only
+  int64_t keep = 0;           // newest checkpoints to keep; 0: all
+
+  template <typename V>
+  void Fields(V& v) {
+    v("save", save);
+    v("load", load);
+    v("save_interval", save_interval);
+    v("keep", keep);
+  }
+  absl::Status Validate() const;
+};
+
+struct LoggingConfig {
+  int64_t log_interval = 1;                    // iterations between metrics
+  std::optional<std::string> metrics;          // JSONL file
+  std::optional<std::string> tensorboard_dir;  // folder of event files
+  bool progress = true;                        // on stderr
+
+  template <typename V>
+  void Fields(V& v) {
+    v("log_interval", log_interval);
+    v("metrics", metrics);
+    v("tensorboard_dir", tensorboard_dir);
+    v("progress", progress);
+  }
+  absl::Status Validate() const;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_TRAIN_TRAIN_CONFIG_H_
