@@ -1,0 +1,31 @@
+// TrainStage: what the trainer knows of a model.
+#ifndef MIMO_MIMO_TRAIN_TRAIN_STAGE_H_
+#define MIMO_MIMO_TRAIN_TRAIN_STAGE_H_
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "mimo/data/batch.h"
+#include "mimo/nn/parameter.h"
+
+namespace mimo {
+
+class TrainStage {
+ public:
+  virtual ~TrainStage() = default;
+
+  // Every parameter, frozen ones too, in a fixed order.
+  virtual std::vector<Parameter*> Parameters() = 0;
+
+  // Adds the gradient of loss_scale * (sum of the labelled tokens' losses) to
+  // the trainable parameters' main_grad; returns that sum, unscaled. An error
+  // is a batch that does not fit the model.
+  virtual absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
+                                                 double loss_scale) = 0;
+  // The sum of the labelled tokens' losses alone.
+  virtual absl::StatusOr<double> Loss(const MicroBatch& batch) = 0;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_TRAIN_TRAIN_STAGE_H_

@@ -1,0 +1,113 @@
+// Trainer: the loop. An iteration gathers the micro-batches of one global
+// batch, runs forward and backward of each, updates once, and writes its
+// numbers; now and then it validates and saves.
+#ifndef MIMO_MIMO_TRAIN_TRAINER_H_
+#define MIMO_MIMO_TRAIN_TRAINER_H_
+
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "mimo/optim/adamw.h"
+#include "mimo/optim/optimizer_config.h"
+#include "mimo/train/batch_source.h"
+#include "mimo/train/event_file.h"
+#include "mimo/train/metrics_file.h"
+#include "mimo/train/progress.h"
+#include "mimo/train/train_config.h"
+#include "mimo/train/train_stage.h"
+
+namespace mimo {
+
+struct TrainerOptions {
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  LoggingConfig logging;
+
+  // Validates every eval_interval iterations, from its first sample each time.
+  BatchSource* validation = nullptr;
+  // Measured beside the validation loss: the task's own metrics.
+  std::function<absl::StatusOr<MetricValues>()> task_metrics;
+  // Kept in each checkpoint: metadata of its model.safetensors, and files by
+  // name (the configuration, the tokenizer).
+  std::map<std::string, std::string> checkpoint_metadata, checkpoint_files;
+  // Asked after each iteration; true: save and return (StopSignal).
+  std::function<bool()> stop_requested;
+  std::FILE* out = stderr;  // progress and messages
+};
+
+struct TrainResult {
+  int64_t iteration = 0;  // updates tried, earlier runs' included
+  int64_t consumed_samples = 0;
+  double lm_loss = 0;    // of the last iteration; 0 if there was none
+  bool stopped = false;  // by stop_requested
+};
+
+class Trainer {
+ public:
+  // Takes up the run in checkpoint.load, if there is one, and opens the logs.
+  // `stage`, `source` and what `options` points to outlive the trainer.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(TrainerOptions options,
+                                                         TrainStage& stage,
+                                                         BatchSource& source,
+                                                         Allocator& allocator);
+
+  // To train_iters or a requested stop; saves there if checkpoint.save is set.
+  absl::StatusOr<TrainResult> Run();
+
+  int64_t iteration() const { return iteration_; }
+
+ private:
+  // One iteration's numbers (docs/metrics.md).
+  struct Step {
+    double lm_loss, learning_rate, grad_norm;
+    int64_t tokens;
+    absl::Duration time;
+  };
+
+  Trainer(TrainerOptions options, TrainStage& stage, BatchSource& source,
+          Allocator& allocator);
+  absl::Status Resume();
+  absl::Status OpenLogs();
+  absl::StatusOr<Step> RunIteration();
+  absl::Status CountSkipped(const Step& step);
+  absl::Status Log(const Step& step);
+  absl::Status Write(absl::string_view split, const MetricValues& values);
+  absl::Status Validate();
+  absl::Status Save();
+
+  TrainerOptions options_;
+  TrainStage& stage_;
+  BatchSource& source_;
+  AdamW optimizer_;
+  Progress progress_;
+  std::optional<MetricsFile> metrics_;
+  std::optional<EventFile> events_;
+
+  int64_t iteration_ = 0;
+  int64_t consumed_samples_ = 0;
+  int64_t saved_iteration_ = -1;
+  int64_t skipped_in_a_row_ = 0;
+
+  // Since the last metrics line.
+  int64_t logged_iteration_ = 0;
+  int64_t tokens_ = 0;
+  absl::Duration time_;
+};
+
+// The mean loss over the labelled tokens of the stream's first `micro_batches`
+// micro-batches; 0 if none is labelled.
+absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
+                                int64_t micro_batches);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_TRAIN_TRAINER_H_
