@@ -1,0 +1,187 @@
+#include "mimo/data/data_loader.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <set>
+
+#include "gtest/gtest.h"
+
+namespace mimo {
+namespace {
+
+// Sample i of epoch e is i + 2 tokens of value 1000 e + i, and one 1-value
+// item.
+class Numbers : public Dataset {
+ public:
+  explicit Numbers(int64_t size, int64_t bad = -1) : size_(size), bad_(bad) {}
+  int64_t size() const override { return size_; }
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override {
+    if (index == bad_) return absl::InvalidArgumentError("bad sample");
+    // Threads finish out of order.
+    std::this_thread::sleep_for(std::chrono::microseconds(index * 37 % 200));
+    Sample sample;
+    sample.input_ids.assign(index % 5 + 2, 1000 * visit + index);
+    sample.labels = sample.input_ids;
+    sample.labels[0] = kIgnoreLabel;
+    sample.modalities["images"].push_back({{1, 1, 1}, {float(index)}});
+    return sample;
+  }
+
+ private:
+  int64_t size_, bad_;
+};
+
+std::unique_ptr<DataLoader> Loader(int64_t size, DataLoaderOptions options,
+                                   int64_t bad = -1) {
+  auto loader =
+      DataLoader::Create(std::make_shared<Numbers>(size, bad), options);
+  EXPECT_TRUE(loader.ok()) << loader.status();
+  return *std::move(loader);
+}
+
+std::vector<int32_t> Take(DataLoader& loader, int batches) {
+  std::vector<int32_t> out;
+  for (int i = 0; i < batches; ++i) {
+    const auto batch = loader.Next();
+    EXPECT_TRUE(batch.ok()) << batch.status();
+    for (int64_t b = 0; b < batch->batch; ++b) {
+      out.push_back(batch->input_ids[b * batch->seq]);
+    }
+    out.push_back(-batch->seq);
+    for (float v : batch->modalities.at("images").values) out.push_back(v);
+  }
+  return out;
+}
+
+TEST(DataLoader, SameOrderWhateverTheWorkers) {
+  DataLoaderOptions options = {.micro_batch_size = 3, .seed = 5};
+  options.num_workers = 0;
+  const auto want = Take(*Loader(17, options), 20);
+  for (const int workers : {1, 2, 7}) {
+    options.num_workers = workers;
+    EXPECT_EQ(Take(*Loader(17, options), 20), want) << workers;
+  }
+  options.seed = 6;
+  EXPECT_NE(Take(*Loader(17, options), 20), want);
+}
+
+TEST(DataLoader, EveryEpochHasEachSampleOnce) {
+  auto loader = Loader(10, {.micro_batch_size = 4, .seed = 1});
+  std::vector<int32_t> drawn;
+  while (drawn.size() < 20) {  // micro-batches of 4 lie across epochs of 10
+    const auto batch = loader->Next();
+    ASSERT_TRUE(batch.ok());
+    for (int b = 0; b < 4; ++b) {
+      drawn.push_back(batch->input_ids[b * batch->seq]);
+    }
+  }
+  std::vector<int32_t> first(drawn.begin(), drawn.begin() + 10);
+  std::vector<int32_t> second(drawn.begin() + 10, drawn.end());
+  for (auto& value : second) value -= 1000;  // the visit is the epoch
+  EXPECT_NE(first, second);
+  std::sort(first.begin(), first.end());
+  std::sort(second.begin(), second.end());
+  std::vector<int32_t> all(10);
+  std::iota(all.begin(), all.end(), 0);
+  EXPECT_EQ(first, all);
+  EXPECT_EQ(second, all);
+}
+
+TEST(DataLoader, GoesOnWhereItStopped) {
+  DataLoaderOptions options = {
+      .micro_batch_size = 3, .seed = 9, .num_workers = 2};
+  auto loader = Loader(7, options);
+  const auto all = Take(*loader, 12);
+  auto begin = Loader(7, options);
+  auto got = Take(*begin, 5);
+  EXPECT_EQ(begin->consumed_samples(), 15);
+  options.consumed_samples = begin->consumed_samples();
+  const auto rest = Take(*Loader(7, options), 7);
+  got.insert(got.end(), rest.begin(), rest.end());
+  EXPECT_EQ(got, all);
+}
+
+TEST(DataLoader, WithoutShuffleInOrder) {
+  auto loader = Loader(4, {.micro_batch_size = 4, .shuffle = false});
+  const auto batch = loader->Next();
+  ASSERT_TRUE(batch.ok());
+  EXPECT_EQ(batch->seq, 5);
+  EXPECT_EQ(batch->input_ids,
+            (std::vector<int32_t>{0, 0, 0, 0, 0, 1, 1, 1, 0, 0,  //
+                                  2, 2, 2, 2, 0, 3, 3, 3, 3, 3}));
+}
+
+TEST(DataLoader, ErrorsComeInTheirPlace) {
+  for (const int workers : {0, 3}) {
+    auto loader = Loader(
+        6, {.micro_batch_size = 2, .num_workers = workers, .shuffle = false},
+        /*bad=*/3);
+    EXPECT_TRUE(loader->Next().ok());
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(loader->Next().status().message(), "bad sample");
+    }
+    EXPECT_EQ(loader->consumed_samples(), 2);
+  }
+  EXPECT_EQ(
+      DataLoader::Create(std::make_shared<Numbers>(0), {}).status().message(),
+      "data: 0 samples, wanted at least 1");
+}
+
+TEST(DataLoader, OneSampleManyEpochsABatch) {
+  const auto batch =
+      Loader(1, {.micro_batch_size = 5, .num_workers = 2})->Next();
+  ASSERT_TRUE(batch.ok());
+  EXPECT_EQ(batch->input_ids,
+            (std::vector<int32_t>{0, 0, 1000, 1000, 2000, 2000, 3000, 3000,
+                                  4000, 4000}));
+}
+
+TEST(EpochOrder, IsUniform) {
+  // Each of the 24 orders of 4 comes about 1/24 of 4800 times: 200, standard
+  // deviation 14.
+  std::map<std::vector<int64_t>, int> counts;
+  for (int epoch = 0; epoch < 4800; ++epoch) ++counts[EpochOrder(3, epoch, 4)];
+  EXPECT_EQ(counts.size(), 24u);
+  for (const auto& [order, count] : counts) EXPECT_NEAR(count, 200, 70);
+}
+
+TEST(Collate, PadsAndCounts) {
+  Sample a, b;
+  a.input_ids = {5, 6, 7};
+  a.labels = {5, kIgnoreLabel, 7};  // the first label is never predicted
+  b.input_ids = {8};
+  b.labels = {kIgnoreLabel};
+  b.modalities["images"] = {{{1, 2}, {1, 2}}, {{1, 2}, {3, 4}}};
+  const MicroBatch batch = Collate({a, b}, 9);
+  EXPECT_EQ(batch.batch, 2);
+  EXPECT_EQ(batch.seq, 3);
+  EXPECT_EQ(batch.input_ids, (std::vector<int32_t>{5, 6, 7, 8, 9, 9}));
+  EXPECT_EQ(batch.labels, (std::vector<int32_t>{5, -100, 7, -100, -100, -100}));
+  EXPECT_EQ(batch.lengths, (std::vector<int32_t>{3, 1}));
+  EXPECT_EQ(batch.LabelledTokens(), 1);
+  EXPECT_EQ(batch.modalities.at("images").shape,
+            (std::vector<int64_t>{2, 1, 2}));
+  EXPECT_EQ(batch.modalities.at("images").values,
+            (std::vector<float>{1, 2, 3, 4}));
+  EXPECT_EQ(Collate({}, 0).LabelledTokens(), 0);
+}
+
+TEST(MixedDataset, TakesOneOfEachInTurn) {
+  const MixedDataset mixed(
+      {std::make_shared<Numbers>(4), std::make_shared<Numbers>(3)});
+  ASSERT_EQ(mixed.size(), 8);
+  std::vector<int32_t> firsts;
+  for (int visit = 0; visit < 2; ++visit) {
+    for (int i = 0; i < 8; ++i) {
+      firsts.push_back(mixed.Get(i, visit)->input_ids[0]);
+    }
+  }
+  // Of the second, three samples a visit.
+  EXPECT_EQ(firsts, (std::vector<int32_t>{0, 0, 1, 1, 2, 2, 3, 1000,  //
+                                          1000, 1001, 1001, 1002, 1002, 2000,
+                                          1003, 2001}));
+}
+
+}  // namespace
+}  // namespace mimo

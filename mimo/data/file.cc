@@ -1,0 +1,80 @@
+#include "mimo/data/file.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+
+namespace mimo {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Close {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using FilePtr = std::unique_ptr<std::FILE, Close>;
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) {
+    return absl::NotFoundError(absl::StrCat(path, ": no such file"));
+  }
+  if (fs::is_directory(path, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": a directory, wanted a file"));
+  }
+  FilePtr file(std::fopen(path.c_str(), "rb"));
+  if (!file) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
+  }
+  std::string bytes;
+  char buffer[1 << 16];
+  while (size_t n = std::fread(buffer, 1, sizeof(buffer), file.get())) {
+    bytes.append(buffer, n);
+  }
+  if (std::ferror(file.get())) {
+    return absl::InternalError(
+        absl::StrCat(path, ": reading failed: ", std::strerror(errno)));
+  }
+  return bytes;
+}
+
+absl::Status WriteFile(const std::string& path, std::string_view bytes) {
+  std::error_code error;
+  const fs::path folder = fs::path(path).parent_path();
+  if (!folder.empty()) fs::create_directories(folder, error);
+  const std::string part = absl::StrCat(path, ".part", getpid());
+  FilePtr file(std::fopen(part.c_str(), "wb"));
+  if (!file) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
+  }
+  bool written =
+      std::fwrite(bytes.data(), 1, bytes.size(), file.get()) == bytes.size();
+  written = written && std::fflush(file.get()) == 0;
+  const int cause = errno;
+  file.reset();
+  if (!written) {
+    std::remove(part.c_str());
+    return absl::ResourceExhaustedError(
+        absl::StrCat(path, ": writing failed: ", std::strerror(cause)));
+  }
+  if (std::rename(part.c_str(), path.c_str()) != 0) {
+    const int why = errno;
+    std::remove(part.c_str());
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": cannot be written: ", std::strerror(why)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace mimo

@@ -1,0 +1,22 @@
+// Files in and out with one-line errors.
+#ifndef MIMO_MIMO_DATA_FILE_H_
+#define MIMO_MIMO_DATA_FILE_H_
+
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace mimo {
+
+// NotFound: nothing there; InvalidArgument: a directory, or not readable.
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// Written beside `path` under another name, then renamed: a reader sees the old
+// file or the new one, never a part. Folders on the way are created.
+absl::Status WriteFile(const std::string& path, std::string_view bytes);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_DATA_FILE_H_
