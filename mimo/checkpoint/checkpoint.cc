@@ -1,0 +1,223 @@
+#include "mimo/checkpoint/checkpoint.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <system_error>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/log/check.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/checkpoint/atomic_file.h"
+#include "mimo/checkpoint/safetensors.h"
+#include "mimo/data/file.h"
+
+namespace mimo {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kPrefix[] = "iter_";
+constexpr char kTemporary[] = ".tmp_";
+
+// Every value of state.json.
+template <typename State, typename F>
+void ForEachField(State& state, F&& f) {
+  f("iteration", state.iteration);
+  f("consumed_samples", state.consumed_samples);
+  f("optimizer_steps", state.optimizer_steps);
+  f("skipped_iterations", state.skipped_iterations);
+  f("seed", state.seed);
+}
+
+// The names in `folder` that begin with `prefix`.
+std::vector<std::string> List(const std::string& folder,
+                              absl::string_view prefix) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; it != end && !error;
+       it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (absl::StartsWith(name, prefix)) names.push_back(name);
+  }
+  return names;
+}
+
+absl::Status WriteIteration(const std::string& folder,
+                            const Checkpoint& checkpoint) {
+  MIMO_RETURN_IF_ERROR(
+      WriteSafeTensors(absl::StrCat(folder, "/model.safetensors"),
+                       checkpoint.model, checkpoint.metadata));
+  MIMO_RETURN_IF_ERROR(WriteSafeTensors(
+      absl::StrCat(folder, "/optimizer.safetensors"), checkpoint.optimizer));
+  nlohmann::ordered_json state;
+  ForEachField(checkpoint.state,
+               [&](const char* name, int64_t value) { state[name] = value; });
+  MIMO_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/state.json"),
+                                           state.dump(2) + "\n"));
+  for (const auto& [name, bytes] : checkpoint.files) {
+    CHECK(!absl::StrContains(name, '/')) << name;
+    MIMO_RETURN_IF_ERROR(
+        WriteFileAtomically(absl::StrCat(folder, "/", name), bytes));
+  }
+  return SyncFolder(folder);
+}
+
+// Puts the folder `made` at `path`. One that is there goes to `made`, in one
+// step where the file system can.
+absl::Status Place(const std::string& made, const std::string& path) {
+  int result = rename(made.c_str(), path.c_str());
+  if (result != 0 && (errno == ENOTEMPTY || errno == EEXIST)) {
+    result = renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, path.c_str(),
+                       RENAME_EXCHANGE);
+    if (result != 0 && errno == EINVAL) {  // NFS, for one
+      std::error_code error;
+      fs::remove_all(path, error);
+      result = rename(made.c_str(), path.c_str());
+    }
+  }
+  return result == 0 ? absl::OkStatus() : FileError(path, "write", errno);
+}
+
+// Removes all but the newest `keep` of the iterations up to `iteration`.
+void Prune(const std::string& folder, int64_t iteration, int64_t keep) {
+  std::vector<std::pair<int64_t, std::string>> old;
+  for (const std::string& name : List(folder, kPrefix)) {
+    int64_t number;
+    if (absl::SimpleAtoi(name.substr(sizeof(kPrefix) - 1), &number) &&
+        number <= iteration) {
+      old.emplace_back(-number, name);
+    }
+  }
+  std::sort(old.begin(), old.end());
+  for (size_t i = keep; i < old.size(); ++i) {
+    // Renamed first: a part of a checkpoint is never seen under its name.
+    const std::string gone =
+        absl::StrCat(folder, "/", kTemporary, old[i].second);
+    std::error_code error;
+    fs::rename(absl::StrCat(folder, "/", old[i].second), gone, error);
+    if (!error) fs::remove_all(gone, error);
+  }
+}
+
+}  // namespace
+
+TensorMap DataOf(const std::vector<Parameter*>& parameters) {
+  TensorMap data;
+  for (const Parameter* parameter : parameters) {
+    CHECK(data.emplace(parameter->name, parameter->data).second)
+        << "two parameters are named " << parameter->name;
+  }
+  return data;
+}
+
+absl::Status SaveCheckpoint(const std::string& folder,
+                            const Checkpoint& checkpoint, int64_t keep) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) return FileError(folder, "make", error.value());
+  // What an earlier save that was stopped has left.
+  for (const std::string& name : List(folder, kTemporary)) {
+    fs::remove_all(absl::StrCat(folder, "/", name), error);
+  }
+  const std::string name =
+      absl::StrFormat("%s%07d", kPrefix, checkpoint.state.iteration);
+  const std::string made = absl::StrCat(folder, "/", kTemporary, name);
+  const absl::Cleanup remove = [&] { fs::remove_all(made, error); };
+  fs::create_directory(made, error);
+  if (error) return FileError(made, "make", error.value());
+
+  MIMO_RETURN_IF_ERROR(WriteIteration(made, checkpoint));
+  MIMO_RETURN_IF_ERROR(Place(made, absl::StrCat(folder, "/", name)));
+  MIMO_RETURN_IF_ERROR(SyncFolder(folder));
+  MIMO_RETURN_IF_ERROR(
+      WriteFileAtomically(absl::StrCat(folder, "/latest"), name + "\n"));
+  MIMO_RETURN_IF_ERROR(SyncFolder(folder));
+  if (keep > 0) Prune(folder, checkpoint.state.iteration, keep);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> FindCheckpoint(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path + "/state.json", error)) return path;
+  const std::string latest = path + "/latest";
+  if (!fs::exists(latest, error)) {
+    return absl::NotFoundError(absl::StrCat(
+        path, ": ",
+        fs::is_directory(path, error) ? "no checkpoint" : "no such folder",
+        ", wanted a folder with `latest` or state.json"));
+  }
+  MIMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(latest));
+  const std::string name(absl::StripAsciiWhitespace(text));
+  const std::string folder = absl::StrCat(path, "/", name);
+  if (!absl::StartsWith(name, kPrefix) || absl::StrContains(name, '/') ||
+      !fs::exists(folder + "/state.json", error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(latest, ": \"", name.substr(0, 40),
+                     "\", wanted the name of a checkpoint beside it"));
+  }
+  return folder;
+}
+
+absl::StatusOr<TrainState> LoadTrainState(const std::string& folder) {
+  const std::string path = folder + "/state.json";
+  MIMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": not a JSON object, wanted a training state"));
+  }
+  TrainState state;
+  std::vector<std::string> bad;
+  ForEachField(state, [&](const char* name, int64_t& value) {
+    const auto it = json.find(name);
+    if (it == json.end() || !it->is_number_integer()) {
+      bad.push_back(name);
+    } else {
+      value = it->get<int64_t>();
+    }
+  });
+  if (!bad.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": missing or not a whole number: ", absl::StrJoin(bad, ", ")));
+  }
+  return state;
+}
+
+absl::Status LoadTensors(const std::string& file, const TensorMap& tensors) {
+  MIMO_ASSIGN_OR_RETURN(const SafeTensors source, SafeTensors::Open(file));
+  std::vector<std::string> bad;
+  for (const auto& [name, tensor] : tensors) {
+    const SafeTensorInfo* info = source.Find(name);
+    if (info == nullptr) {
+      bad.push_back(name + " is missing");
+    } else if (info->shape != tensor.shape()) {
+      bad.push_back(absl::StrCat(name, " is ", ToString(info->shape),
+                                 ", wanted ", ToString(tensor.shape())));
+    }
+  }
+  for (const auto& [name, info] : source.tensors()) {
+    if (!tensors.contains(name)) bad.push_back(name + " is not wanted");
+  }
+  if (!bad.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ": ", absl::StrJoin(bad, "; ")));
+  }
+  for (const auto& [name, tensor] : tensors) {
+    MIMO_RETURN_IF_ERROR(source.LoadInto(name, tensor));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace mimo
