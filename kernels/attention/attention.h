@@ -1,6 +1,6 @@
 // Softmax attention: grouped-query, causal or full, with key padding.
 //   g(n)      = n / (N/G)                                    group of head n
-//   z[i,j]    = scale * q[i,n,:] . k[j,g(n),:]     -inf where j is hidden from i
+//   z[i,j]    = scale * q[i,n,:] . k[j,g(n),:]    -inf where j is hidden from i
 //   lse[n,i]  = log sum_j exp(z[i,j])
 //   p[i,j]    = exp(z[i,j] - lse[n,i])
 //   o[i,n,:]  = sum_j p[i,j] v[j,g(n),:]
