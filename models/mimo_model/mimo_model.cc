@@ -318,6 +318,22 @@ ModalityInputs MimoModel::InputsOf(const Context& ctx,
   return inputs;
 }
 
+absl::StatusOr<Tensor> MimoModel::Targets(const Context& ctx,
+                                          const MicroBatch& batch) const {
+  const std::vector<int32_t> targets =
+      ShiftLabels(batch.labels, batch.batch, batch.seq);
+  const int64_t vocab = language_model_->vocab_size();
+  for (int32_t target : targets) {
+    if (target >= vocab || (target < 0 && target != kIgnoreLabel)) {
+      return Invalid("",
+                     absl::StrCat("labels: token ", target, ", wanted 0 to ",
+                                  vocab - 1, " or ", kIgnoreLabel));
+    }
+  }
+  return Tensor::From<int32_t>(*ctx.allocator, {batch.batch * batch.seq},
+                               targets);
+}
+
 std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
                                  int64_t batch, int64_t seq) {
   std::vector<int32_t> targets(batch * seq, kIgnoreLabel);

@@ -92,6 +92,10 @@ class MimoModel : public Module {
   const MimoModelConfig& config() const { return config_; }
   DType dtype() const { return build().dtype; }
 
+  // What each row of a batch predicts, [B*S] int32. Error: a label that the
+  // vocabulary does not have.
+  absl::StatusOr<Tensor> Targets(const Context& ctx,
+                                 const MicroBatch& batch) const;
   // A batch's items as inputs: every encoder of a modality gets them all.
   ModalityInputs InputsOf(const Context& ctx, const MicroBatch& batch) const;
 

@@ -426,7 +426,7 @@ TEST_F(MimoModelTest, SpecErrorsNameTheModule) {
   MimoModelConfig config = LlavaModelConfig(Tiny());
   config.language_model_spec.type = "gtp";
   EXPECT_EQ(BuildError(config),
-            "language_model: type: \"gtp\", wanted one of clip_vit, gpt, "
+            "language_model: module: \"gtp\", wanted one of clip_vit, gpt, "
             "projector");
   config = LlavaModelConfig(Tiny());
   config.language_model_spec =

@@ -1,9 +1,7 @@
 #include "models/mimo_model/mimo_stage.h"
 
-#include <cstdint>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
@@ -13,19 +11,8 @@ absl::StatusOr<Var> MimoStage::LossVar(const Context& ctx,
   MIMO_ASSIGN_OR_RETURN(const Var hidden,
                         model_.Forward(ctx, batch.input_ids, batch.batch,
                                        batch.seq, model_.InputsOf(ctx, batch)));
-  const std::vector<int32_t> targets =
-      ShiftLabels(batch.labels, batch.batch, batch.seq);
-  const int64_t vocab = model_.language_model().vocab_size();
-  for (int32_t target : targets) {
-    if (target >= vocab) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("labels: token ", target, ", wanted less than ", vocab));
-    }
-  }
-  return model_.language_model().Loss(
-      ctx, hidden,
-      Tensor::From<int32_t>(*ctx.allocator, {batch.batch * batch.seq},
-                            targets));
+  MIMO_ASSIGN_OR_RETURN(const Tensor targets, model_.Targets(ctx, batch));
+  return model_.language_model().Loss(ctx, hidden, targets);
 }
 
 absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,

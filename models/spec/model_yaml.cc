@@ -24,14 +24,14 @@ struct PlainFields {
 absl::StatusOr<ModuleSpec> ReadModule(const ConfigNode& node,
                                       const ModuleRegistry& registry) {
   std::string type;
-  if (const ConfigNode* found = node.Find("type")) {
+  if (const ConfigNode* found = node.Find("module")) {
     type = found->text;
   } else {
-    return node.Error("no type, wanted one");
+    return node.Error("no module, wanted the name of one");
   }
   auto spec = registry.Default(type);
   if (!spec.ok()) return node.Error(spec.status().message());
-  MIMO_RETURN_IF_ERROR(spec->config.Read(node, {"type"}));
+  MIMO_RETURN_IF_ERROR(spec->config.Read(node, {"module"}));
   return spec;
 }
 
@@ -60,7 +60,7 @@ ConfigNode MapNode(std::string key) {
 ConfigNode ModuleNode(const ModuleSpec& spec, std::string key) {
   ConfigNode node = spec.config.ToNode();
   ConfigNode type = ToNode(spec.type);
-  type.key = "type";
+  type.key = "module";
   node.children.insert(node.children.begin(), std::move(type));
   node.key = std::move(key);
   return node;

@@ -11,7 +11,7 @@ absl::StatusOr<const ModuleRegistry::Type*> ModuleRegistry::Find(
   const auto found = types_.find(type);
   if (found != types_.end()) return &found->second;
   return absl::InvalidArgumentError(absl::StrCat(
-      "type: \"", type, "\", wanted one of ",
+      "module: \"", type, "\", wanted one of ",
       absl::StrJoin(types_, ", ", [](std::string* out, const auto& entry) {
         absl::StrAppend(out, entry.first);
       })));

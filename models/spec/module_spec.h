@@ -186,11 +186,11 @@ class ModuleRegistry {
 };
 
 // YAML of a whole model:
-//   language: {type: gpt, ...}
+//   language: {module: gpt, ...}
 //   modalities:
 //     images:
-//       encoders: {clip_encoder: {type: clip_vit, ...}}
-//       input_projections: [{type: mlp, ...}]
+//       encoders: {clip_encoder: {module: clip_vit, ...}}
+//       input_projections: [{module: projector, type: mlp, ...}]
 //   special_token_ids: {images: 32000}
 //   freeze_language_model, freeze_modality_encoders,
 //   freeze_modality_projections
