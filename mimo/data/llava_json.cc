@@ -1,0 +1,197 @@
+#include "mimo/data/llava_json.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/data/file.h"
+#include "mimo/data/sha1.h"
+
+namespace mimo {
+namespace {
+
+using nlohmann::json;
+
+absl::Status Bad(const std::string& where, std::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(where, ": ", what));
+}
+
+absl::StatusOr<json> ParseJson(std::string_view text,
+                               const std::string& where) {
+  try {
+    return json::parse(text);
+  } catch (const json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, ...".
+    std::string_view what = e.what();
+    what.remove_prefix(std::min(what.size(), what.find("] ") + 2));
+    return Bad(where, absl::StrCat("not JSON: ", what));
+  }
+}
+
+// item[key] as a text.
+absl::StatusOr<std::string> Text(const json& item, const char* key,
+                                 const std::string& where) {
+  const auto it = item.find(key);
+  if (it == item.end()) {
+    return Bad(where, absl::StrCat("no \"", key, "\""));
+  }
+  if (!it->is_string()) {
+    return Bad(where, absl::StrCat("\"", key, "\" is a ", it->type_name(),
+                                   ", wanted a string"));
+  }
+  return it->get<std::string>();
+}
+
+absl::StatusOr<std::vector<Turn>> ParseTurns(const json& item,
+                                             const std::string& where) {
+  const auto list = item.find("conversations");
+  if (list == item.end() || !list->is_array() || list->empty()) {
+    return Bad(where, "no list \"conversations\" of turns");
+  }
+  std::vector<Turn> turns;
+  bool asked = false;
+  for (size_t i = 0; i < list->size(); ++i) {
+    const json& turn = (*list)[i];
+    const std::string at = absl::StrCat(where, ", turn ", i);
+    if (!turn.is_object()) return Bad(at, "not an object");
+    MIMO_ASSIGN_OR_RETURN(const std::string from, Text(turn, "from", at));
+    MIMO_ASSIGN_OR_RETURN(std::string value, Text(turn, "value", at));
+    const bool human = from == "human" || from == "user";
+    if (!human && from != "gpt" && from != "assistant") {
+      return Bad(at, absl::StrCat("\"from\" is \"", from,
+                                  "\", wanted \"human\" or \"gpt\""));
+    }
+    if (human == asked) {
+      return Bad(at, absl::StrCat("a second \"", from,
+                                  "\" in a row, wanted human and gpt in turn"));
+    }
+    asked = human;
+    if (human) {
+      turns.emplace_back().question = std::move(value);
+    } else {
+      turns.back().answer = std::move(value);
+      if (turn.contains("kind")) {
+        MIMO_ASSIGN_OR_RETURN(turns.back().kind, Text(turn, "kind", at));
+      }
+    }
+  }
+  if (asked) return Bad(where, "the last question has no answer");
+  return turns;
+}
+
+absl::StatusOr<Conversation> ParseItem(const json& item,
+                                       const std::string& where,
+                                       const std::filesystem::path& root) {
+  if (!item.is_object()) {
+    return Bad(where, absl::StrCat("a ", item.type_name(),
+                                   ", wanted an object with conversations"));
+  }
+  Conversation out;
+  MIMO_ASSIGN_OR_RETURN(out.turns, ParseTurns(item, where));
+  if (const auto image = item.find("image"); image != item.end()) {
+    for (const json& path : image->is_array() ? *image : json{*image}) {
+      if (!path.is_string()) {
+        return Bad(where, absl::StrCat("\"image\" is a ", path.type_name(),
+                                       ", wanted a path or a list of paths"));
+      }
+      out.pictures.push_back({root / path.get<std::string>(), nullptr});
+    }
+  }
+  for (const auto& [key, value] : item.items()) {
+    if (key == "id") {
+      out.id = value.is_string() ? value.get<std::string>() : value.dump();
+    } else if (key != "image" && value.is_string()) {
+      out.about[key] = value;
+    }
+  }
+  int64_t placed = 0;
+  for (const Turn& turn : out.turns) placed += CountImages(turn.question);
+  if (placed != static_cast<int64_t>(out.pictures.size())) {
+    return Bad(where,
+               absl::StrCat(placed, " ", kImagePlaceholder, " for ",
+                            out.pictures.size(), " images, wanted one each"));
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Conversation>> ParseLlavaJson(
+    std::string_view text, const std::string& name,
+    const std::string& image_root) {
+  std::vector<Conversation> out;
+  const size_t start = text.find_first_not_of(" \t\r\n");
+  if (start == text.npos) return Bad(name, "an empty file, wanted JSON");
+  if (text[start] == '[') {
+    MIMO_ASSIGN_OR_RETURN(const json list, ParseJson(text, name));
+    for (size_t i = 0; i < list.size(); ++i) {
+      MIMO_ASSIGN_OR_RETURN(
+          out.emplace_back(),
+          ParseItem(list[i], absl::StrCat(name, ": item ", i), image_root));
+    }
+    return out;
+  }
+  int64_t number = 0;
+  for (std::string_view line : absl::StrSplit(text, '\n')) {
+    const std::string where = absl::StrCat(name, ": line ", ++number);
+    if (line.find_first_not_of(" \t\r") == line.npos) continue;
+    MIMO_ASSIGN_OR_RETURN(const json item, ParseJson(line, where));
+    MIMO_ASSIGN_OR_RETURN(out.emplace_back(),
+                          ParseItem(item, where, image_root));
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<Conversation>> ReadLlavaJson(
+    const std::string& path, const std::string& image_root) {
+  MIMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  return ParseLlavaJson(text, path,
+                        image_root.empty()
+                            ? std::filesystem::path(path).parent_path().string()
+                            : image_root);
+}
+
+std::string ToLlavaJson(const std::vector<Conversation>& conversations) {
+  std::string out = "[";
+  for (const Conversation& conversation : conversations) {
+    nlohmann::ordered_json item = {{"id", conversation.id}};
+    if (conversation.pictures.size() == 1) {
+      item["image"] = conversation.pictures[0].path;
+    } else {
+      for (const Picture& picture : conversation.pictures) {
+        item["image"].push_back(picture.path);
+      }
+    }
+    for (const Turn& turn : conversation.turns) {
+      auto& turns = item["conversations"];
+      turns.push_back({{"from", "human"}, {"value", turn.question}});
+      turns.push_back({{"from", "gpt"}, {"value", turn.answer}});
+      if (!turn.kind.empty()) turns.back()["kind"] = turn.kind;
+    }
+    for (const auto& [key, value] : conversation.about) item[key] = value;
+    absl::StrAppend(&out, out.size() > 1 ? ",\n" : "\n", item.dump());
+  }
+  return absl::StrCat(out, "\n]\n");
+}
+
+std::pair<std::vector<Conversation>, std::vector<Conversation>> SplitByHash(
+    std::vector<Conversation> conversations, double fraction) {
+  constexpr uint32_t kShares = 10000;
+  std::pair<std::vector<Conversation>, std::vector<Conversation>> out;
+  for (Conversation& c : conversations) {
+    const std::string& key =
+        c.pictures.empty()
+            ? absl::StrCat(c.id, c.turns[0].question)
+            : std::filesystem::path(c.pictures[0].path).filename().string();
+    const bool second =
+        Sha1QuotientModulo(key, 1, kShares) < fraction * kShares;
+    (second ? out.second : out.first).push_back(std::move(c));
+  }
+  return out;
+}
+
+}  // namespace mimo

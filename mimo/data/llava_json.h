@@ -1,0 +1,41 @@
+// LLaVA's data format: a JSON array, or one JSON object a line, of
+//   {"id": "1", "image": "a.png" or ["a.png", "b.png"], "conversations":
+//    [{"from": "human", "value": "<image>\nWhat is this?"},
+//     {"from": "gpt", "value": "A bag."}, ...]}
+// `image` may be absent. Humans ("human" or "user") and models ("gpt" or
+// "assistant") take turns. A model's turn may have a "kind", which groups
+// questions in evaluation. Other fields that are texts are kept in `about`.
+#ifndef MIMO_MIMO_DATA_LLAVA_JSON_H_
+#define MIMO_MIMO_DATA_LLAVA_JSON_H_
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "mimo/data/text/conversation.h"
+
+namespace mimo {
+
+// Pictures' paths are taken from image_root (the file's own folder when empty)
+// and are not opened.
+absl::StatusOr<std::vector<Conversation>> ReadLlavaJson(
+    const std::string& path, const std::string& image_root = "");
+
+// The same of text in memory; errors begin with `name`.
+absl::StatusOr<std::vector<Conversation>> ParseLlavaJson(
+    std::string_view text, const std::string& name,
+    const std::string& image_root);
+
+// A JSON array, one conversation a line; paths as they are.
+std::string ToLlavaJson(const std::vector<Conversation>& conversations);
+
+// Moves about `fraction` of the conversations to the second list: those that
+// the hash of their first picture's path (else id) says, so that all about one
+// picture go together and neither order nor additions change it.
+std::pair<std::vector<Conversation>, std::vector<Conversation>> SplitByHash(
+    std::vector<Conversation> conversations, double fraction);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_DATA_LLAVA_JSON_H_
