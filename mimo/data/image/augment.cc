@@ -25,10 +25,10 @@ std::vector<float> Augment(const Image& rgba, int size,
   const double shift_y = draw(-options.shift, options.shift);
   float gain[3], background[3];
   for (float& g : gain) g = draw(1 - options.gain, 1 + options.gain);
-  const bool white = random.Uniform() < 0.5;
-  for (float& b : background) {
+  const bool plain = random.Uniform() < 0.5 || !options.random_background;
+  for (int c = 0; c < 3; ++c) {
     const double value = draw(0, 255);
-    b = white || !options.random_background ? 255 : value;
+    background[c] = plain ? options.background[c] : value;
   }
 
   // Position in the picture of a view's pixel, both from their middles and in

@@ -12,11 +12,13 @@ namespace mimo {
 // Each value is drawn uniformly.
 struct AugmentOptions {
   double min_scale = 1, max_scale = 1;
-  double rotation = 0;             // degrees, +-
-  double shift = 0;                // share of the picture's edge, +-, each axis
-  double aspect = 0;               // wider or higher by this share, +-
-  double gain = 0;                 // of each colour, +-
-  bool random_background = false;  // else white, behind alpha and the edges
+  double rotation = 0;  // degrees, +-
+  double shift = 0;     // share of the picture's edge, +-, each axis
+  double aspect = 0;    // wider or higher by this share, +-
+  double gain = 0;      // of each colour, +-
+  // Behind alpha and beyond the edges; random: half the time any colour.
+  Rgb background = kWhite;
+  bool random_background = false;
 };
 
 // Of training: what tells drawings of one thing apart but not the thing.

@@ -22,7 +22,8 @@ namespace mimo {
 
 struct Turn {
   std::string question, answer;
-  std::string kind;  // groups questions in evaluation ("name"); may be empty
+  std::string kind =
+      {};  // groups questions in evaluation ("name"); may be empty
 };
 
 struct Picture {
@@ -31,10 +32,10 @@ struct Picture {
 };
 
 struct Conversation {
-  std::string id;
-  std::vector<Turn> turns;
-  std::vector<Picture> pictures;             // in the order of their <image>
-  std::map<std::string, std::string> about;  // further fields ("country")
+  std::string id = {};
+  std::vector<Turn> turns = {};
+  std::vector<Picture> pictures = {};  // in the order of their <image>
+  std::map<std::string, std::string> about = {};  // further fields ("country")
 };
 
 struct ConversationTemplate {

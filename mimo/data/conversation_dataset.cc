@@ -1,0 +1,139 @@
+#include "mimo/data/conversation_dataset.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/data/image/codec.h"
+
+namespace mimo {
+namespace {
+
+absl::StatusOr<std::shared_ptr<const Image>> Decode(const Picture& picture) {
+  if (picture.decoded) return picture.decoded;
+  MIMO_ASSIGN_OR_RETURN(Image image, ReadImage(picture.path));
+  return std::make_shared<const Image>(std::move(image));
+}
+
+// What Augment needs of a picture and no more: the square middle when cropping,
+// at most twice the view's edge.
+Image Shrink(const Image& image, const ViewOptions& options) {
+  const bool crop = options.fit == Fit::kCrop && image.height != image.width;
+  const int edge = std::min(image.height, image.width);
+  Image out = crop ? CenterCrop(image, edge, edge) : image;
+  const int most = 2 * options.image_size;
+  const int64_t longest = std::max(out.height, out.width);
+  if (longest <= most) return out;
+  return ResizeBicubic(out, std::max<int64_t>(1, out.height * most / longest),
+                       std::max<int64_t>(1, out.width * most / longest));
+}
+
+// `turns` of them in random order, pictures first.
+std::vector<Turn> DrawTurns(const Conversation& conversation, int64_t turns,
+                            PhiloxSequence random) {
+  std::vector<Turn> drawn = conversation.turns;
+  turns = std::min<int64_t>(turns, drawn.size());
+  for (int64_t i = 0; i < turns; ++i) {
+    std::swap(drawn[i], drawn[i + random.Below(drawn.size() - i)]);
+  }
+  drawn.resize(turns);
+  for (Turn& turn : drawn) {
+    turn.question = absl::StrReplaceAll(
+        turn.question,
+        {{absl::StrCat(kImagePlaceholder, "\n"), ""}, {kImagePlaceholder, ""}});
+  }
+  drawn[0].question =
+      PlaceImages(drawn[0].question, conversation.pictures.size());
+  return drawn;
+}
+
+}  // namespace
+
+absl::StatusOr<ModalityItem> View(const Picture& picture,
+                                  const ViewOptions& options,
+                                  PhiloxSequence random) {
+  MIMO_ASSIGN_OR_RETURN(const std::shared_ptr<const Image> image,
+                        Decode(picture));
+  const int size = options.image_size;
+  ModalityItem item = {{3, size, size}, {}};
+  if (options.augment) {
+    const Image small = Shrink(*image, options);
+    item.values = Augment(small.channels == 4 ? small : ToRgba(small), size,
+                          *options.augment, random);
+  } else {
+    item.values = ClipPreprocess(*image, size, options.fit);
+  }
+  return item;
+}
+
+absl::StatusOr<std::shared_ptr<const ConversationDataset>>
+ConversationDataset::Create(std::vector<Conversation> conversations,
+                            const ConversationTemplate& format,
+                            const ConversationDatasetOptions& options) {
+  if (options.cache) {
+    for (Conversation& conversation : conversations) {
+      for (Picture& picture : conversation.pictures) {
+        MIMO_ASSIGN_OR_RETURN(picture.decoded, Decode(picture));
+        if (options.view.augment) {
+          picture.decoded = std::make_shared<const Image>(
+              Shrink(*picture.decoded, options.view));
+        }
+      }
+    }
+  }
+  return absl::WrapUnique(
+      new ConversationDataset(std::move(conversations), format, options));
+}
+
+absl::StatusOr<Sample> ConversationDataset::Get(int64_t index,
+                                                int64_t visit) const {
+  const Conversation& conversation = conversations_[index];
+  const int64_t images = conversation.pictures.size();
+  const std::vector<Turn> turns =
+      options_.turns == 0
+          ? conversation.turns
+          : DrawTurns(conversation, options_.turns,
+                      DataDraws(options_.seed, Draw::kTurns, visit, index));
+  absl::StatusOr<Sample> sample = format_.Encode(turns, images);
+  if (!sample.ok()) {
+    return absl::Status(
+        sample.status().code(),
+        absl::StrCat("data: conversation ", index, " (id \"", conversation.id,
+                     "\"): ", sample.status().message()));
+  }
+  for (int64_t i = 0; i < images; ++i) {
+    // Each picture of a sample has its own draws.
+    MIMO_ASSIGN_OR_RETURN(
+        ModalityItem item,
+        View(conversation.pictures[i], options_.view,
+             DataDraws(options_.seed + i, Draw::kAugment, visit, index)));
+    sample->modalities[options_.modality].push_back(std::move(item));
+  }
+  return sample;
+}
+
+absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit) const {
+  const MockOptions& o = options_;
+  CHECK_GE(o.sequence_length, o.tokens_per_image) << "MockDataset";
+  PhiloxSequence random = DataDraws(o.seed, Draw::kMock, visit, index);
+  Sample sample;
+  sample.input_ids.assign(o.tokens_per_image, o.image_id);
+  sample.labels.assign(o.tokens_per_image, kIgnoreLabel);
+  while (static_cast<int64_t>(sample.input_ids.size()) < o.sequence_length) {
+    int32_t id = random.Below(o.vocab_size - 1);
+    id += id >= o.image_id;  // any but the image token
+    sample.input_ids.push_back(id);
+    sample.labels.push_back(id);
+  }
+  ModalityItem item = {{3, o.image_size, o.image_size}, {}};
+  item.values.resize(3 * o.image_size * o.image_size);
+  for (float& value : item.values) value = random.Normal();
+  sample.modalities[o.modality].push_back(std::move(item));
+  return sample;
+}
+
+}  // namespace mimo

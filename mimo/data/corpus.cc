@@ -1,0 +1,136 @@
+#include "mimo/data/corpus.h"
+
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/data/fashion_mnist.h"
+#include "mimo/data/flags/prepare.h"
+#include "mimo/data/llava_json.h"
+
+namespace mimo {
+namespace {
+
+absl::Status AddFlags(const DataConfig& config, Corpus& corpus) {
+  MIMO_ASSIGN_OR_RETURN(const FlagSources sources, FindFlagSources());
+  const std::string folder = absl::StrCat(config.data_dir, "/flags");
+  MIMO_RETURN_IF_ERROR(PrepareFlags(folder, sources));
+  for (const std::string_view name : kFlagSplits) {
+    Split split = {.name = std::string(name)};
+    MIMO_ASSIGN_OR_RETURN(
+        split.conversations,
+        ReadLlavaJson(absl::StrCat(folder, "/", name, ".json")));
+    if (name == "train") split.augment = kTrainAugment;
+    if (name == "kgeography") split.augment = kShiftAugment;
+    (name == "train" ? corpus.train : corpus.validation)
+        .push_back(std::move(split));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AddFashionMnist(Corpus& corpus) {
+  // Grey garments on black.
+  const AugmentOptions augment = {.min_scale = 0.9,
+                                  .max_scale = 1.1,
+                                  .rotation = 4,
+                                  .shift = 0.06,
+                                  .background = {0, 0, 0}};
+  Split train = {.name = "fashion_mnist_train", .augment = augment};
+  Split test = {.name = "fashion_mnist_test"};
+  MIMO_ASSIGN_OR_RETURN(train.conversations, ReadFashionMnist(true));
+  MIMO_ASSIGN_OR_RETURN(test.conversations, ReadFashionMnist(false));
+  corpus.train.push_back(std::move(train));
+  corpus.validation.push_back(std::move(test));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Corpus> LoadCorpus(const DataConfig& config) {
+  Corpus corpus;
+  if (config.type == DataType::kCaptions) {
+    for (std::string_view name : absl::StrSplit(config.name, '+')) {
+      if (name == "flags") {
+        MIMO_RETURN_IF_ERROR(AddFlags(config, corpus));
+      } else if (name == "fashion_mnist") {
+        MIMO_RETURN_IF_ERROR(AddFashionMnist(corpus));
+      } else {
+        return absl::InvalidArgumentError(
+            absl::StrCat("data.name: ", config.name,
+                         ", wanted flags, fashion_mnist or both with a +"));
+      }
+    }
+    return corpus;
+  }
+  CHECK(config.type == DataType::kLlavaJson) << "LoadCorpus";
+  Split train = {.name = "train", .augment = kTrainAugment};
+  Split validation = {.name = "validation"};
+  MIMO_ASSIGN_OR_RETURN(std::vector<Conversation> all,
+                        ReadLlavaJson(config.path, config.image_root));
+  std::tie(train.conversations, validation.conversations) =
+      SplitByHash(std::move(all), config.validation_fraction);
+  if (!config.validation_path.empty()) {
+    MIMO_ASSIGN_OR_RETURN(
+        validation.conversations,
+        ReadLlavaJson(config.validation_path, config.image_root));
+  }
+  corpus.train.push_back(std::move(train));
+  if (!validation.conversations.empty()) {
+    corpus.validation.push_back(std::move(validation));
+  }
+  return corpus;
+}
+
+absl::StatusOr<Tokenizer> MakeTokenizer(const DataConfig& config,
+                                        const Corpus& corpus) {
+  if (!config.tokenizer.empty()) return Tokenizer::Load(config.tokenizer);
+  // A line that comes thousands of times says no more than one of a thousand.
+  std::vector<std::string> lines;
+  absl::flat_hash_map<std::string, int> count;
+  for (const Split& split : corpus.train) {
+    for (std::string& line : TokenizerSentences(split.conversations)) {
+      if (++count[line] <= 1000) lines.push_back(std::move(line));
+    }
+  }
+  MIMO_ASSIGN_OR_RETURN(std::string bytes,
+                        Tokenizer::Train(lines, config.tokenizer_vocab_size));
+  return Tokenizer::Parse(std::move(bytes), "tokenizer");
+}
+
+absl::StatusOr<std::shared_ptr<const Dataset>> TrainingDataset(
+    const DataConfig& config, const Corpus& corpus,
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed) {
+  std::vector<std::shared_ptr<const Dataset>> parts;
+  for (const Split& split : corpus.train) {
+    if (split.conversations.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("data: 0 conversations in ", split.name));
+    }
+    ConversationDatasetOptions options = {
+        .view = {.image_size = image_size, .fit = config.fit},
+        .turns = config.turns,
+        .seed = seed,
+        .cache = config.cache_images || config.type == DataType::kCaptions};
+    if (config.augment) options.view.augment = split.augment;
+    MIMO_ASSIGN_OR_RETURN(
+        parts.emplace_back(),
+        ConversationDataset::Create(split.conversations, format, options));
+  }
+  if (parts.size() == 1) return parts[0];
+  return std::make_shared<const MixedDataset>(std::move(parts));
+}
+
+absl::StatusOr<std::shared_ptr<const Dataset>> ValidationDataset(
+    const DataConfig& config, const Split& split,
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed) {
+  return ConversationDataset::Create(split.conversations, format,
+                                     {.view = {.image_size = image_size,
+                                               .fit = config.fit,
+                                               .augment = split.augment},
+                                      .seed = seed});
+}
+
+}  // namespace mimo

@@ -1,0 +1,230 @@
+#include "mimo/data/corpus.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "mimo/data/data_loader.h"
+#include "mimo/data/file.h"
+#include "mimo/data/llava_json.h"
+
+namespace mimo {
+namespace {
+
+using ::testing::HasSubstr;
+
+DataConfig Fixtures() {
+  DataConfig config;
+  config.type = DataType::kLlavaJson;
+  config.path = "tests/fixtures/captions.jsonl";
+  config.tokenizer_vocab_size = 400;
+  return config;
+}
+
+Corpus Load(const DataConfig& config) {
+  auto corpus = LoadCorpus(config);
+  EXPECT_TRUE(corpus.ok()) << corpus.status();
+  return corpus.value_or(Corpus{});
+}
+
+ConversationTemplate Template(const DataConfig& config, const Corpus& corpus) {
+  const auto tokenizer = MakeTokenizer(config, corpus);
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  return {*tokenizer, /*tokens_per_image=*/4, /*max_sequence_length=*/128};
+}
+
+std::shared_ptr<const Dataset> Training(const DataConfig& config,
+                                        const Corpus& corpus,
+                                        uint64_t seed = 1) {
+  auto dataset =
+      TrainingDataset(config, corpus, Template(config, corpus), 16, seed);
+  EXPECT_TRUE(dataset.ok()) << dataset.status();
+  return *dataset;
+}
+
+TEST(Corpus, FixturesEndToEnd) {
+  const DataConfig config = Fixtures();
+  const Corpus corpus = Load(config);
+  ASSERT_EQ(corpus.train.size(), 1u);
+  EXPECT_TRUE(corpus.validation.empty());
+  const auto dataset = Training(config, corpus);
+  ASSERT_EQ(dataset->size(), 13);
+  for (int64_t i = 0; i < dataset->size(); ++i) {
+    const auto sample = dataset->Get(i, 0);
+    ASSERT_TRUE(sample.ok()) << sample.status();
+    EXPECT_EQ(sample->modalities.at("images")[0].shape,
+              (std::vector<int64_t>{3, 16, 16}));
+  }
+  auto loader = DataLoader::Create(
+      dataset, {.micro_batch_size = 5, .seed = 3, .num_workers = 2});
+  ASSERT_TRUE(loader.ok());
+  for (int i = 0; i < 6; ++i) EXPECT_TRUE((*loader)->Next().ok());
+}
+
+TEST(Corpus, ValidationByShareAndByFile) {
+  DataConfig config = Fixtures();
+  config.validation_fraction = 0.4;
+  const Corpus share = Load(config);
+  ASSERT_EQ(share.validation.size(), 1u);
+  EXPECT_EQ(share.train[0].conversations.size() +
+                share.validation[0].conversations.size(),
+            13u);
+  config.validation_fraction = 0;
+  config.validation_path = config.path;
+  const Corpus file = Load(config);
+  EXPECT_EQ(file.validation[0].conversations.size(), 13u);
+  const auto dataset = ValidationDataset(config, file.validation[0],
+                                         Template(config, file), 16, 1);
+  ASSERT_TRUE(dataset.ok());
+  EXPECT_EQ((*dataset)->Get(0, 0)->modalities.at("images")[0].values,
+            (*dataset)->Get(0, 1)->modalities.at("images")[0].values);
+}
+
+TEST(Corpus, AugmentedViewsDependOnSeedSampleAndVisitAlone) {
+  DataConfig config = Fixtures();
+  config.augment = true;
+  const Corpus corpus = Load(config);
+  for (const Fit fit : {Fit::kCrop, Fit::kSquash}) {
+    config.fit = fit;
+    config.cache_images = false;
+    const auto slow = Training(config, corpus);
+    config.cache_images = true;
+    const auto fast = Training(config, corpus);
+    const auto other = Training(config, corpus, /*seed=*/2);
+    const auto values = [](const Dataset& d, int i, int visit) {
+      return d.Get(i, visit)->modalities.at("images")[0].values;
+    };
+    for (int i = 0; i < 13; ++i) {
+      EXPECT_EQ(values(*slow, i, 2), values(*fast, i, 2)) << i;
+      EXPECT_NE(values(*fast, i, 2), values(*fast, i, 3)) << i;
+      EXPECT_NE(values(*fast, i, 2), values(*other, i, 2)) << i;
+    }
+  }
+}
+
+TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
+  DataConfig config = Fixtures();
+  Corpus corpus = Load(config);
+  Conversation c = corpus.train[0].conversations[0];
+  c.turns = {{"<image>\nWhat is it?", "A.", ""},
+             {"And what colour?", "B.", ""},
+             {"How large?", "C.", ""}};
+  corpus.train[0].conversations = {c};
+  config.turns = 2;
+  const auto dataset = Training(config, corpus);
+  const Tokenizer tokenizer = Template(config, corpus).tokenizer;
+  std::set<std::string> seen;
+  for (int visit = 0; visit < 60; ++visit) {
+    const auto sample = dataset->Get(0, visit);
+    ASSERT_TRUE(sample.ok()) << sample.status();
+    std::vector<int32_t> answers;
+    for (const int32_t label : sample->labels) {
+      if (label >= 0 && label != tokenizer.eos_id()) answers.push_back(label);
+    }
+    seen.insert(tokenizer.Decode(answers));
+    // bos, "USER:", then the picture.
+    const auto user = tokenizer.Encode("USER:").size();
+    EXPECT_EQ(sample->input_ids[1 + user], tokenizer.image_id());
+    EXPECT_EQ(sample->input_ids, dataset->Get(0, visit)->input_ids);
+  }
+  EXPECT_EQ(seen, (std::set<std::string>{"A. B.", "A. C.", "B. A.", "B. C.",
+                                         "C. A.", "C. B."}));
+}
+
+TEST(Corpus, Mistakes) {
+  DataConfig config;
+  config.name = "cats";
+  EXPECT_THAT(std::string(LoadCorpus(config).status().message()),
+              HasSubstr("data.name: cats, wanted flags"));
+  config = Fixtures();
+  config.path = "no.json";
+  EXPECT_THAT(std::string(LoadCorpus(config).status().message()),
+              HasSubstr("no.json: no such file"));
+  config = Fixtures();
+  config.image_root = "elsewhere";
+  const Corpus corpus = Load(config);
+  EXPECT_THAT(
+      std::string(Training(config, corpus)->Get(0, 0).status().message()),
+      HasSubstr("elsewhere/images/red_apple.png: no such file"));
+  config.cache_images = true;  // told at once
+  EXPECT_THAT(std::string(TrainingDataset(config, corpus,
+                                          Template(config, corpus), 16, 1)
+                              .status()
+                              .message()),
+              HasSubstr("elsewhere/images/red_apple.png: no such file"));
+  config.tokenizer = "tests/fixtures/captions.jsonl";
+  EXPECT_THAT(std::string(MakeTokenizer(config, corpus).status().message()),
+              HasSubstr("not a sentencepiece model"));
+  ConversationTemplate format = Template(Fixtures(), corpus);
+  format.max_sequence_length = 5;
+  config = Fixtures();
+  EXPECT_THAT(std::string((*TrainingDataset(config, corpus, format, 16, 1))
+                              ->Get(2, 0)
+                              .status()
+                              .message()),
+              HasSubstr("data: conversation 2 (id \"002\"): "));
+}
+
+TEST(DataConfig, Validate) {
+  EXPECT_TRUE(DataConfig{}.Validate().ok());
+  DataConfig config;
+  config.type = DataType::kTensors;
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("path: "));
+  config = DataConfig{};
+  config.validation_fraction = 1;
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("validation_fraction: 1"));
+  config = DataConfig{};
+  config.turns = -1;
+  EXPECT_FALSE(config.Validate().ok());
+}
+
+TEST(MockDataset, NeverDrawsTheImageToken) {
+  const MockDataset mock({.samples = 5,
+                          .sequence_length = 40,
+                          .vocab_size = 7,
+                          .tokens_per_image = 4,
+                          .image_size = 8,
+                          .image_id = 3,
+                          .seed = 1});
+  for (int i = 0; i < 5; ++i) {
+    const auto sample = mock.Get(i, 0);
+    ASSERT_TRUE(sample.ok());
+    ASSERT_EQ(sample->input_ids.size(), 40u);
+    for (int t = 0; t < 40; ++t) {
+      EXPECT_EQ(sample->input_ids[t] == 3, t < 4);
+      EXPECT_LT(sample->input_ids[t], 7);
+    }
+    EXPECT_EQ(sample->input_ids, mock.Get(i, 0)->input_ids);
+    EXPECT_NE(sample->input_ids, mock.Get(i, 1)->input_ids);
+  }
+}
+
+// The main job's set: in a fresh folder, and read again from it.
+TEST(Corpus, FlagsAndFashionMnist) {
+  const auto here = std::filesystem::canonical("mimo/data/corpus_test.cc");
+  setenv("BUILD_WORKSPACE_DIRECTORY",
+         (here.parent_path() / "../..").lexically_normal().c_str(), 1);
+  DataConfig config;
+  config.name = "flags+fashion_mnist";
+  config.data_dir = std::string(getenv("TEST_TMPDIR")) + "/data";
+  config.augment = true;
+  config.fit = Fit::kSquash;
+  config.turns = 2;
+  for (int time = 0; time < 2; ++time) {
+    const Corpus corpus = Load(config);
+    ASSERT_EQ(corpus.train.size(), 2u);
+    ASSERT_EQ(corpus.validation.size(), 4u);
+    EXPECT_EQ(corpus.validation[0].name, "heldout_style");
+    EXPECT_TRUE(corpus.validation[2].augment.has_value());  // kgeography
+    const auto dataset = Training(config, corpus);
+    EXPECT_EQ(dataset->size(), 120000);
+    EXPECT_TRUE(dataset->Get(0, 0).ok());
+    EXPECT_TRUE(dataset->Get(1, 0).ok());
+  }
+}
+
+}  // namespace
+}  // namespace mimo
