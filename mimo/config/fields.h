@@ -56,6 +56,11 @@ template <typename T>
 absl::Status FromYaml(const ConfigNode& node, T& out,
                       absl::Span<const absl::string_view> other_keys = {});
 
+// Reads the key `name` of the map `node` into `out`, if it is there and not
+// null. Other keys are not looked at.
+template <typename T>
+absl::Status ReadKey(const ConfigNode& node, absl::string_view name, T& out);
+
 // All fields as YAML text, which FromYaml reads back to an equal config.
 template <typename T>
 std::string ToYaml(const T& config);
@@ -261,6 +266,13 @@ absl::Status FromYaml(const ConfigNode& node, T& out,
     if (!valid.ok()) return config_internal::PlaceError(node, valid);
   }
   return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status ReadKey(const ConfigNode& node, absl::string_view name, T& out) {
+  const ConfigNode* child = node.Find(name);
+  if (child == nullptr || child->IsNull()) return absl::OkStatus();
+  return config_internal::Read(*child, out);
 }
 
 template <typename T>

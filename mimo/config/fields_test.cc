@@ -303,6 +303,21 @@ TEST(ToYaml, Text) {
   EXPECT_EQ(ToYaml(Parse(text)), text);
 }
 
+TEST(ReadKey, ReadsOneOfMany) {
+  const ConfigNode node = Parse("{lr: 2, other: x, none: null, deep: [1]}");
+  double lr = 1;
+  std::optional<std::vector<double>> deep;
+  EXPECT_TRUE(ReadKey(node, "absent", lr).ok());
+  EXPECT_TRUE(ReadKey(node, "none", lr).ok());
+  EXPECT_EQ(lr, 1);
+  EXPECT_TRUE(ReadKey(node, "lr", lr).ok());
+  EXPECT_TRUE(ReadKey(node, "deep", deep).ok());
+  EXPECT_EQ(lr, 2);
+  EXPECT_EQ(deep, std::vector<double>{1});
+  EXPECT_EQ(ReadKey(node, "other", lr).message(),
+            "x.yaml: other: \"x\", wanted a number");
+}
+
 TEST(ListKeys, InOrder) {
   EXPECT_EQ(ListKeys<Inner>(), (std::vector<absl::string_view>{
                                    "lr", "iters", "small", "clip", "style"}));

@@ -1,0 +1,417 @@
+#include "models/hf/checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/checkpoint/atomic_file.h"
+#include "mimo/checkpoint/safetensors.h"
+#include "mimo/config/json.h"
+#include "models/hf/llava_config.h"
+#include "models/hf/names.h"
+
+namespace mimo {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kSingle[] = "model.safetensors";
+constexpr char kIndex[] = "model.safetensors.index.json";
+
+// One error for all that does not fit.
+class Problems {
+ public:
+  explicit Problems(std::string where) : where_(std::move(where)) {}
+  template <typename... Words>
+  void Add(const Words&... words) {
+    list_.push_back(absl::StrCat(words...));
+  }
+  void WantShape(absl::string_view name, const Shape& found,
+                 const Shape& wanted) {
+    if (found != wanted) {
+      Add(name, " is ", ToString(found), ", wanted ", ToString(wanted));
+    }
+  }
+  absl::Status status() const {
+    if (list_.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(where_, ": ", absl::StrJoin(list_, "; ")));
+  }
+
+ private:
+  std::string where_;
+  std::vector<std::string> list_;
+};
+
+// The rows of our parameter that `tensor` is, in its shape.
+Tensor View(const Tensor& parameter, const HfTensor& tensor) {
+  return parameter.Rows(tensor.row, tensor.row + tensor.shape[0])
+      .Reshape(tensor.shape);
+}
+
+// The weights of a folder by their canonical names.
+struct Weights {
+  struct Place {
+    std::shared_ptr<const SafeTensors> file;
+    std::string name;  // in the file
+    const SafeTensorInfo& info() const { return *file->Find(name); }
+  };
+  std::map<std::string, Place> places;
+
+  absl::Status Add(std::shared_ptr<const SafeTensors> file,
+                   const std::string& name) {
+    if (IsHfBuffer(name)) return absl::OkStatus();
+    const std::string canonical = CanonicalHfName(name);
+    const auto [it, added] =
+        places.emplace(canonical, Place{std::move(file), name});
+    if (added) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(it->second.file->path(), ": ", it->second.name, " and ",
+                     name, " are both ", canonical, ", wanted one"));
+  }
+  absl::Status Load(const HfTensor& tensor, const Tensor& parameter) const {
+    const Place& place = places.at(tensor.name);
+    return place.file->LoadInto(place.name, View(parameter, tensor));
+  }
+};
+
+absl::StatusOr<std::shared_ptr<const SafeTensors>> OpenShared(
+    const std::string& path) {
+  MIMO_ASSIGN_OR_RETURN(SafeTensors file, SafeTensors::Open(path));
+  return std::make_shared<const SafeTensors>(std::move(file));
+}
+
+absl::StatusOr<Weights> OpenSharded(const std::string& folder) {
+  const std::string index_path = absl::StrCat(folder, "/", kIndex);
+  MIMO_ASSIGN_OR_RETURN(const ConfigNode index, LoadJson(index_path));
+  const ConfigNode map = index["weight_map"];
+  if (map.kind != ConfigNode::Kind::kMap) {
+    return map.Error(map.Describe() + ", wanted tensors and their files");
+  }
+  Weights weights;
+  Problems problems(index_path);
+  std::map<std::string, std::shared_ptr<const SafeTensors>> shards;
+  for (const ConfigNode& entry : map.children) {
+    if (!entry.quoted || entry.text.find('/') != std::string::npos) {
+      return entry.Error(entry.Describe() + ", wanted a file's name");
+    }
+    auto [it, added] = shards.emplace(entry.text, nullptr);
+    if (added) {
+      auto shard = OpenShared(absl::StrCat(folder, "/", entry.text));
+      if (absl::IsNotFound(shard.status())) {
+        problems.Add("no file ", entry.text);
+        continue;
+      }
+      MIMO_RETURN_IF_ERROR(shard.status());
+      it->second = *shard;
+    }
+    if (it->second == nullptr) continue;  // told already
+    if (it->second->Find(entry.key) == nullptr) {
+      problems.Add("no ", entry.key, " in ", entry.text);
+      continue;
+    }
+    MIMO_RETURN_IF_ERROR(weights.Add(it->second, entry.key));
+  }
+  MIMO_RETURN_IF_ERROR(problems.status());
+  return weights;
+}
+
+absl::StatusOr<Weights> OpenWeights(const std::string& folder) {
+  std::error_code error;
+  const std::string single = absl::StrCat(folder, "/", kSingle);
+  if (!fs::exists(single, error)) {
+    if (fs::exists(absl::StrCat(folder, "/", kIndex), error)) {
+      return OpenSharded(folder);
+    }
+    return absl::NotFoundError(
+        absl::StrCat(folder, ": no weights, wanted ", kSingle, " or ", kIndex));
+  }
+  MIMO_ASSIGN_OR_RETURN(const auto file, OpenShared(single));
+  Weights weights;
+  for (const auto& [name, info] : file->tensors()) {
+    MIMO_RETURN_IF_ERROR(weights.Add(file, name));
+  }
+  return weights;
+}
+
+// Adds what is missing or of another shape among the tensors of `parameter`.
+void CheckTensors(const HfParameter& parameter, const Weights& weights,
+                  Problems& problems) {
+  for (const HfTensor& tensor : parameter.tensors) {
+    const auto place = weights.places.find(tensor.name);
+    if (place == weights.places.end()) {
+      problems.Add(tensor.name, " is missing");
+    } else {
+      problems.WantShape(place->second.name, place->second.info().shape,
+                         tensor.shape);
+    }
+  }
+}
+
+void CheckUnknown(const std::vector<HfParameter>& table, bool tied,
+                  const Weights& weights, Problems& problems) {
+  std::set<std::string> known;
+  if (tied) known.insert(kHfHead);
+  for (const HfParameter& parameter : table) {
+    for (const HfTensor& tensor : parameter.tensors) known.insert(tensor.name);
+  }
+  for (const auto& [canonical, place] : weights.places) {
+    if (!known.contains(canonical)) problems.Add(place.name, " is not wanted");
+  }
+}
+
+std::map<std::string, HfParameter> ByName(std::vector<HfParameter> table) {
+  std::map<std::string, HfParameter> by_name;
+  for (HfParameter& row : table) {
+    const std::string name = row.name;
+    by_name.emplace(name, std::move(row));
+  }
+  return by_name;
+}
+
+std::string NameOnDisk(const HfLayout& layout, const std::string& canonical) {
+  const auto it = layout.entries.find(canonical);
+  return it == layout.entries.end() ? canonical : it->second.name;
+}
+
+// Writes the entries into `folder`, in one file or in several with an index.
+absl::Status WriteWeights(const std::string& folder,
+                          std::vector<SafeTensorToWrite> entries,
+                          int64_t max_shard_bytes) {
+  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  std::vector<std::vector<SafeTensorToWrite>> shards(1);
+  int64_t total = 0, bytes = 0;
+  for (SafeTensorToWrite& entry : entries) {
+    const int64_t more = entry.tensor.numel() * SizeOf(entry.dtype);
+    if (bytes + more > max_shard_bytes && !shards.back().empty()) {
+      shards.emplace_back();
+      bytes = 0;
+    }
+    bytes += more;
+    total += more;
+    shards.back().push_back(std::move(entry));
+  }
+  if (shards.size() == 1) {
+    return WriteSafeTensors(absl::StrCat(folder, "/", kSingle),
+                            std::move(shards[0]), metadata);
+  }
+  nlohmann::ordered_json index;
+  index["metadata"]["total_size"] = total;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name =
+        absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
+    for (const auto& entry : shards[i]) index["weight_map"][entry.name] = name;
+    MIMO_RETURN_IF_ERROR(WriteSafeTensors(absl::StrCat(folder, "/", name),
+                                          std::move(shards[i]), metadata));
+  }
+  return WriteFileAtomically(absl::StrCat(folder, "/", kIndex),
+                             index.dump(2) + "\n");
+}
+
+// Moves the files of `from` to `to`, then removes `from`. Weights that were in
+// `to` under another layout go: a reader could take them for these.
+absl::Status MoveFiles(const std::string& from, const std::string& to) {
+  std::error_code error;
+  for (const char* name : {kSingle, kIndex}) {
+    if (!fs::exists(absl::StrCat(from, "/", name), error)) {
+      fs::remove(absl::StrCat(to, "/", name), error);
+    }
+  }
+  for (const auto& entry : fs::directory_iterator(from, error)) {
+    const std::string path =
+        absl::StrCat(to, "/", entry.path().filename().string());
+    fs::rename(entry.path(), path, error);
+    if (error) return FileError(path, "write", error.value());
+  }
+  return SyncFolder(to);
+}
+
+}  // namespace
+
+std::string HfLayout::ToText() const {
+  nlohmann::json json = nlohmann::json::object();
+  for (const auto& [canonical, entry] : entries) {
+    json[canonical] = {entry.name, std::string(SafeTensorsDType(entry.dtype))};
+  }
+  return json.dump();
+}
+
+absl::StatusOr<HfLayout> HfLayout::FromText(absl::string_view text) {
+  MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
+                        ParseJson(std::string(text), kHfLayoutKey));
+  HfLayout layout;
+  for (const ConfigNode& child : root.children) {
+    const bool pair = child.children.size() == 2;
+    const auto dtype =
+        pair ? DTypeFromSafeTensors(child.children[1].text) : std::nullopt;
+    if (!dtype || child.children[0].text.empty()) {
+      return child.Error("wanted [name, dtype]");
+    }
+    layout.entries[child.key] = {child.children[0].text, *dtype};
+  }
+  return layout;
+}
+
+absl::StatusOr<HfLayout> ReadHfLayout(const std::string& folder) {
+  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  HfLayout layout;
+  for (const auto& [canonical, place] : weights.places) {
+    layout.entries[canonical] = {place.name, place.info().dtype};
+  }
+  return layout;
+}
+
+absl::Status LoadHfParameters(const std::string& folder,
+                              const std::vector<Parameter*>& parameters) {
+  MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(folder));
+  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  const std::vector<HfParameter> table = HfParameters(config);
+  const std::map<std::string, HfParameter> rows = ByName(table);
+  Problems problems(folder);
+  for (const Parameter* parameter : parameters) {
+    const auto row = rows.find(parameter->name);
+    if (row == rows.end()) {
+      problems.Add(parameter->name, " is missing in its config.json's model");
+    } else {
+      problems.WantShape(parameter->name, row->second.shape,
+                         parameter->data.shape());
+      CheckTensors(row->second, weights, problems);
+    }
+  }
+  CheckUnknown(table, config.language.tie_word_embeddings, weights, problems);
+  MIMO_RETURN_IF_ERROR(problems.status());
+  for (const Parameter* parameter : parameters) {
+    for (const HfTensor& tensor : rows.at(parameter->name).tensors) {
+      MIMO_RETURN_IF_ERROR(weights.Load(tensor, parameter->data));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<std::string, Tensor>> LoadHfTensors(
+    const std::string& folder, Allocator& allocator) {
+  MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(folder));
+  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  const std::vector<HfParameter> table = HfParameters(config);
+  Problems problems(folder);
+  for (const HfParameter& row : table) CheckTensors(row, weights, problems);
+  CheckUnknown(table, config.language.tie_word_embeddings, weights, problems);
+  MIMO_RETURN_IF_ERROR(problems.status());
+
+  std::map<std::string, Tensor> tensors;
+  for (const HfParameter& row : table) {
+    std::set<DType> dtypes;
+    for (const HfTensor& tensor : row.tensors) {
+      dtypes.insert(weights.places.at(tensor.name).info().dtype);
+    }
+    // One that holds them all.
+    const DType dtype = dtypes.size() == 1                 ? *dtypes.begin()
+                        : dtypes.contains(DType::kFloat64) ? DType::kFloat64
+                                                           : DType::kFloat32;
+    Tensor& parameter = tensors[row.name];
+    parameter = Tensor(allocator, row.shape, dtype);
+    for (const HfTensor& tensor : row.tensors) {
+      MIMO_RETURN_IF_ERROR(weights.Load(tensor, parameter));
+    }
+  }
+  return tensors;
+}
+
+absl::Status SaveHfCheckpoint(const std::string& folder,
+                              const LlavaConfig& config,
+                              const std::map<std::string, Tensor>& tensors,
+                              const HfSaveOptions& options) {
+  const HfLayout& layout = options.layout;
+  const std::map<std::string, HfParameter> rows = ByName(HfParameters(config));
+  Problems problems("model");
+  for (const auto& [name, row] : rows) {
+    const auto it = tensors.find(name);
+    if (it == tensors.end()) {
+      problems.Add(name, " is missing");
+    } else {
+      problems.WantShape(name, it->second.shape(), row.shape);
+    }
+  }
+  for (const auto& [name, tensor] : tensors) {
+    if (!rows.contains(name)) problems.Add(name, " is not wanted");
+  }
+  MIMO_RETURN_IF_ERROR(problems.status());
+
+  std::vector<SafeTensorToWrite> entries;
+  auto add = [&](const std::string& canonical, const Tensor& tensor) {
+    const auto it = layout.entries.find(canonical);
+    const DType kept =
+        it == layout.entries.end() ? tensor.dtype() : it->second.dtype;
+    entries.push_back(
+        {NameOnDisk(layout, canonical), tensor, options.dtype.value_or(kept)});
+  };
+  for (const auto& [name, row] : rows) {
+    for (const HfTensor& tensor : row.tensors) {
+      const Tensor view = View(tensors.at(name), tensor);
+      add(tensor.name, view);
+      if (tensor.name == kHfEmbedding && config.language.tie_word_embeddings &&
+          layout.entries.contains(kHfHead)) {
+        add(kHfHead, view);
+      }
+    }
+  }
+  std::sort(entries.begin(), entries.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::string json = options.config_json;
+  if (json.empty()) {
+    MIMO_ASSIGN_OR_RETURN(json, HfLlavaConfigJson(config, entries[0].dtype));
+  }
+
+  std::error_code error;
+  const bool made = fs::create_directories(folder, error);
+  if (error) return FileError(folder, "make", error.value());
+  const std::string part = folder + "/.tmp_export";
+  fs::remove_all(part, error);
+  const absl::Cleanup remove = [&] {
+    fs::remove_all(part, error);
+    if (made) fs::remove(folder, error);  // if it is empty
+  };
+  fs::create_directory(part, error);
+  if (error) return FileError(folder, "write", error.value());
+  MIMO_RETURN_IF_ERROR(
+      WriteWeights(part, std::move(entries), options.max_shard_bytes));
+  MIMO_RETURN_IF_ERROR(WriteFileAtomically(part + "/config.json", json));
+  return MoveFiles(part, folder);
+}
+
+absl::StatusOr<std::map<std::string, Tensor>> HfGradients(
+    const std::vector<Parameter*>& parameters, const LlavaConfig& config,
+    Allocator& allocator, const HfLayout& layout) {
+  const std::map<std::string, HfParameter> rows = ByName(HfParameters(config));
+  Problems problems("model");
+  std::map<std::string, Tensor> gradients;
+  for (Parameter* parameter : parameters) {
+    const auto row = rows.find(parameter->name);
+    if (row == rows.end()) {
+      problems.Add(parameter->name, " is not in a Hugging Face LLaVA");
+      continue;
+    }
+    const Tensor& data = parameter->data;
+    CHECK(data.shape() == row->second.shape) << parameter->name;
+    const Tensor gradient = parameter->main_grad.defined()
+                                ? parameter->Grad()
+                                : Tensor::Zeros(allocator, data.shape(),
+                                                AccumulatorOf(data.dtype()));
+    for (const HfTensor& tensor : row->second.tensors) {
+      gradients[NameOnDisk(layout, tensor.name)] = View(gradient, tensor);
+    }
+  }
+  MIMO_RETURN_IF_ERROR(problems.status());
+  return gradients;
+}
+
+}  // namespace mimo
