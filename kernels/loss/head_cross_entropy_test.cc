@@ -206,7 +206,8 @@ TEST(HeadCrossEntropy, Float32IsFloat64) {
 }
 
 TEST(HeadCrossEntropy, GradientsAreCentralDifferences) {
-  for (const Case& c : std::vector<Case>{{7, 3, 5, 2},
+  for (const Case& c : std::vector<Case>{{7, 3, 5, 2, Labels::kAll},
+                                         {16, 3, 5, 2},
                                          {5, 4, 3, 8, Labels::kAll},
                                          {6, 2, 7, 3, Labels::kSome, 1}}) {
     Problem<double> p(c);
