@@ -52,7 +52,9 @@ class Events:
             event = json.loads(line)
             for kind, about in event["id"].items():
                 if kind == "testResult":
-                    self._result(about, event["testResult"])
+                    # An interrupted build says "aborted" in its place.
+                    missing = {"status": "INCOMPLETE"}
+                    self._result(about, event.get("testResult", missing))
                 elif kind == "targetConfigured":
                     if "testSize" in event.get("configured", {}):
                         self.tests.add(about["label"])

@@ -117,6 +117,14 @@ class BazelTest(unittest.TestCase):
             self.run_tool(1), ("1 passed, 2 failed, 1 skipped", 1)
         )
 
+    def test_interrupted(self):
+        self.result("//a", "PASSED", self.suite(PASS))
+        at = {"testResult": {"label": "//b", "attempt": 1}}
+        self.events.append({"id": at, "aborted": {"reason": "USER_INTERRUPTED"}})
+        self.assertEqual(
+            self.run_tool(8), ("1 passed, 1 failed, 0 skipped", 8)
+        )
+
     def test_nothing_ran(self):
         self.assertEqual(
             self.run_tool(1), ("0 passed, 1 failed, 0 skipped", 1)
