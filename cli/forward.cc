@@ -1,0 +1,101 @@
+// mimo forward: one forward, and backward, of a checkpoint on given tensors.
+#include <iostream>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/args.h"
+#include "cli/commands.h"
+#include "cli/open_model.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/checkpoint/safetensors.h"
+#include "mimo/train/tensors_source.h"
+#include "models/hf/checkpoint.h"
+
+namespace mimo {
+
+absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
+  Args args("forward", "one forward, and backward, of a checkpoint");
+  args.Flag("checkpoint", "DIR", "a Hugging Face folder or a checkpoint");
+  args.Flag("inputs", "I.safetensors", "input_ids, labels, pixel_values");
+  args.Flag("outputs", "O.safetensors",
+            "logits, loss, image_features, grad.<name>");
+  args.Flag("grads", "", "the loss's gradient of every parameter too");
+  args.Flag("device", "cpu|cuda", "where to compute (cpu)");
+  args.Flag("dtype", "float32|float64", "in what to compute (float32)");
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  if (args.help()) {
+    std::cout << args.Usage();
+    return absl::OkStatus();
+  }
+  MIMO_ASSIGN_OR_RETURN(const std::string checkpoint,
+                        args.Required("checkpoint"));
+  MIMO_ASSIGN_OR_RETURN(const std::string inputs, args.Required("inputs"));
+  MIMO_ASSIGN_OR_RETURN(const std::string outputs, args.Required("outputs"));
+  if (args.String("device", "cpu") != "cpu") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("forward: --device: \"", args.String("device"),
+                     "\", wanted cpu (mimo computes on the CPU so far)"));
+  }
+  MIMO_ASSIGN_OR_RETURN(const DType dtype,
+                        ReadComputeDType(args.String("dtype", "float32")));
+  MIMO_ASSIGN_OR_RETURN(
+      const OpenedModel opened,
+      OpenModel(checkpoint, dtype, registry, args.Has("grads")));
+  const MimoModel& model = *opened.model;
+  const LanguageModel& lm = model.language_model();
+  MIMO_ASSIGN_OR_RETURN(const MicroBatch batch, ReadTensorBatch(inputs));
+  const int64_t labelled = batch.LabelledTokens();
+  if (args.Has("grads") && labelled == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        inputs, ": labels: none, wanted at least one with --grads"));
+  }
+
+  std::map<std::string, Tensor> out;
+  Tape tape;
+  Context ctx = opened.context();
+  if (args.Has("grads")) ctx.tape = &tape;
+  const ModalityInputs modality_inputs = model.InputsOf(ctx, batch);
+  MIMO_ASSIGN_OR_RETURN(const Var hidden,
+                        model.Forward(ctx, batch.input_ids, batch.batch,
+                                      batch.seq, modality_inputs));
+  out["logits"] = lm.Logits(ctx, hidden.value)
+                      .Reshape({batch.batch, batch.seq, lm.vocab_size()});
+  for (const auto& [modality, encoder_inputs] : modality_inputs) {
+    if (modality != "images") continue;
+    MIMO_ASSIGN_OR_RETURN(
+        const Var features,
+        model.ModalityFeatures(opened.context(), modality, encoder_inputs));
+    out["image_features"] = features.value;
+  }
+  if (labelled > 0) {
+    MIMO_ASSIGN_OR_RETURN(const Tensor targets, model.Targets(ctx, batch));
+    const Var loss = lm.Loss(ctx, hidden, targets);
+    const double mean = loss.value.span<double>()[0] / labelled;
+    out["loss"] =
+        Tensor::From<float>(*opened.allocator, {1}, {static_cast<float>(mean)});
+    if (args.Has("grads")) {
+      std::vector<Tape::Seed> seeds;
+      seeds.push_back({loss.slot, Tensor::From<double>(*opened.allocator, {1},
+                                                       {1.0 / labelled})});
+      tape.Backward(ctx, std::move(seeds));
+    }
+  }
+  if (args.Has("grads")) {
+    if (!opened.section.llava) {
+      for (Parameter* p : model.Parameters()) {
+        if (!p->frozen) out["grad." + p->name] = p->Grad();
+      }
+    } else {
+      MIMO_ASSIGN_OR_RETURN(const auto grads, HfGradients(model.Parameters(),
+                                                          *opened.section.llava,
+                                                          *opened.allocator));
+      for (const auto& [name, grad] : grads) out["grad." + name] = grad;
+    }
+  }
+  return WriteSafeTensors(outputs, out);
+}
+
+}  // namespace mimo

@@ -1,0 +1,81 @@
+#include "cli/open_model.h"
+
+#include <sys/stat.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/checkpoint/checkpoint.h"
+#include "models/hf/checkpoint.h"
+#include "models/hf/llava_config.h"
+#include "models/llava/llava.h"
+
+namespace mimo {
+
+bool Exists(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0;
+}
+
+bool IsHuggingFaceFolder(const std::string& path) {
+  return Exists(path + "/config.json") && !Exists(path + "/state.json");
+}
+
+absl::StatusOr<DType> ReadComputeDType(const std::string& name) {
+  if (name == "float32") return DType::kFloat32;
+  if (name == "float64") return DType::kFloat64;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "dtype: \"", name, "\", wanted float32 or float64 on the CPU"));
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
+                                      const ModuleRegistry& registry,
+                                      bool thaw) {
+  OpenedModel opened;
+  opened.hugging_face = IsHuggingFaceFolder(path);
+  if (opened.hugging_face) {
+    opened.folder = path;
+    MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(path));
+    opened.section.llava = config;
+    opened.section.model = LlavaModelConfig(config);
+  } else {
+    auto folder = FindCheckpoint(path);
+    if (!folder.ok()) {
+      return absl::NotFoundError(absl::StrCat(
+          path, ": ",
+          Exists(path) ? "neither config.json nor a checkpoint in it"
+                       : "no such folder",
+          ", wanted a Hugging Face folder or a training checkpoint"));
+    }
+    opened.folder = *std::move(folder);
+    MIMO_ASSIGN_OR_RETURN(opened.config,
+                          LoadYaml(opened.folder + "/config.yaml"));
+    MIMO_ASSIGN_OR_RETURN(opened.section,
+                          ReadModelSection(opened.config["model"], registry));
+  }
+  MimoModelConfig model = opened.section.model;
+  if (thaw) {
+    model.freeze_language_model = false;
+    model.freeze_modality_encoders.clear();
+    model.freeze_modality_projections.clear();
+  }
+  opened.allocator = std::make_unique<Allocator>();
+  auto built = MimoModel::Build(
+      model, registry, {.allocator = opened.allocator.get(), .dtype = dtype});
+  if (!built.ok()) {
+    return absl::Status(built.status().code(),
+                        absl::StrCat(path, ": ", built.status().message()));
+  }
+  opened.model = *std::move(built);
+  const std::vector<Parameter*> parameters = opened.model->Parameters();
+  if (opened.hugging_face) {
+    MIMO_RETURN_IF_ERROR(LoadHfParameters(opened.folder, parameters));
+  } else {
+    MIMO_RETURN_IF_ERROR(
+        LoadTensors(opened.folder + "/model.safetensors", DataOf(parameters)));
+  }
+  return opened;
+}
+
+}  // namespace mimo

@@ -1,0 +1,131 @@
+// mimo train: trains the model of a config.
+#include <cstdint>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "cli/args.h"
+#include "cli/commands.h"
+#include "cli/config.h"
+#include "cli/run_data.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/checkpoint/checkpoint.h"
+#include "mimo/train/stop_signal.h"
+#include "mimo/train/trainer.h"
+#include "models/hf/checkpoint.h"
+#include "models/llava/model_section.h"
+#include "models/mimo_model/mimo_stage.h"
+
+namespace mimo {
+namespace {
+
+struct RunConfig {
+  DataConfig data;
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  LoggingConfig logging;
+};
+
+absl::StatusOr<RunConfig> ReadSections(const ConfigNode& root) {
+  RunConfig run;
+  MIMO_RETURN_IF_ERROR(FromYaml(root["data"], run.data));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["train"], run.train));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["optimizer"], run.optimizer));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["logging"], run.logging));
+  return run;
+}
+
+// The tokenizer of the checkpoint that the run goes on from; "" if none.
+std::string ResumedTokenizer(const CheckpointConfig& checkpoint) {
+  if (!checkpoint.load) return "";
+  const auto folder = FindCheckpoint(*checkpoint.load);
+  if (!folder.ok()) return "";
+  const std::string file = *folder + "/tokenizer.model";
+  return Tokenizer::Load(file).ok() ? file : "";
+}
+
+// The whole configuration with the model's sizes spelt out.
+std::string KeptConfig(ConfigNode root, const ModelSection& section) {
+  ConfigNode model = section.ToNode();
+  for (ConfigNode& child : root.children) {
+    if (child.key == "model") child = model;
+  }
+  return ToYaml(root);
+}
+
+}  // namespace
+
+absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
+  Args args("train", "trains a model from a config");
+  args.Flag("config", "F.yaml", "the run's configuration (docs/config.md)");
+  args.Flag("ranks", "N", "ranks as threads of this process (1)");
+  args.Positional("a.b=c", "values that win over the file's");
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  if (args.help()) {
+    std::cout << args.Usage();
+    return absl::OkStatus();
+  }
+  MIMO_ASSIGN_OR_RETURN(const std::string path, args.Required("config"));
+  MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 1));
+  if (ranks != 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "train: --ranks: ", ranks, ", wanted 1 (mimo runs one rank so far)"));
+  }
+  MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
+                        ReadRunConfig(path, args.positional()));
+  MIMO_ASSIGN_OR_RETURN(const RunConfig run, ReadSections(root));
+  MIMO_ASSIGN_OR_RETURN(const ModelSection section,
+                        ReadModelSection(root["model"], registry));
+
+  RunData data{.config = run.data};
+  if (run.data.type == DataType::kCaptions ||
+      run.data.type == DataType::kLlavaJson) {
+    MIMO_ASSIGN_OR_RETURN(data, OpenData(run.data, section.model,
+                                         ResumedTokenizer(run.checkpoint)));
+  }
+  MIMO_ASSIGN_OR_RETURN(
+      Sources sources,
+      MakeSources(data, section.model, run.train.micro_batch_size,
+                  run.train.seed));
+
+  Allocator allocator;
+  auto model =
+      MimoModel::Build(section.model, registry,
+                       {.allocator = &allocator,
+                        .seed = static_cast<uint64_t>(run.train.seed)});
+  if (!model.ok()) {
+    return absl::Status(model.status().code(),
+                        absl::StrCat(path, ": model: ",
+                                     model.status().message()));
+  }
+  TrainerOptions options{.train = run.train,
+                         .optimizer = run.optimizer,
+                         .checkpoint = run.checkpoint,
+                         .logging = run.logging};
+  if (!section.pretrained.empty()) {
+    MIMO_RETURN_IF_ERROR(
+        LoadHfParameters(section.pretrained, (*model)->Parameters()));
+    MIMO_ASSIGN_OR_RETURN(const HfLayout layout,
+                          ReadHfLayout(section.pretrained));
+    options.checkpoint_metadata[kHfLayoutKey] = layout.ToText();
+  }
+  MimoStage stage(**model, allocator);
+  StopSignal stop;
+  options.validation = sources.validation.get();
+  options.checkpoint_files["config.yaml"] = KeptConfig(root, section);
+  if (data.format) {
+    options.checkpoint_files["tokenizer.model"] =
+        data.format->tokenizer.bytes();
+  }
+  options.stop_requested = [&] { return stop.requested(); };
+  MIMO_ASSIGN_OR_RETURN(
+      const auto trainer,
+      Trainer::Create(std::move(options), stage, *sources.train, allocator));
+  return trainer->Run().status();
+}
+
+}  // namespace mimo

@@ -1,0 +1,53 @@
+// Batches kept in a safetensors file, for parity tests:
+//   input_ids    [B, S] int64
+//   labels       [B, S] int64, aligned with input_ids; may be absent
+//   pixel_values [images, C, H, W] float32, in the order of their tokens; may
+//   be
+//                absent
+#ifndef MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
+#define MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "mimo/data/batch.h"
+#include "mimo/train/batch_source.h"
+
+namespace mimo {
+
+// All rows of the file as one batch; labels are kIgnoreLabel when absent.
+// Errors name the file.
+absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path);
+
+// Rows [begin, end) of `batch` with their images: each image has the same
+// number of tokens. Error: the image tokens are not a whole number an image.
+absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
+                                     int64_t end, int32_t image_token);
+
+// The rows in order, micro_batch_size at a time, round and round.
+class TensorsSource : public BatchSource {
+ public:
+  // Error: micro_batch_size does not divide the rows.
+  static absl::StatusOr<std::unique_ptr<TensorsSource>> Open(
+      const std::string& path, int64_t micro_batch_size, int32_t image_token);
+  absl::StatusOr<MicroBatch> Next() override;
+  absl::Status Seek(int64_t samples) override;
+
+ private:
+  TensorsSource(MicroBatch all, int64_t micro_batch_size, int32_t image_token)
+      : all_(std::move(all)),
+        micro_batch_size_(micro_batch_size),
+        image_token_(image_token) {}
+
+  MicroBatch all_;
+  int64_t micro_batch_size_;
+  int32_t image_token_;
+  int64_t next_row_ = 0;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
