@@ -11,140 +11,21 @@
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/atomic_file.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/config/json.h"
 #include "models/hf/llava_config.h"
 #include "models/hf/names.h"
+#include "models/hf/weights.h"
 
 namespace mimo {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kSingle[] = "model.safetensors";
-constexpr char kIndex[] = "model.safetensors.index.json";
-
-// One error for all that does not fit.
-class Problems {
- public:
-  explicit Problems(std::string where) : where_(std::move(where)) {}
-  template <typename... Words>
-  void Add(const Words&... words) {
-    list_.push_back(absl::StrCat(words...));
-  }
-  void WantShape(absl::string_view name, const Shape& found,
-                 const Shape& wanted) {
-    if (found != wanted) {
-      Add(name, " is ", ToString(found), ", wanted ", ToString(wanted));
-    }
-  }
-  absl::Status status() const {
-    if (list_.empty()) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat(where_, ": ", absl::StrJoin(list_, "; ")));
-  }
-
- private:
-  std::string where_;
-  std::vector<std::string> list_;
-};
-
-// The rows of our parameter that `tensor` is, in its shape.
-Tensor View(const Tensor& parameter, const HfTensor& tensor) {
-  return parameter.Rows(tensor.row, tensor.row + tensor.shape[0])
-      .Reshape(tensor.shape);
-}
-
-// The weights of a folder by their canonical names.
-struct Weights {
-  struct Place {
-    std::shared_ptr<const SafeTensors> file;
-    std::string name;  // in the file
-    const SafeTensorInfo& info() const { return *file->Find(name); }
-  };
-  std::map<std::string, Place> places;
-
-  absl::Status Add(std::shared_ptr<const SafeTensors> file,
-                   const std::string& name) {
-    if (IsHfBuffer(name)) return absl::OkStatus();
-    const std::string canonical = CanonicalHfName(name);
-    const auto [it, added] =
-        places.emplace(canonical, Place{std::move(file), name});
-    if (added) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat(it->second.file->path(), ": ", it->second.name, " and ",
-                     name, " are both ", canonical, ", wanted one"));
-  }
-  absl::Status Load(const HfTensor& tensor, const Tensor& parameter) const {
-    const Place& place = places.at(tensor.name);
-    return place.file->LoadInto(place.name, View(parameter, tensor));
-  }
-};
-
-absl::StatusOr<std::shared_ptr<const SafeTensors>> OpenShared(
-    const std::string& path) {
-  MIMO_ASSIGN_OR_RETURN(SafeTensors file, SafeTensors::Open(path));
-  return std::make_shared<const SafeTensors>(std::move(file));
-}
-
-absl::StatusOr<Weights> OpenSharded(const std::string& folder) {
-  const std::string index_path = absl::StrCat(folder, "/", kIndex);
-  MIMO_ASSIGN_OR_RETURN(const ConfigNode index, LoadJson(index_path));
-  const ConfigNode map = index["weight_map"];
-  if (map.kind != ConfigNode::Kind::kMap) {
-    return map.Error(map.Describe() + ", wanted tensors and their files");
-  }
-  Weights weights;
-  Problems problems(index_path);
-  std::map<std::string, std::shared_ptr<const SafeTensors>> shards;
-  for (const ConfigNode& entry : map.children) {
-    if (!entry.quoted || entry.text.find('/') != std::string::npos) {
-      return entry.Error(entry.Describe() + ", wanted a file's name");
-    }
-    auto [it, added] = shards.emplace(entry.text, nullptr);
-    if (added) {
-      auto shard = OpenShared(absl::StrCat(folder, "/", entry.text));
-      if (absl::IsNotFound(shard.status())) {
-        problems.Add("no file ", entry.text);
-        continue;
-      }
-      MIMO_RETURN_IF_ERROR(shard.status());
-      it->second = *shard;
-    }
-    if (it->second == nullptr) continue;  // told already
-    if (it->second->Find(entry.key) == nullptr) {
-      problems.Add("no ", entry.key, " in ", entry.text);
-      continue;
-    }
-    MIMO_RETURN_IF_ERROR(weights.Add(it->second, entry.key));
-  }
-  MIMO_RETURN_IF_ERROR(problems.status());
-  return weights;
-}
-
-absl::StatusOr<Weights> OpenWeights(const std::string& folder) {
-  std::error_code error;
-  const std::string single = absl::StrCat(folder, "/", kSingle);
-  if (!fs::exists(single, error)) {
-    if (fs::exists(absl::StrCat(folder, "/", kIndex), error)) {
-      return OpenSharded(folder);
-    }
-    return absl::NotFoundError(
-        absl::StrCat(folder, ": no weights, wanted ", kSingle, " or ", kIndex));
-  }
-  MIMO_ASSIGN_OR_RETURN(const auto file, OpenShared(single));
-  Weights weights;
-  for (const auto& [name, info] : file->tensors()) {
-    MIMO_RETURN_IF_ERROR(weights.Add(file, name));
-  }
-  return weights;
-}
-
 // Adds what is missing or of another shape among the tensors of `parameter`.
-void CheckTensors(const HfParameter& parameter, const Weights& weights,
+void CheckTensors(const HfParameter& parameter, const HfWeights& weights,
                   Problems& problems) {
   for (const HfTensor& tensor : parameter.tensors) {
     const auto place = weights.places.find(tensor.name);
@@ -158,7 +39,7 @@ void CheckTensors(const HfParameter& parameter, const Weights& weights,
 }
 
 void CheckUnknown(const std::vector<HfParameter>& table, bool tied,
-                  const Weights& weights, Problems& problems) {
+                  const HfWeights& weights, Problems& problems) {
   std::set<std::string> known;
   if (tied) known.insert(kHfHead);
   for (const HfParameter& parameter : table) {
@@ -201,7 +82,7 @@ absl::Status WriteWeights(const std::string& folder,
     shards.back().push_back(std::move(entry));
   }
   if (shards.size() == 1) {
-    return WriteSafeTensors(absl::StrCat(folder, "/", kSingle),
+    return WriteSafeTensors(absl::StrCat(folder, "/", kHfSingle),
                             std::move(shards[0]), metadata);
   }
   nlohmann::ordered_json index;
@@ -213,7 +94,7 @@ absl::Status WriteWeights(const std::string& folder,
     MIMO_RETURN_IF_ERROR(WriteSafeTensors(absl::StrCat(folder, "/", name),
                                           std::move(shards[i]), metadata));
   }
-  return WriteFileAtomically(absl::StrCat(folder, "/", kIndex),
+  return WriteFileAtomically(absl::StrCat(folder, "/", kHfIndex),
                              index.dump(2) + "\n");
 }
 
@@ -221,7 +102,7 @@ absl::Status WriteWeights(const std::string& folder,
 // `to` under another layout go: a reader could take them for these.
 absl::Status MoveFiles(const std::string& from, const std::string& to) {
   std::error_code error;
-  for (const char* name : {kSingle, kIndex}) {
+  for (const char* name : {kHfSingle, kHfIndex}) {
     if (!fs::exists(absl::StrCat(from, "/", name), error)) {
       fs::remove(absl::StrCat(to, "/", name), error);
     }
@@ -262,7 +143,7 @@ absl::StatusOr<HfLayout> HfLayout::FromText(absl::string_view text) {
 }
 
 absl::StatusOr<HfLayout> ReadHfLayout(const std::string& folder) {
-  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  MIMO_ASSIGN_OR_RETURN(const HfWeights weights, HfWeights::Open(folder));
   HfLayout layout;
   for (const auto& [canonical, place] : weights.places) {
     layout.entries[canonical] = {place.name, place.info().dtype};
@@ -273,7 +154,7 @@ absl::StatusOr<HfLayout> ReadHfLayout(const std::string& folder) {
 absl::Status LoadHfParameters(const std::string& folder,
                               const std::vector<Parameter*>& parameters) {
   MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(folder));
-  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  MIMO_ASSIGN_OR_RETURN(const HfWeights weights, HfWeights::Open(folder));
   const std::vector<HfParameter> table = HfParameters(config);
   const std::map<std::string, HfParameter> rows = ByName(table);
   Problems problems(folder);
@@ -300,7 +181,7 @@ absl::Status LoadHfParameters(const std::string& folder,
 absl::StatusOr<std::map<std::string, Tensor>> LoadHfTensors(
     const std::string& folder, Allocator& allocator) {
   MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(folder));
-  MIMO_ASSIGN_OR_RETURN(const Weights weights, OpenWeights(folder));
+  MIMO_ASSIGN_OR_RETURN(const HfWeights weights, HfWeights::Open(folder));
   const std::vector<HfParameter> table = HfParameters(config);
   Problems problems(folder);
   for (const HfParameter& row : table) CheckTensors(row, weights, problems);

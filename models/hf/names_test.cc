@@ -10,6 +10,26 @@
 namespace mimo {
 namespace {
 
+TEST(HfNames, Canonical) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"lm_head.weight", "language_model.lm_head.weight"},
+      {"language_model.lm_head.weight", "language_model.lm_head.weight"},
+      {"language_model.model.norm.weight", "language_model.model.norm.weight"},
+      {"model.language_model.norm.weight", "language_model.model.norm.weight"},
+      {"language_model.norm.weight", "language_model.model.norm.weight"},
+      {"vision_tower.vision_model.encoder.x", "vision_tower.encoder.x"},
+      {"model.vision_tower.vision_model.a", "vision_tower.a"},
+      {"model.vision_tower.a", "vision_tower.a"},
+      {"model.multi_modal_projector.linear_1.bias",
+       "multi_modal_projector.linear_1.bias"},
+      {"model.norm.weight", "model.norm.weight"},
+  };
+  for (const auto& [name, canonical] : cases) {
+    EXPECT_EQ(CanonicalHfName(name), canonical);
+    EXPECT_EQ(CanonicalHfName(canonical), canonical);
+  }
+}
+
 // The table and the model that is built name the same parameters.
 TEST(HfNames, AreTheModels) {
   LlavaConfig config;
