@@ -18,7 +18,7 @@ struct ContactCell {
 
 struct ContactSheetOptions {
   int columns = 4;
-  int cell_width = 264, cell_height = 132;  // pixels
+  int cell_width = 312, cell_height = 150;  // pixels
   int picture_edge = 96;                    // its longer edge
 };
 

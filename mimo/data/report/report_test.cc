@@ -1,5 +1,5 @@
-#include <cstdlib>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <set>
 
@@ -74,7 +74,7 @@ TEST(ContactSheet, MarksRightAndWrong) {
   EXPECT_EQ(Count(wrong, green), 0);
   EXPECT_GT(Count(wrong, red), 0);
   EXPECT_EQ(wrong.width, right.width);
-  EXPECT_EQ(wrong.height, right.height + 132);
+  EXPECT_EQ(wrong.height, right.height + 150);
   EXPECT_GT(DrawContactSheet("none", {}).height, 0);
 }
 
