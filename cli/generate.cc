@@ -1,4 +1,6 @@
 // mimo generate: text about pictures.
+#include "models/generate/generate.h"
+
 #include <iostream>
 #include <string>
 #include <utility>
@@ -11,7 +13,6 @@
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/data/conversation_dataset.h"
-#include "models/generate/generate.h"
 #include "models/llava/llava.h"
 
 namespace mimo {
@@ -53,13 +54,11 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(GenerateOptions options, ReadOptions(args));
   MIMO_ASSIGN_OR_RETURN(const OpenedModel opened,
                         OpenModel(checkpoint, DType::kFloat32, registry));
-  MIMO_ASSIGN_OR_RETURN(
-      Tokenizer tokenizer,
-      Tokenizer::Load(args.String("tokenizer",
-                                  opened.folder + "/tokenizer.model")));
-  MIMO_ASSIGN_OR_RETURN(
-      const ConversationTemplate format,
-      MakeFormat(std::move(tokenizer), opened.section.model));
+  MIMO_ASSIGN_OR_RETURN(Tokenizer tokenizer,
+                        Tokenizer::Load(args.String(
+                            "tokenizer", opened.folder + "/tokenizer.model")));
+  MIMO_ASSIGN_OR_RETURN(const ConversationTemplate format,
+                        MakeFormat(std::move(tokenizer), opened.section.model));
   MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision,
                         PictureEncoder(opened.section.model));
   DataConfig data;

@@ -92,7 +92,8 @@ absl::Status Run(const std::vector<std::string>& words,
 int MimoMain(const std::vector<std::string>& words,
              const ModuleRegistry& registry) {
   absl::SetStderrThreshold(absl::LogSeverityAtLeast::kWarning);
-  absl::InitializeLog();
+  static const bool once = (absl::InitializeLog(), true);  // not twice
+  static_cast<void>(once);
   const absl::Status status = Run(words, registry);
   std::cout.flush();
   if (status.ok()) return 0;

@@ -56,9 +56,9 @@ absl::StatusOr<ConversationTemplate> MakeFormat(Tokenizer tokenizer,
   if (tokenizer.image_id() < 0) {
     tokenizer.set_image_id(image);
   } else if (tokenizer.image_id() != image) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "model.special_token_ids.images: ", image, ", wanted ",
-        tokenizer.image_id(), ", the tokenizer's <image>"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.special_token_ids.images: ", image, ", wanted ",
+                     tokenizer.image_id(), ", the tokenizer's <image>"));
   }
   return ConversationTemplate{std::move(tokenizer), vision.features(),
                               language.max_sequence_length};

@@ -24,7 +24,8 @@ struct RunData {
   int64_t image_size = 0;
 };
 
-// The encoder that looks at pictures. Error: the model has none that mimo knows.
+// The encoder that looks at pictures. Error: the model has none that mimo
+// knows.
 absl::StatusOr<ClipVitConfig> PictureEncoder(const MimoModelConfig& model);
 
 // `tokenizer` with the model's image token. Errors: the model's vocabulary is

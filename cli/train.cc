@@ -88,19 +88,17 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
                                          ResumedTokenizer(run.checkpoint)));
   }
   MIMO_ASSIGN_OR_RETURN(
-      Sources sources,
-      MakeSources(data, section.model, run.train.micro_batch_size,
-                  run.train.seed));
+      Sources sources, MakeSources(data, section.model,
+                                   run.train.micro_batch_size, run.train.seed));
 
   Allocator allocator;
-  auto model =
-      MimoModel::Build(section.model, registry,
-                       {.allocator = &allocator,
-                        .seed = static_cast<uint64_t>(run.train.seed)});
+  auto model = MimoModel::Build(
+      section.model, registry,
+      {.allocator = &allocator, .seed = static_cast<uint64_t>(run.train.seed)});
   if (!model.ok()) {
-    return absl::Status(model.status().code(),
-                        absl::StrCat(path, ": model: ",
-                                     model.status().message()));
+    return absl::Status(
+        model.status().code(),
+        absl::StrCat(path, ": model: ", model.status().message()));
   }
   TrainerOptions options{.train = run.train,
                          .optimizer = run.optimizer,

@@ -7,6 +7,8 @@ Usage: tools/lint.py CHECK
   length    a file has at most 400 lines, or its opening comment says why not
             in a sentence that begins with `Length:`
   format    clang-format 14 would change nothing (tools/fmt --fix corrects)
+  documents what the documents link to is there, and the README's measured
+            figures are those that tools/measure_default_job.py wrote
 
 Prints one line a finding and exits with 1 if there is any.
 """
@@ -76,6 +78,29 @@ def format():
         yield f"{path}: not formatted; run tools/fmt --fix"
 
 
+def documents():
+    for path in files(".md"):
+        text = "\n".join(lines(path))
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            if not os.path.exists(
+                os.path.join(ROOT, os.path.dirname(path), target)
+            ):
+                yield f"{path}: links to {target}, which is not there"
+        for target in re.findall(r"--config ((?:configs|examples)/\S+)", text):
+            if not os.path.exists(os.path.join(ROOT, target.strip("`"))):
+                yield f"{path}: names {target}, which is not there"
+    readme = "\n".join(lines("README.md")) + "\n"
+    measured = "\n".join(lines("bench/results/default_job.md")) + "\n"
+    block = re.search(
+        r"<!-- measured: .*? -->\n(.*?)<!-- /measured -->", readme, re.S
+    )
+    if block is None or block[1] != measured:
+        yield (
+            "README.md: the measured block is not bench/results/default_job.md"
+            "; run tools/measure_default_job.py"
+        )
+
+
 def main(check):
     findings = list(check())
     print(*findings, sep="\n")
@@ -83,7 +108,7 @@ def main(check):
 
 
 if __name__ == "__main__":
-    CHECKS = {f.__name__: f for f in (layering, length, format)}
+    CHECKS = {f.__name__: f for f in (layering, length, format, documents)}
     if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:
         sys.exit(__doc__)
     sys.exit(main(CHECKS[sys.argv[1]]))

@@ -14,8 +14,8 @@
 namespace mimo::kernels {
 
 struct SiluGateForwardArgs {
-  const void* x;  // [T, 2F] dtype: gate, then up
-  void* y;        // [T, F]  dtype
+  const void* x;             // [T, 2F] dtype: gate, then up
+  void* y;                   // [T, F]  dtype
   int64_t tokens, features;  // T, F
   DType dtype;
 };

@@ -5,11 +5,11 @@
 //   dlogits     = dloss * (exp(logits - lse) - onehot(label))
 //   dx          = dlogits w (0 where ignored),   dw = beta * dw + dlogits^T x
 // Only labelled rows (labels[t] >= 0; -100 is ignored) enter a product: they
-// are packed first. At most `chunk` rows of logits exist at a time; the backward
-// computes a chunk's logits again and turns them into dlogits in place.
-// Source: the chunking of Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989.
-// Numerics: loss is summed in double. Flops (the floor), L labelled tokens:
-// forward 2*L*H*V, backward 6*L*H*V.
+// are packed first. At most `chunk` rows of logits exist at a time; the
+// backward computes a chunk's logits again and turns them into dlogits in
+// place. Source: the chunking of Hsu et al. 2024 (Liger Kernel),
+// arXiv:2410.10989. Numerics: loss is summed in double. Flops (the floor), L
+// labelled tokens: forward 2*L*H*V, backward 6*L*H*V.
 #ifndef MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 #define MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 

@@ -1,7 +1,8 @@
 // AdamW over many tensors in one call.
 //   g = grad * *grad_scale
 //   m = beta1 m + (1-beta1) g,   v = beta2 v + (1-beta2) g^2
-//   p = p (1 - lr wd) - lr (m / (1-beta1^step)) / (sqrt(v / (1-beta2^step)) + eps)
+//   p = p (1 - lr wd) - lr (m / (1-beta1^step)) / (sqrt(v / (1-beta2^step)) +
+//   eps)
 // Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 (decay scaled
 // by lr alone). Bytes (the floor), fp32: 28 a parameter.
 #ifndef MIMO_KERNELS_OPTIM_ADAMW_H_

@@ -6,13 +6,13 @@
 
 namespace mimo {
 
-absl::StatusOr<Var> MimoStage::LossVar(const Context& ctx,
-                                       const MicroBatch& batch) {
+absl::StatusOr<Var> LossSum(const Context& ctx, const MimoModel& model,
+                            const MicroBatch& batch) {
   MIMO_ASSIGN_OR_RETURN(const Var hidden,
-                        model_.Forward(ctx, batch.input_ids, batch.batch,
-                                       batch.seq, model_.InputsOf(ctx, batch)));
-  MIMO_ASSIGN_OR_RETURN(const Tensor targets, model_.Targets(ctx, batch));
-  return model_.language_model().Loss(ctx, hidden, targets);
+                        model.Forward(ctx, batch.input_ids, batch.batch,
+                                      batch.seq, model.InputsOf(ctx, batch)));
+  MIMO_ASSIGN_OR_RETURN(const Tensor targets, model.Targets(ctx, batch));
+  return model.language_model().Loss(ctx, hidden, targets);
 }
 
 absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
@@ -20,7 +20,7 @@ absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
   Tape tape;
   Context ctx = ctx_;
   ctx.tape = &tape;
-  MIMO_ASSIGN_OR_RETURN(const Var loss, LossVar(ctx, batch));
+  MIMO_ASSIGN_OR_RETURN(const Var loss, LossSum(ctx, model_, batch));
   std::vector<Tape::Seed> seeds;
   seeds.push_back(
       {loss.slot, Tensor::From<double>(*ctx.allocator, {1}, {loss_scale})});
@@ -29,7 +29,7 @@ absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
 }
 
 absl::StatusOr<double> MimoStage::Loss(const MicroBatch& batch) {
-  MIMO_ASSIGN_OR_RETURN(const Var loss, LossVar(ctx_, batch));
+  MIMO_ASSIGN_OR_RETURN(const Var loss, LossSum(ctx_, model_, batch));
   return loss.value.span<double>()[0];
 }
 

@@ -9,6 +9,10 @@
 
 namespace mimo {
 
+// The sum of the labelled tokens' losses, recorded on ctx.tape.
+absl::StatusOr<Var> LossSum(const Context& ctx, const MimoModel& model,
+                            const MicroBatch& batch);
+
 class MimoStage : public TrainStage {
  public:
   MimoStage(MimoModel& model, Allocator& allocator)
@@ -20,8 +24,6 @@ class MimoStage : public TrainStage {
   absl::StatusOr<double> Loss(const MicroBatch& batch) override;
 
  private:
-  absl::StatusOr<Var> LossVar(const Context& ctx, const MicroBatch& batch);
-
   MimoModel& model_;
   Context ctx_;
 };

@@ -1,0 +1,40 @@
+// A model's answers to the questions of a split, beside the right ones.
+#ifndef MIMO_CLI_ANSWERS_H_
+#define MIMO_CLI_ANSWERS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cli/run_data.h"
+#include "models/mimo_model/mimo_model.h"
+
+namespace mimo {
+
+struct Answer {
+  const Conversation* conversation;
+  const Turn* turn;
+  std::string text;  // what the model said
+  bool right() const { return text == turn->answer; }
+};
+
+struct SplitAnswers {
+  double lm_loss;  // mean over the labelled tokens of whole conversations
+  std::vector<Answer> answers;  // conversation by conversation, turn by turn
+};
+
+// Asks each question of `split` alone, greedily, and takes the loss of each
+// conversation whole. `limit` > 0: of the first `limit` conversations.
+absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
+                                      const MimoModel& model,
+                                      const RunData& data, const Split& split,
+                                      uint64_t seed, int64_t limit);
+
+// Kind of question -> share answered exactly.
+std::map<std::string, double> ExactByKind(const std::vector<Answer>& answers);
+
+}  // namespace mimo
+
+#endif  // MIMO_CLI_ANSWERS_H_

@@ -1,0 +1,235 @@
+// Modality submodules, the alignment of their embeddings, and what is refused.
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "models/mimo_model/mimo_stage.h"
+#include "models/mimo_model/tiny_llava.h"
+
+namespace mimo {
+namespace {
+
+using ::testing::HasSubstr;
+using ModalitiesTest = MimoModelTest;
+
+// The gradient of the whole model, every parameter, against central differences
+// of its own float64 loss.
+TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
+  auto model = Build(Tiny());
+  const MicroBatch good = TwoSamples();
+  EXPECT_EQ(ForwardError(*model, good), "");
+  MicroBatch batch = good;
+  batch.input_ids[3] = 1;  // one image token fewer
+  EXPECT_EQ(ForwardError(*model, batch),
+            "Number of images tokens (7) does not match number of images "
+            "embeddings (8)");
+  batch = good;
+  batch.modalities.clear();
+  EXPECT_EQ(ForwardError(*model, batch),
+            "Number of images tokens (8) does not match number of images "
+            "embeddings (0)");
+  batch = good;
+  batch.modalities["sounds"] = batch.modalities["images"];
+  EXPECT_THAT(ForwardError(*model, batch), HasSubstr("sounds"));
+  batch = good;
+  batch.input_ids[0] = 32;
+  EXPECT_EQ(ForwardError(*model, batch),
+            "input_ids: token 32 at position 0, wanted 0 to 31");
+  batch = good;
+  batch.modalities["images"].shape = {2, 3, 3, 12};
+  EXPECT_EQ(ForwardError(*model, batch),
+            "modality_submodules.images.encoders.clip_encoder: pixels "
+            "[2, 3, 3, 12], wanted [images, 3, 6, 6]");
+  batch.input_ids.assign(65, 1);
+  batch.batch = 1;
+  batch.seq = 65;
+  EXPECT_THAT(ForwardError(*model, batch),
+              HasSubstr("65 tokens, wanted at most max_sequence_length 64"));
+}
+
+TEST_F(ModalitiesTest, AlignmentErrors) {
+  auto model = Build(Tiny());
+  const Context ctx{.allocator = &allocator_};
+  Parameter& table = model->language_model().embedding();
+  auto message = [&](const TokenLayout& layout,
+                     std::vector<std::pair<std::string, Var>> rows) {
+    return std::string(AlignEmbeddingsByTokenPositions(ctx, layout, table, rows)
+                           .status()
+                           .message());
+  };
+  EXPECT_EQ(message({}, {}), "No modality embeddings provided");
+  const TokenLayout layout =
+      *LayOutTokens({1, kImageToken, 2}, {{"images", kImageToken}}, 32);
+  const Var one{Tensor::Zeros(allocator_, {1, 24}, DType::kFloat32)};
+  const Var two{Tensor::Zeros(allocator_, {2, 24}, DType::kFloat32)};
+  EXPECT_EQ(message(layout, {{"sounds", one}}),
+            "No special token ID defined for modality sounds");
+  EXPECT_EQ(message(layout, {{"images", two}}),
+            "Number of images tokens (1) does not match number of images "
+            "embeddings (2)");
+  EXPECT_EQ(message(layout, {{"images", one}}), "");
+}
+
+TEST_F(ModalitiesTest, AlignmentPutsRowsInOrder) {
+  // Two modalities, items of different length, row-major over the batch.
+  auto model = Build(Tiny());
+  const Context ctx{.allocator = &allocator_};
+  Parameter& table = model->language_model().embedding();
+  const std::vector<int32_t> ids = {30, 1, 31, 31, 2, 31, 30, 30};
+  const TokenLayout layout =
+      *LayOutTokens(ids, {{"images", 31}, {"sounds", 30}}, 32);
+  auto rows = [&](int64_t n, float base) {
+    Tensor t(allocator_, {n, 24}, DType::kFloat32);
+    for (int64_t i = 0; i < t.numel(); ++i) t.span<float>()[i] = base + i / 24;
+    return Var{t};
+  };
+  const auto out = AlignEmbeddingsByTokenPositions(
+      ctx, layout, table, {{"images", rows(3, 100)}, {"sounds", rows(3, 200)}});
+  ASSERT_TRUE(out.ok()) << out.status();
+  const auto got = out->value.span<float>();
+  const std::vector<float> first = {200, 0, 100, 101, 0, 102, 201, 202};
+  for (size_t t = 0; t < ids.size(); ++t) {
+    const float want =
+        ids[t] >= 30 ? first[t] : table.data.span<float>()[ids[t] * 24];
+    EXPECT_EQ(got[t * 24], want) << t;
+  }
+}
+
+TEST_F(ModalitiesTest, SubmoduleErrors) {
+  auto submodule = ModalitySubmodule::Build(
+      LlavaModelConfig(Tiny()).modality_submodules_spec.at("images"),
+      BuiltinModules(), {.allocator = &allocator_, .path = "images"});
+  ASSERT_TRUE(submodule.ok()) << submodule.status();
+  const Context ctx{.allocator = &allocator_};
+  EXPECT_TRUE((*submodule)->Encode(ctx, {})->empty());
+  EXPECT_EQ((*submodule)->Combine(ctx, {}).status().message(),
+            "images: Cannot combine empty list of embeddings");
+  EXPECT_EQ((*submodule)->Encode(ctx, {{"other", Tensor()}}).status().message(),
+            "images: No inputs found for encoder 'clip_encoder'");
+}
+
+TEST_F(ModalitiesTest, TwoEncodersAreJoinedAlongTheTokens) {
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  auto& images = config.modality_submodules_spec["images"];
+  images.encoders.emplace_back("second", images.encoders[0].second);
+  auto model = MimoModel::Build(config, BuiltinModules(),
+                                {.allocator = &allocator_, .seed = 1});
+  ASSERT_TRUE(model.ok()) << model.status();
+  Tape tape;
+  const Context ctx{.allocator = &allocator_, .tape = &tape};
+  const MicroBatch batch = TwoSamples();
+  const auto rows = (*model)->ModalityFeatures(
+      ctx, "images", (*model)->InputsOf(ctx, batch)["images"]);
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  EXPECT_EQ(rows->value.shape(), Shape({2 * 2 * 4, 24}));
+  tape.Backward(ctx, {{rows->slot, rows->value.Clone(allocator_)}});
+  for (Parameter* p : (*model)->Parameters()) {
+    if (p->name.find("layers.0.mlp.fc1.weight") == std::string::npos) continue;
+    EXPECT_EQ(p->written, p->name.find("encoders") != std::string::npos);
+  }
+}
+
+TEST_F(ModalitiesTest, SpecErrorsNameTheModule) {
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  config.language_model_spec.type = "gtp";
+  EXPECT_EQ(BuildError(config),
+            "language_model: module: \"gtp\", wanted one of clip_vit, gpt, "
+            "projector");
+  config = LlavaModelConfig(Tiny());
+  config.language_model_spec =
+      config.modality_submodules_spec["images"].encoders[0].second;
+  EXPECT_EQ(BuildError(config),
+            "language_model: module type clip_vit cannot stand here, wanted a "
+            "language model");
+  config = LlavaModelConfig(Tiny());
+  config.language_model_spec.config.As<GptConfig>()->num_query_groups = 3;
+  EXPECT_THAT(BuildError(config),
+              HasSubstr("language_model: num_query_groups"));
+  config = LlavaModelConfig(Tiny());
+  config.special_token_ids["images"] = 32;
+  EXPECT_EQ(BuildError(config),
+            "special_token_ids.images: 32, wanted less than vocab_size 32");
+  config.special_token_ids.clear();
+  EXPECT_EQ(BuildError(config),
+            "No special token ID defined for modality images");
+  config = LlavaModelConfig(Tiny());
+  config.freeze_modality_encoders["sounds"] = true;
+  EXPECT_EQ(BuildError(config),
+            "freeze_modality_encoders.sounds: no such modality");
+  config = LlavaModelConfig(Tiny());
+  config.modality_submodules_spec["images"]
+      .input_projections[0]
+      .config.As<ProjectorConfig>()
+      ->input_size = 13;
+  EXPECT_THAT(
+      BuildError(config),
+      HasSubstr("input_size: 13, wanted 12, the encoder's output size"));
+}
+
+TEST_F(ModalitiesTest, SpecsAreDeepCopied) {
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  const MimoModelConfig copy = config;
+  EXPECT_TRUE(copy == config);
+  config.language_model_spec.config.As<GptConfig>()->num_layers = 7;
+  EXPECT_FALSE(copy == config);
+  EXPECT_EQ(copy.language_model_spec.config.As<GptConfig>()->num_layers, 2);
+  EXPECT_EQ(config.language_model_spec.config.As<ClipVitConfig>(), nullptr);
+}
+
+// A user's own encoder: each item of two numbers is one token.
+struct PairConfig {
+  int64_t size = 12;
+  template <typename V>
+  void Fields(V& v) {
+    v("size", size);
+  }
+};
+class PairEncoder : public ModalityEncoder {
+ public:
+  PairEncoder(BuildContext build, const PairConfig& config)
+      : ModalityEncoder(std::move(build)),
+        linear_(AddChild<LinearLayer>("linear", 2, config.size, true, 0.1)) {}
+  int64_t output_size() const override { return 12; }
+  absl::StatusOr<Var> Forward(const Context& ctx,
+                              const Tensor& input) const override {
+    return linear_.Forward(ctx, Var{input});
+  }
+
+ private:
+  LinearLayer& linear_;
+};
+
+TEST_F(ModalitiesTest, ModulesOfTheUsersOwn) {
+  ModuleRegistry registry = BuiltinModules();
+  registry.Add<PairConfig, PairEncoder>("pair");
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  config.modality_submodules_spec["images"].encoders[0].second =
+      ModuleSpec("pair", PairConfig{});
+  auto model =
+      MimoModel::Build(config, registry, {.allocator = &allocator_, .seed = 1});
+  ASSERT_TRUE(model.ok()) << model.status();
+  MimoStage stage(**model, allocator_);
+  Sample sample;
+  sample.input_ids = {1, kImageToken, kImageToken, 4};
+  sample.labels = {1, kIgnoreLabel, kIgnoreLabel, 4};
+  sample.modalities["images"] = {{{2}, {1, 2}}, {{2}, {3, 4}}};
+  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1);
+  ASSERT_TRUE(loss.ok()) << loss.status();
+  // Outputs of the wrong width are named.
+  config.modality_submodules_spec["images"]
+      .encoders[0]
+      .second.config.As<PairConfig>()
+      ->size = 5;
+  model =
+      MimoModel::Build(config, registry, {.allocator = &allocator_, .seed = 1});
+  ASSERT_TRUE(model.ok());
+  MimoStage bad(**model, allocator_);
+  EXPECT_THAT(std::string(bad.Loss(Collate({sample}, 0)).status().message()),
+              HasSubstr("clip_encoder: output [2, 5], wanted 12 columns"));
+}
+
+}  // namespace
+}  // namespace mimo
