@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -52,7 +53,7 @@ absl::StatusOr<std::vector<ContactCell>> Cells(
     const Answer& answer = *asked[i % asked.size()];
     ContactCell cell{.question = WithoutPlaceholder(answer.turn->question),
                      .answer = answer.text,
-                     .wanted = answer.turn->answer};
+                     .wanted = answer.wanted};
     if (!answer.conversation->pictures.empty()) {
       const Picture& picture = answer.conversation->pictures[0];
       if (picture.decoded != nullptr) {
@@ -82,8 +83,7 @@ absl::Status Report(const Corpus& corpus, const Split& split,
         R"({"split": "validation", "name": "%s", "lm_loss": %.17g)", split.name,
         result.lm_loss);
     for (const auto& [kind, share] : exact) {
-      absl::StrAppendFormat(&line, R"(, "%s_exact_match": %.17g)",
-                            kind.empty() ? "answer" : kind, share);
+      absl::StrAppendFormat(&line, R"(, "%s": %.17g)", MetricName(kind), share);
     }
     std::cout << line << "}\n";
     return absl::OkStatus();
@@ -161,9 +161,22 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
                                  Exists(tokenizer) ? tokenizer : ""));
   const std::vector<std::string> only = args.Strings("split");
   std::vector<std::string> names;
+  for (const Split& split : data.corpus.validation) names.push_back(split.name);
+  if (names.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path,
+                     ": data: no validation split, wanted validation_path or "
+                     "validation_fraction"));
+  }
+  for (const std::string& name : only) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("evaluate: --split: \"", name, "\", wanted one of ",
+                       absl::StrJoin(names, ", ")));
+    }
+  }
   std::vector<ContactCell> sheet;
   for (const Split& split : data.corpus.validation) {
-    names.push_back(split.name);
     if (!only.empty() &&
         std::find(only.begin(), only.end(), split.name) == only.end()) {
       continue;
@@ -180,19 +193,6 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
           DrawContactSheet(absl::StrCat(split.name, ", never seen in training"),
                            sheet)));
     }
-  }
-  for (const std::string& name : only) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("evaluate: --split: \"", name, "\", wanted one of ",
-                       absl::StrJoin(names, ", ")));
-    }
-  }
-  if (names.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path,
-                     ": data: no validation split, wanted validation_path or "
-                     "validation_fraction"));
   }
   return absl::OkStatus();
 }
