@@ -1,5 +1,6 @@
 #include "cli/args.h"
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -57,7 +58,7 @@ absl::Status Args::Parse(const std::vector<std::string>& words) {
       values.push_back("true");
     } else if (equals != absl::string_view::npos) {
       values.emplace_back(word.substr(equals + 1));
-    } else if (i + 1 < words.size()) {
+    } else if (i + 1 < words.size() && !absl::StartsWith(words[i + 1], "--")) {
       values.push_back(words[++i]);
     } else {
       return absl::InvalidArgumentError(absl::StrCat(

@@ -6,9 +6,10 @@
 //   if (args.help()) ...
 //   args.String("checkpoint")
 //
-// `--name value` and `--name=value` are the same; a flag may be given several
-// times (Strings). What is not a flag is positional. Errors name the flag and
-// offer the nearest known one.
+// `--name value` and `--name=value` are the same, but only the second gives a
+// value that begins with `--`; a flag may be given several times (Strings).
+// What is not a flag is positional. Errors name the flag and offer the nearest
+// known one.
 #ifndef MIMO_CLI_ARGS_H_
 #define MIMO_CLI_ARGS_H_
 

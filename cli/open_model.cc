@@ -26,7 +26,7 @@ absl::StatusOr<DType> ReadComputeDType(const std::string& name) {
   if (name == "float32") return DType::kFloat32;
   if (name == "float64") return DType::kFloat64;
   return absl::InvalidArgumentError(absl::StrCat(
-      "dtype: \"", name, "\", wanted float32 or float64 on the CPU"));
+      "--dtype: \"", name, "\", wanted float32 or float64 on the CPU"));
 }
 
 absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
