@@ -24,6 +24,7 @@
 #include "absl/log/check.h"
 #include "absl/strings/str_format.h"
 #include "cli/args.h"
+#include "cli/working_directory.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/gemm/gemm.h"
@@ -241,6 +242,7 @@ absl::Status Run(const std::vector<std::string>& words) {
 }  // namespace mimo
 
 int main(int argc, char** argv) {
+  mimo::EnterUsersFolder();
   const absl::Status status = mimo::Run({argv + 1, argv + argc});
   if (status.ok()) return 0;
   std::cerr << "llava_step: " << status.message() << "\n";

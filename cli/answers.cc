@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/status_macros.h"
@@ -31,7 +32,9 @@ absl::StatusOr<std::vector<Answer>> Ask(const Context& ctx,
                           Generate(ctx, model, std::move(prompt), inputs,
                                    {.max_new_tokens = kMaxAnswerTokens,
                                     .eos_id = format.tokenizer.eos_id()}));
-    answers.push_back({&conversation, &turn, format.tokenizer.Decode(tokens)});
+    const Tokenizer& tokenizer = format.tokenizer;
+    answers.push_back({&conversation, &turn, tokenizer.Decode(tokens),
+                       tokenizer.Decode(tokenizer.Encode(turn.answer))});
   }
   return answers;
 }
@@ -82,6 +85,10 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   }
   out.lm_loss /= std::max<int64_t>(labelled, 1);
   return out;
+}
+
+std::string MetricName(const std::string& kind) {
+  return absl::StrCat(kind.empty() ? "answer" : kind, "_exact_match");
 }
 
 std::map<std::string, double> ExactByKind(const std::vector<Answer>& answers) {

@@ -16,8 +16,9 @@ namespace mimo {
 struct Answer {
   const Conversation* conversation;
   const Turn* turn;
-  std::string text;  // what the model said
-  bool right() const { return text == turn->answer; }
+  std::string text;    // what the model said
+  std::string wanted;  // the right answer, spelt as the tokenizer does
+  bool right() const { return text == wanted; }
 };
 
 struct SplitAnswers {
@@ -31,6 +32,9 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
                                       const MimoModel& model,
                                       const RunData& data, const Split& split,
                                       uint64_t seed, int64_t limit);
+
+// "<kind>_exact_match": the name of its share among the metrics.
+std::string MetricName(const std::string& kind);
 
 // Kind of question -> share answered exactly.
 std::map<std::string, double> ExactByKind(const std::vector<Answer>& answers);

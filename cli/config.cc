@@ -54,6 +54,14 @@ struct Parallelism {
     v("llm_module_name", llm_module_name);
     v("modules", modules);
   }
+  absl::Status Validate() const {
+    for (const char* known : {"homogeneous", "colocated", "heterogeneous"}) {
+      if (deployment_mode == known) return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("deployment_mode: \"", deployment_mode,
+                     "\", wanted homogeneous, colocated or heterogeneous"));
+  }
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "cli/open_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
+#include "mimo/checkpoint/convert.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/data/file.h"
 #include "models/hf/checkpoint.h"
@@ -43,6 +44,13 @@ absl::Status FromHuggingFace(const std::string& from, const std::string& to,
   MIMO_ASSIGN_OR_RETURN(HfLayout layout, ReadHfLayout(from));
   if (dtype) {
     for (auto& [name, entry] : layout.entries) entry.dtype = *dtype;
+    for (auto& [name, tensor] : checkpoint.model) {
+      Tensor converted(allocator, tensor.shape(), *dtype);
+      MIMO_RETURN_IF_ERROR(ConvertElements(tensor.data(), tensor.dtype(),
+                                           converted.data(), *dtype,
+                                           tensor.numel()));
+      tensor = converted;
+    }
   }
   checkpoint.metadata[kHfLayoutKey] = layout.ToText();
   ConfigNode root;
@@ -53,7 +61,9 @@ absl::Status FromHuggingFace(const std::string& from, const std::string& to,
   checkpoint.files["config.yaml"] = ToYaml(root);
   for (const char* name : kCompanions) {
     const std::string path = absl::StrCat(from, "/", name);
-    if (!Exists(path)) continue;
+    // Its dtype would be another's.
+    if (!Exists(path) || (dtype && name == std::string("config.json")))
+      continue;
     MIMO_ASSIGN_OR_RETURN(checkpoint.files[name], ReadFile(path));
   }
   return SaveCheckpoint(to, checkpoint);

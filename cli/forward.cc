@@ -89,9 +89,14 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
         if (!p->frozen) out["grad." + p->name] = p->Grad();
       }
     } else {
-      MIMO_ASSIGN_OR_RETURN(const auto grads, HfGradients(model.Parameters(),
-                                                          *opened.section.llava,
-                                                          *opened.allocator));
+      HfLayout layout;
+      if (opened.hugging_face) {
+        MIMO_ASSIGN_OR_RETURN(layout, ReadHfLayout(opened.folder));
+      }
+      MIMO_ASSIGN_OR_RETURN(
+          const auto grads,
+          HfGradients(model.Parameters(), *opened.section.llava,
+                      *opened.allocator, layout));
       for (const auto& [name, grad] : grads) out["grad." + name] = grad;
     }
   }

@@ -1,5 +1,5 @@
 // The whole command, over a registry of modules: a program with modules of its
-// own calls MimoMain with a registry that has them (examples/own_module.cc).
+// own calls MimoMain with a registry that has them (examples/03_own_module.cc).
 #ifndef MIMO_CLI_MIMO_MAIN_H_
 #define MIMO_CLI_MIMO_MAIN_H_
 

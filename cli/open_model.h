@@ -26,8 +26,7 @@ struct OpenedModel {
 bool Exists(const std::string& path);
 bool IsHuggingFaceFolder(const std::string& path);
 
-// float32, bfloat16 or float64 by its name; an error for what `device` cannot
-// compute in.
+// float32 or float64 by its name: what the CPU computes in.
 absl::StatusOr<DType> ReadComputeDType(const std::string& name);
 
 // `thaw`: every parameter gets a gradient, whatever the checkpoint froze.

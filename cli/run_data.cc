@@ -97,6 +97,13 @@ absl::StatusOr<Sources> MakeSources(const RunData& data,
     MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision, PictureEncoder(model));
     MIMO_ASSIGN_OR_RETURN(const GptConfig language, TextDecoder(model));
     MIMO_ASSIGN_OR_RETURN(const int32_t image, ImageToken(model));
+    if (language.max_sequence_length < vision.features() ||
+        language.vocab_size < 2) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "model.language: max_sequence_length ", language.max_sequence_length,
+          " and vocab_size ", language.vocab_size, ", wanted at least ",
+          vision.features(), " (the tokens of an image) and 2"));
+    }
     sources.train = std::make_unique<LoaderSource>(
         std::make_shared<MockDataset>(
             MockOptions{.samples = data.config.samples,

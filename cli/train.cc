@@ -4,11 +4,14 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cli/answers.h"
 #include "cli/args.h"
 #include "cli/commands.h"
 #include "cli/config.h"
+#include "cli/open_model.h"
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
@@ -39,13 +42,23 @@ absl::StatusOr<RunConfig> ReadSections(const ConfigNode& root) {
   return run;
 }
 
-// The tokenizer of the checkpoint that the run goes on from; "" if none.
-std::string ResumedTokenizer(const CheckpointConfig& checkpoint) {
-  if (!checkpoint.load) return "";
-  const auto folder = FindCheckpoint(*checkpoint.load);
-  if (!folder.ok()) return "";
-  const std::string file = *folder + "/tokenizer.model";
-  return Tokenizer::Load(file).ok() ? file : "";
+// The tokenizer that the weights which the run begins with were trained with:
+// of the checkpoint that it goes on from, or of its pretrained model; "" if
+// none.
+std::string TokenizerOfWeights(const CheckpointConfig& checkpoint,
+                               const ModelSection& section) {
+  std::vector<std::string> folders;
+  if (checkpoint.load) {
+    if (auto folder = FindCheckpoint(*checkpoint.load); folder.ok()) {
+      folders.push_back(*folder);
+    }
+  }
+  if (!section.pretrained.empty()) folders.push_back(section.pretrained);
+  for (const std::string& folder : folders) {
+    const std::string file = folder + "/tokenizer.model";
+    if (Exists(file)) return file;
+  }
+  return "";
 }
 
 // The whole configuration with the model's sizes spelt out.
@@ -84,8 +97,9 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   RunData data{.config = run.data};
   if (run.data.type == DataType::kCaptions ||
       run.data.type == DataType::kLlavaJson) {
-    MIMO_ASSIGN_OR_RETURN(data, OpenData(run.data, section.model,
-                                         ResumedTokenizer(run.checkpoint)));
+    MIMO_ASSIGN_OR_RETURN(
+        data, OpenData(run.data, section.model,
+                       TokenizerOfWeights(run.checkpoint, section)));
   }
   MIMO_ASSIGN_OR_RETURN(
       Sources sources, MakeSources(data, section.model,
@@ -118,6 +132,19 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   if (data.format) {
     options.checkpoint_files["tokenizer.model"] =
         data.format->tokenizer.bytes();
+  }
+  if (data.format && !data.corpus.validation.empty()) {
+    options.task_metrics = [&]() -> absl::StatusOr<MetricValues> {
+      MIMO_ASSIGN_OR_RETURN(
+          const SplitAnswers result,
+          AskSplit({.allocator = &allocator}, **model, data,
+                   data.corpus.validation[0], run.train.seed, /*limit=*/0));
+      MetricValues values;
+      for (const auto& [kind, share] : ExactByKind(result.answers)) {
+        values.emplace_back(MetricName(kind), share);
+      }
+      return values;
+    };
   }
   options.stop_requested = [&] { return stop.requested(); };
   MIMO_ASSIGN_OR_RETURN(

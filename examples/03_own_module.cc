@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cli/mimo_main.h"
+#include "cli/working_directory.h"
 #include "mimo/config/config_node.h"
 #include "models/llava/llava.h"
 #include "models/mimo_model/mimo_model.h"
@@ -62,7 +63,10 @@ special_token_ids: {sensor: 15}
 int main(int argc, char** argv) {
   mimo::ModuleRegistry registry = mimo::BuiltinModules();
   registry.Add<SensorConfig, SensorEncoder>("sensor");
-  if (argc > 1) return mimo::MimoMain({argv + 1, argv + argc}, registry);
+  if (argc > 1) {
+    mimo::EnterUsersFolder();
+    return mimo::MimoMain({argv + 1, argv + argc}, registry);
+  }
 
   const auto node = mimo::ParseYaml(kModel, "model");
   const auto config = mimo::ReadModelConfig(*node, registry);

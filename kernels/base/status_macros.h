@@ -7,10 +7,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define MIMO_RETURN_IF_ERROR(expr)                  \
-  do {                                              \
+#define MIMO_RETURN_IF_ERROR(expr)                            \
+  do {                                                        \
     if (absl::Status mimo_status = (expr); !mimo_status.ok()) \
-      return mimo_status;                           \
+      return mimo_status;                                     \
   } while (false)
 
 #define MIMO_CONCAT_INNER(a, b) a##b

@@ -16,20 +16,20 @@
 namespace mimo::kernels {
 
 struct GatherRowsArgs {
-  const void* table;     // [V, H] dtype
-  const int32_t* index;  // [T], each < V
-  void* out;             // [T, H] dtype
-  bool accumulate = false;  // out += rather than out =
+  const void* table;                 // [V, H] dtype
+  const int32_t* index;              // [T], each < V
+  void* out;                         // [T, H] dtype
+  bool accumulate = false;           // out += rather than out =
   int64_t rows, table_rows, hidden;  // T, V, H
   DType dtype;
 };
 void GatherRows(const GatherRowsArgs& args, Stream stream);
 
 struct ScatterAddRowsArgs {
-  const void* rows_in;   // [T, H] dtype
-  const int32_t* index;  // [T], each < V
-  void* table;           // [V, H] table_dtype
-  float beta;            // 0: table starts from zero; 1: adds to it
+  const void* rows_in;               // [T, H] dtype
+  const int32_t* index;              // [T], each < V
+  void* table;                       // [V, H] table_dtype
+  float beta;                        // 0: table starts from zero; 1: adds to it
   int64_t rows, table_rows, hidden;  // T, V, H
   DType dtype;
   DType table_dtype;  // dtype, or its accumulator (a main_grad)

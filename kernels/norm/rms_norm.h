@@ -7,8 +7,8 @@
 // ds is the gradient of x and of residual alike.
 // Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
 // Numerics: sums in the accumulator dtype.
-// Bytes (the floor): forward 2*T*H*size (4 with a residual), backward 3*T*H*size
-// (4 when ds accumulates).
+// Bytes (the floor): forward 2*T*H*size (4 with a residual), backward
+// 3*T*H*size (4 when ds accumulates).
 #ifndef MIMO_KERNELS_NORM_RMS_NORM_H_
 #define MIMO_KERNELS_NORM_RMS_NORM_H_
 

@@ -1,9 +1,10 @@
 // Patch extraction and the tokens of a vision transformer.
 //
-// Patches: x[n,c,h,w] -> p[(n*Gh+i)*Gw+j, (c*ps+a)*ps+b] = x[n,c,i*ps+a,j*ps+b],
-// Gh = H/ps, Gw = W/ps (a remainder of rows or columns is dropped, as a strided
-// convolution does), so that patch embedding is one Gemm with the convolution's
-// weight [hidden, C*ps*ps]. The backward is the inverse copy.
+// Patches: x[n,c,h,w] -> p[(n*Gh+i)*Gw+j, (c*ps+a)*ps+b] =
+// x[n,c,i*ps+a,j*ps+b], Gh = H/ps, Gw = W/ps (a remainder of rows or columns is
+// dropped, as a strided convolution does), so that patch embedding is one Gemm
+// with the convolution's weight [hidden, C*ps*ps]. The backward is the inverse
+// copy.
 //
 // VisionTokens: class token, patches and positions into one sequence.
 //   y[n,0,:]   = class_token + position[0,:]               (with a class token)
@@ -30,10 +31,10 @@ void PatchForward(const PatchArgs& args, Stream stream);
 void PatchBackward(const PatchArgs& args, Stream stream);
 
 struct VisionTokensForwardArgs {
-  const void* x;            // [N*P, H] dtype
-  const void* class_token;  // [H] dtype; null: none
-  const void* position;     // [o+P, H] dtype
-  void* y;                  // [N*(o+P), H] dtype
+  const void* x;                    // [N*P, H] dtype
+  const void* class_token;          // [H] dtype; null: none
+  const void* position;             // [o+P, H] dtype
+  void* y;                          // [N*(o+P), H] dtype
   int64_t images, patches, hidden;  // N, P, H
   DType dtype;
 };

@@ -38,8 +38,8 @@ class PhiloxSequence {
 
 namespace mimo::kernels {
 
-// out[i] = mean + std * normal(seed, stream, offset + i); uniform in [low, high)
-// likewise. Element i depends on offset + i alone.
+// out[i] = mean + std * normal(seed, stream, offset + i); uniform in [low,
+// high) likewise. Element i depends on offset + i alone.
 struct RandomFillArgs {
   void* out;  // [size] dtype
   int64_t size;

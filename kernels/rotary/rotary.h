@@ -2,8 +2,8 @@
 //   with p = positions[t], c = cos[p,i], s = sin[p,i], i < D/2, per head:
 //   (x[i], x[i+D/2]) <- (x[i]*c - x[i+D/2]*s, x[i+D/2]*c + x[i]*s)
 // The backward is the inverse rotation (s -> -s) of the gradient.
-// Source: Su et al. 2021, arXiv:2104.09864, eq. 34, in the half-split pairing of
-// Llama. Bytes (the floor): 2*T*N*D*size.
+// Source: Su et al. 2021, arXiv:2104.09864, eq. 34, in the half-split pairing
+// of Llama. Bytes (the floor): 2*T*N*D*size.
 #ifndef MIMO_KERNELS_ROTARY_ROTARY_H_
 #define MIMO_KERNELS_ROTARY_ROTARY_H_
 

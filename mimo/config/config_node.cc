@@ -267,7 +267,8 @@ absl::Status CheckKeys(const ConfigNode& node,
     }
     if (known.empty()) return child.Error("unknown key, wanted none");
     return child.Error(absl::StrCat("unknown key, did you mean ",
-                                    node.ChildPath(Nearest(child.key, known)), "?"));
+                                    node.ChildPath(Nearest(child.key, known)),
+                                    "?"));
   }
   return absl::OkStatus();
 }
