@@ -1,0 +1,220 @@
+// Mistakes in flags, configs and the files that a user gives.
+#include "tests/cli/mistakes.h"
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "gtest/gtest.h"
+#include "models/hf/testing.h"
+
+namespace mimo {
+namespace {
+
+TEST_F(Mistakes, CommandsAndFlags) {
+  Expect({}, {"no command"});
+  Expect({"trian"}, {"\"trian\"", "train?"});
+  Expect({"forward", "--checkpiont", "x"}, {"--checkpiont", "--checkpoint?"});
+  Expect({"forward", "--checkpoint"}, {"--checkpoint: no value"});
+  Expect({"forward", "--checkpoint", "--grads"}, {"--checkpoint: no value"});
+  Expect({"forward"}, {"--checkpoint is missing"});
+  Expect({"forward", "--grads=yes"}, {"--grads takes no value"});
+  Expect({"forward", "stray"}, {"\"stray\""});
+  Expect({"train"}, {"--config is missing"});
+  Expect({"train", "--config", "x.yaml", "--ranks", "two"}, {"\"two\""});
+  Expect({"train", "--config", "x.yaml", "--ranks", "2"}, {"--ranks: 2"});
+  Expect({"plan", "--config", "x.yaml", "--world", "0"}, {"--world: 0"});
+  Expect({"generate", "--checkpoint", "x", "--prompt", "p", "--top-p", "high"},
+         {"--top-p", "\"high\""});
+  const std::string golden = UnpackGolden("llava15_tiny");
+  Words words = ForwardWords(golden, golden + "/golden.safetensors");
+  words.insert(words.end(), {"--device", "gpu"});
+  Expect(words, {"--device", "\"gpu\"", "wanted cpu"});
+  words.insert(words.end(), {"--device", "cpu", "--dtype", "float8"});
+  Expect(words, {"--dtype", "\"float8\"", "wanted float32"});
+  Expect({"convert", "--from", golden, "--to", In("to"), "--dtype", "int4"},
+         {"--dtype", "\"int4\""});
+}
+
+TEST_F(Mistakes, ConfigKeysAndTypes) {
+  const std::string file = In("config.yaml");
+  ExpectTrain({"train.train_itres=3"},
+              {"train.train_itres", "did you mean train.train_iters?"});
+  ExpectTrain({"model.language.num_layer=3"},
+              {"model.language.num_layer", "model.language.num_layers?"});
+  ExpectTrain({"optimiser.lr=3"}, {"optimiser", "optimizer?"});
+  ExpectTrain({"train.train_iters=ten"},
+              {"train.train_iters", "\"ten\"", "a whole number"});
+  ExpectTrain({"optimizer.lr=fast"}, {"optimizer.lr", "a number"});
+  ExpectTrain({"model.language=5"}, {"model.language", "5", "a section"});
+  ExpectTrain({"model.type=lava"}, {"model.type", "\"lava\"", "llava"});
+  ExpectTrain({"data.type=tensor"}, {"data.type", "tensors"});
+  ExpectTrain({"train.dtype=float16"}, {"train.dtype", "float32"});
+  ExpectTrain({"train.train_iters"}, {"wanted a.b=value"});
+  ExpectTrain({"train.global_batch_size=5"},
+              {"train.global_batch_size: 5", "multiple"});
+  ExpectTrain({"model.language.num_attention_heads=3"},
+              {"model.language", "32", "multiple of 3"});
+  ExpectTrain({"model.vision.patch_size=17"}, {"model.vision", "17"});
+  ExpectTrain({"parallelism.modules.language.tensor_model_parallel_size=2"},
+              {"tensor_model_parallel_size: 2", "wanted 1"});
+
+  // In the file: named with its key.
+  for (const auto& [text, parts] : std::map<std::string, Words>{
+           {"train: {train_itres: 3}", {"train.train_itres", "train_iters?"}},
+           {"train: {train_iters: [1]}", {"train.train_iters", "a list"}},
+           {"train: 7", {"train: 7", "a section"}},
+           {"modle: {}", {"modle", "model?"}},
+           {"- a", {"a list", "wanted keys"}},
+           {"train: {a: 1", {"not YAML", "line "}},
+           {"train: {seed: 1}\ntrain: {seed: 2}", {"train", "twice"}},
+           {"", {"no type"}}}) {
+    Write(file, text);
+    Words all = parts;
+    all.push_back(file);
+    Expect({"train", "--config", file}, all);
+    Expect({"plan", "--config", file}, all);
+  }
+}
+
+TEST_F(Mistakes, MissingFilesAndFolders) {
+  const std::string golden = UnpackGolden("llava15_tiny");
+  const std::string inputs = golden + "/golden.safetensors";
+  const std::string none = In("none");
+  fs::create_directories(In("empty"));
+  const std::string empty = In("empty");
+  for (const auto& [path, found] : std::map<std::string, std::string>{
+           {none, "no such file"}, {empty, "a directory, wanted a"}}) {
+    Expect({"train", "--config", path}, {path, found});
+    Expect({"plan", "--config", path}, {path, found});
+    Expect(ForwardWords(golden, path), {path, found});
+    ExpectTrain({"data.path=" + path}, {path, found});
+    ExpectTrain({"data.type=tensors", "data.path=" + path}, {path, found});
+    ExpectTrain({"data.validation_path=" + path}, {path, found});
+    ExpectTrain({"data.tokenizer=" + path}, {path, found});
+    Expect({"generate", "--checkpoint", golden, "--prompt", "p", "--tokenizer",
+            path},
+           {path, found});
+  }
+  for (const std::string& path : {none, empty}) {
+    Expect(ForwardWords(path, inputs), {path, "wanted a Hugging Face folder"});
+    Expect({"convert", "--from", path, "--to", In("to")}, {path});
+    Expect({"generate", "--checkpoint", path, "--prompt", "p"}, {path});
+    ExpectTrain({"model.pretrained=" + path}, {path});
+    ExpectTrain({"checkpoint.load=" + path}, {path});
+  }
+  // A file where a folder is wanted.
+  Expect(ForwardWords(inputs, inputs), {inputs});
+  // A folder of one file only.
+  fs::copy_file(golden + "/config.json", empty + "/config.json");
+  Expect(ForwardWords(empty, inputs), {empty, "no weights"});
+}
+
+TEST_F(Mistakes, DamagedSafetensorsAndJson) {
+  const std::string golden = UnpackGolden("llava15_tiny");
+  const std::string inputs = golden + "/golden.safetensors";
+  const Words words = ForwardWords(golden, inputs);
+  for (const std::string& path : {inputs, golden + "/model.safetensors"}) {
+    const std::string bytes = Read(path);
+    std::vector<std::string> damaged = {"",
+                                        "abc",
+                                        Cut(bytes, 0.001),
+                                        Cut(bytes, 0.5),
+                                        bytes.substr(0, bytes.size() - 1),
+                                        bytes + "x"};
+    damaged.push_back(bytes);
+    damaged.back()[7] = '\x7f';  // an enormous header
+    damaged.push_back(bytes);
+    damaged.back()[8] = '?';  // a header that is no JSON
+    damaged.push_back(
+        absl::StrReplaceAll(bytes.substr(0, 20000), {{"\"F32\"", "\"F33\""}}) +
+        bytes.substr(20000));
+    for (const std::string& now : damaged) {
+      WithBytes(path, now, [&] { Expect(words, {path}); });
+    }
+  }
+  const std::string json = golden + "/config.json";
+  const std::string text = Read(json);
+  for (const std::string& now :
+       {std::string(), Cut(text, 0.5), std::string("[]"),
+        std::string("\xff\xfe"), std::string("{\"model_type\": \"llama\"}"),
+        absl::StrReplaceAll(text, {{"\"hidden_size\": 64",
+                                    "\"hidden_size\": "
+                                    "\"64\""}})}) {
+    WithBytes(json, now, [&] { Expect(words, {json}); });
+  }
+  // Conversations.
+  const std::string data = In("data.jsonl");
+  const std::string good = Read("tests/fixtures/captions.jsonl");
+  for (const std::string& now :
+       {std::string(), std::string("\n"), Cut(good, 0.5), std::string("[{"),
+        std::string("[1]"), std::string("{\"conversations\": 3}"),
+        absl::StrReplaceAll(good, {{"gpt", "gtp"}}),
+        std::string("\x89PNG\r\n")}) {
+    Write(data, now);
+    ExpectTrain({"data.path=" + data}, {data});
+  }
+}
+
+TEST_F(Mistakes, DamagedPictures) {
+  fs::create_directories(In("images"));
+  std::string lines;
+  for (const char* name :
+       {"flag_it.png", "car_progressive.jpg", "rose_baseline.jpg"}) {
+    fs::copy_file(absl::StrCat("tests/fixtures/images/", name),
+                  absl::StrCat(In("images/"), name));
+    absl::StrAppend(&lines, R"({"id": "0", "image": "images/)", name,
+                    R"(", "conversations": [)",
+                    R"({"from": "human", "value": "<image>\nWhat is this?"},)",
+                    R"({"from": "gpt", "value": "A picture."}]})", "\n");
+  }
+  const std::string data = Write(In("data.jsonl"), lines);
+  // The pictures as they are: it is the damage that is complained about.
+  Ran ran = RunMimo(TinyTrain(
+      folder_, {"data.path=" + data, "data.tokenizer_vocab_size=300"}));
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const std::string trained = TestFolder("trained");
+  fs::rename(In("save"), trained + "/save");
+  fs::remove(In("metrics.jsonl"));
+  for (const char* name :
+       {"flag_it.png", "car_progressive.jpg", "rose_baseline.jpg"}) {
+    const std::string path = absl::StrCat(In("images/"), name);
+    const std::string bytes = Read(path);
+    std::string flipped = bytes;
+    for (size_t i = bytes.size() / 3; i < bytes.size() / 3 + 40; ++i) {
+      flipped[i] = ~flipped[i];
+    }
+    std::vector<std::string> damaged = {"", "GIF89a", Cut(bytes, 0.05),
+                                        Cut(bytes, 0.5), Cut(bytes, 0.9)};
+    // Flipped bits of a JPEG may be another picture; a PNG has checksums.
+    if (absl::EndsWith(name, ".png")) damaged.push_back(flipped);
+    for (const std::string& now : damaged) {
+      WithBytes(path, now, [&] {
+        for (const char* cache : {"true", "false"}) {
+          ExpectTrain({"data.path=" + data, "data.tokenizer_vocab_size=300",
+                       absl::StrCat("data.cache_images=", cache)},
+                      {path});
+        }
+        Expect({"generate", "--checkpoint", trained + "/save", "--prompt",
+                "What is this?", "--image", path},
+               {path});
+      });
+    }
+    // Gone, or a folder.
+    fs::rename(path, path + "_");
+    ExpectTrain({"data.path=" + data, "data.tokenizer_vocab_size=300"},
+                {path, "no such file"});
+    fs::create_directories(path);
+    ExpectTrain({"data.path=" + data, "data.tokenizer_vocab_size=300"},
+                {path, "a directory"});
+    fs::remove(path);
+    fs::rename(path + "_", path);
+  }
+}
+
+}  // namespace
+}  // namespace mimo
