@@ -2,16 +2,19 @@
 // fit the model, disks that are full, folders that cannot be written.
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
+#include "kernels/random/philox.h"
 #include "models/hf/testing.h"
 #include "tests/cli/mistakes.h"
 
@@ -230,10 +233,79 @@ TEST_F(WithCheckpoint, DiskFull) {
   EXPECT_TRUE(Snapshot(save_) == before);
   EXPECT_EQ(RunMimo(GenerateWords()).code, 0);
 
+  ran = RunMimo(TinyTrain(folder_));
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  WithFullDisk(1000, [&] {
+    ran = RunMimo({"evaluate", "--config", In("config.yaml"), "--checkpoint",
+                   save_, "--contact-sheet", In("sheet.png"),
+                   "data.validation_path=tests/fixtures/captions.jsonl"});
+  });
+  EXPECT_EQ(ran.code, 1);
+  EXPECT_TRUE(absl::StartsWith(ran.err, "mimo: " + In("sheet.png"))) << ran.err;
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    EXPECT_FALSE(absl::StrContains(entry.path().string(), "sheet"));
+  }
+
   if (fs::exists("/dev/full")) {
     ran = RunMimo(TinyTrain(folder_, {"logging.metrics=/dev/full"}));
     ExpectOneLine(ran, 1, {"/dev/full"});
   }
+}
+
+TEST_F(WithCheckpoint, AnyDamageIsToldOrHarmless) {
+  const std::string golden = UnpackGolden("llava15_tiny");
+  const Words forward = ForwardWords(golden, golden + "/golden.safetensors");
+  const std::string fixtures = TestFolder("fixtures");
+  fs::copy("tests/fixtures", fixtures, fs::copy_options::recursive);
+  const std::string data = fixtures + "/captions.jsonl";
+  const Words train =
+      TinyTrain(folder_, {"data.path=" + data, "train.train_iters=1",
+                          "data.tokenizer=" + iteration_ + "/tokenizer.model"});
+  std::vector<std::pair<std::string, Words>> targets = {
+      {iteration_ + "/tokenizer.model", GenerateWords()},
+      {iteration_ + "/model.safetensors", GenerateWords()},
+      {golden + "/config.json", forward},
+      {golden + "/model.safetensors", forward},
+      {golden + "/golden.safetensors", forward},
+      {data, train}};
+  for (const char* name : {"flag_it.png", "sunflower_palette_odd.png",
+                           "car_progressive.jpg", "rose_baseline.jpg"}) {
+    const std::string path = absl::StrCat(fixtures, "/images/", name);
+    targets.emplace_back(
+        path, GenerateWords({"--image", path, "--max-new-tokens", "2"}));
+  }
+  PhiloxSequence random(3, 0);
+  int64_t told = 0, harmless = 0;
+  for (const auto& [path, words] : targets) {
+    const std::string bytes = Read(path);
+    // The weights themselves may be any numbers.
+    const uint64_t reach = absl::EndsWith(path, ".safetensors")
+                               ? std::min<uint64_t>(bytes.size(), 9000)
+                               : bytes.size();
+    for (int i = 0; i < 30; ++i) {
+      std::string now = bytes;
+      if (i % 5 == 0) {
+        now.resize(random.Below(now.size()));
+      } else if (i % 5 == 1) {
+        now.erase(random.Below(reach), 1 + random.Below(8));
+      } else {
+        for (uint64_t n = 1 + random.Below(3); n > 0; --n) {
+          char& at = now[random.Below(reach)];
+          at = i % 5 == 2   ? "0123456789-\"{}[],:"[random.Below(18)]
+               : i % 5 == 3 ? at ^ (1 << random.Below(8))
+                            : random.Below(256);
+        }
+      }
+      SCOPED_TRACE(absl::StrCat(path, ", damage ", i));
+      WithBytes(path, now, [&] {
+        const Ran ran = RunMimo(words);
+        ran.code == 0 ? ++harmless : ++told;
+        if (ran.code != 0) ExpectOneLine(ran, 2, {});
+      });
+    }
+  }
+  EXPECT_GT(told, 100);
+  EXPECT_GT(harmless, 10);
 }
 
 TEST_F(WithCheckpoint, OutputsThatCannotBeWritten) {
