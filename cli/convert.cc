@@ -1,4 +1,6 @@
 // mimo convert: a Hugging Face folder into a training checkpoint, and back.
+#include "mimo/checkpoint/convert.h"
+
 #include <iostream>
 #include <map>
 #include <optional>
@@ -11,7 +13,6 @@
 #include "cli/open_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
-#include "mimo/checkpoint/convert.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/data/file.h"
 #include "models/hf/checkpoint.h"

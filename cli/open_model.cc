@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "cli/build_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
 #include "models/hf/checkpoint.h"
@@ -61,8 +62,11 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
     model.freeze_modality_projections.clear();
   }
   opened.allocator = std::make_unique<Allocator>();
-  auto built = MimoModel::Build(
-      model, registry, {.allocator = opened.allocator.get(), .dtype = dtype});
+  auto built = BuildModel(model, registry,
+                          {.allocator = opened.allocator.get(),
+                           .dtype = dtype,
+                           .initialize = false,
+                           .trainable = thaw});
   if (!built.ok()) {
     return absl::Status(built.status().code(),
                         absl::StrCat(path, ": ", built.status().message()));

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/answers.h"
 #include "cli/args.h"
+#include "cli/build_model.h"
 #include "cli/commands.h"
 #include "cli/config.h"
 #include "cli/open_model.h"

@@ -22,7 +22,8 @@ absl::Status DataConfig::Validate() const {
         check(tokenizer_vocab_size > 0,
               "tokenizer_vocab_size: ", tokenizer_vocab_size, ", wanted > 0"),
         check(turns >= 0, "turns: ", turns, ", wanted >= 0"),
-        check(num_workers >= 0, "num_workers: ", num_workers, ", wanted >= 0"),
+        check(num_workers >= 0 && num_workers <= 256,
+              "num_workers: ", num_workers, ", wanted 0 to 256"),
         check(samples > 0, "samples: ", samples, ", wanted > 0")}) {
     if (!status.ok()) return status;
   }

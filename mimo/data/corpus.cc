@@ -95,9 +95,13 @@ absl::StatusOr<Tokenizer> MakeTokenizer(const DataConfig& config,
       if (++count[line] <= 1000) lines.push_back(std::move(line));
     }
   }
-  MIMO_ASSIGN_OR_RETURN(std::string bytes,
-                        Tokenizer::Train(lines, config.tokenizer_vocab_size));
-  return Tokenizer::Parse(std::move(bytes), "tokenizer");
+  auto bytes = Tokenizer::Train(lines, config.tokenizer_vocab_size);
+  if (!bytes.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "data.tokenizer_vocab_size: ", config.tokenizer_vocab_size,
+        ", wanted enough for 256 bytes and every letter of the data"));
+  }
+  return Tokenizer::Parse(*std::move(bytes), "tokenizer");
 }
 
 absl::StatusOr<std::shared_ptr<const Dataset>> TrainingDataset(

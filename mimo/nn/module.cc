@@ -51,13 +51,15 @@ Parameter& Module::AddParameter(absl::string_view name, Shape shape,
                                 Init init) {
   auto parameter = std::make_unique<Parameter>();
   parameter->name = build_.Child(name).path;
-  const DType grad = AccumulatorOf(build_.dtype);
-  if (build_.meta) {
-    parameter->data = Tensor::Meta(shape, build_.dtype);
-    parameter->main_grad = Tensor::Meta(shape, grad);
-  } else {
-    parameter->data = Tensor(*build_.allocator, shape, build_.dtype);
-    parameter->main_grad = Tensor(*build_.allocator, shape, grad);
+  parameter->frozen = !build_.trainable;
+  const auto make = [&](DType dtype) {
+    return build_.meta ? Tensor::Meta(shape, dtype)
+                       : Tensor(*build_.allocator, shape, dtype);
+  };
+  parameter->data = make(build_.dtype);
+  if (build_.trainable)
+    parameter->main_grad = make(AccumulatorOf(build_.dtype));
+  if (!build_.meta && build_.initialize) {
     kernels::FillNormal({.out = parameter->data.data(),
                          .size = parameter->data.numel(),
                          .seed = build_.seed,

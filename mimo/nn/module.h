@@ -25,6 +25,8 @@ struct BuildContext {
   DType dtype = DType::kFloat32;
   uint64_t seed = 0;
   bool meta = false;  // parameters have shapes only: a model to count, not run
+  bool initialize = true;  // false: parameters are about to be loaded
+  bool trainable = true;   // false: every parameter is frozen from the start
   std::string path;
 
   BuildContext Child(absl::string_view name) const;

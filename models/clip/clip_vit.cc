@@ -5,25 +5,30 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
 #include "kernels/patch/patches.h"
 #include "mimo/autograd/ops/embedding.h"
+#include "mimo/config/check.h"
 
 namespace mimo {
 
 absl::Status ClipVitConfig::Validate() const {
-  for (const auto& [name, value] :
-       {std::pair("num_layers", num_layers),
-        {"hidden_size", hidden_size},
-        {"ffn_hidden_size", ffn_hidden_size},
-        {"num_attention_heads", num_attention_heads},
-        {"num_channels", num_channels},
-        {"image_size", image_size},
-        {"patch_size", patch_size}}) {
-    if (value < 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, ": ", value, ", wanted at least 1"));
-    }
-  }
+  MIMO_RETURN_IF_ERROR(
+      CheckSizes(1, {{"num_layers", num_layers},
+                     {"hidden_size", hidden_size},
+                     {"ffn_hidden_size", ffn_hidden_size},
+                     {"num_attention_heads", num_attention_heads},
+                     {"num_channels", num_channels},
+                     {"image_size", image_size},
+                     {"patch_size", patch_size}}));
+  MIMO_RETURN_IF_ERROR(CheckValue(num_layers <= 10000, "num_layers", num_layers,
+                                  "at most 10000"));
+  MIMO_RETURN_IF_ERROR(
+      CheckValue(norm_epsilon > 0, "norm_epsilon", norm_epsilon, "> 0"));
+  MIMO_RETURN_IF_ERROR(CheckValue(init_std >= 0, "init_std", init_std, ">= 0"));
+  MIMO_RETURN_IF_ERROR(CheckValue(position_embedding_std >= 0,
+                                  "position_embedding_std",
+                                  position_embedding_std, ">= 0"));
   if (hidden_size % num_attention_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("hidden_size: ", hidden_size, ", wanted a multiple of ",

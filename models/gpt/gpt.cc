@@ -4,8 +4,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
 #include "kernels/rotary/rotary.h"
 #include "mimo/autograd/ops/head_loss.h"
+#include "mimo/config/check.h"
 
 namespace mimo {
 namespace {
@@ -28,18 +30,22 @@ TransformerConfig Transformer(const GptConfig& config) {
 }  // namespace
 
 absl::Status GptConfig::Validate() const {
-  for (const auto& [name, value] :
-       {std::pair("num_layers", num_layers),
-        {"hidden_size", hidden_size},
-        {"ffn_hidden_size", ffn_hidden_size},
-        {"num_attention_heads", num_attention_heads},
-        {"vocab_size", vocab_size},
-        {"max_sequence_length", max_sequence_length}}) {
-    if (value < 1) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, ": ", value, ", wanted at least 1"));
-    }
-  }
+  MIMO_RETURN_IF_ERROR(
+      CheckSizes(1, {{"num_layers", num_layers},
+                     {"hidden_size", hidden_size},
+                     {"ffn_hidden_size", ffn_hidden_size},
+                     {"num_attention_heads", num_attention_heads},
+                     {"vocab_size", vocab_size},
+                     {"max_sequence_length", max_sequence_length}}));
+  MIMO_RETURN_IF_ERROR(CheckSizes(0, {{"num_query_groups", num_query_groups},
+                                      {"kv_channels", kv_channels}}));
+  MIMO_RETURN_IF_ERROR(CheckValue(num_layers <= 10000, "num_layers", num_layers,
+                                  "at most 10000"));
+  MIMO_RETURN_IF_ERROR(
+      CheckValue(rotary_base > 0, "rotary_base", rotary_base, "> 0"));
+  MIMO_RETURN_IF_ERROR(
+      CheckValue(norm_epsilon > 0, "norm_epsilon", norm_epsilon, "> 0"));
+  MIMO_RETURN_IF_ERROR(CheckValue(init_std >= 0, "init_std", init_std, ">= 0"));
   if (kv_channels == 0 && hidden_size % num_attention_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "hidden_size: ", hidden_size, ", wanted a multiple of ",
@@ -54,10 +60,6 @@ absl::Status GptConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("num_query_groups: ", groups(), ", wanted a divisor of ",
                      num_attention_heads, " num_attention_heads"));
-  }
-  if (!(rotary_base > 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rotary_base: ", rotary_base, ", wanted > 0"));
   }
   return absl::OkStatus();
 }

@@ -3,7 +3,8 @@
 #include <cstdint>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/config/check.h"
 
 namespace mimo {
 namespace {
@@ -18,15 +19,10 @@ int64_t FirstWidth(const ProjectorConfig& config) {
 }  // namespace
 
 absl::Status ProjectorConfig::Validate() const {
-  for (const auto& [name, value] : {std::pair("input_size", input_size),
-                                    {"ffn_hidden_size", ffn_hidden_size},
-                                    {"output_size", output_size}}) {
-    if (value < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, ": ", value, ", wanted at least 0"));
-    }
-  }
-  return absl::OkStatus();
+  MIMO_RETURN_IF_ERROR(CheckSizes(0, {{"input_size", input_size},
+                                      {"ffn_hidden_size", ffn_hidden_size},
+                                      {"output_size", output_size}}));
+  return CheckValue(init_std >= 0, "init_std", init_std, ">= 0");
 }
 
 MultimodalProjector::MultimodalProjector(BuildContext build,
