@@ -63,6 +63,25 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
   ExpectTrain({"parallelism.modules.language.tensor_model_parallel_size=2"},
               {"tensor_model_parallel_size: 2", "wanted 1"});
 
+  // Sizes and numbers that no model can have, or that no machine can hold.
+  ExpectTrain({"model.language.vocab_size=100000000000"},
+              {"model.language.vocab_size", "wanted 1 to"});
+  ExpectTrain({"model.language.num_layers=0"},
+              {"model.language.num_layers: 0", "wanted 1 to"});
+  ExpectTrain({"model.language.hidden_size=4194304",
+               "model.language.num_attention_heads=1024"},
+              {"GiB", "memory"});
+  ExpectTrain({"model.vision.norm_epsilon=-1"},
+              {"model.vision.norm_epsilon: -1", "> 0"});
+  ExpectTrain({"model.language.init_std=-1"},
+              {"model.language.init_std: -1", ">= 0"});
+  ExpectTrain({"data.num_workers=100000"},
+              {"data.num_workers: 100000", "0 to 256"});
+  ExpectTrain({"data.tokenizer_vocab_size=10"},
+              {"data.tokenizer_vocab_size: 10", "every letter"});
+  ExpectTrain({"parallelism.deployment_mode=colocate"},
+              {"parallelism.deployment_mode: \"colocate\"", "colocated"});
+
   // In the file: named with its key.
   for (const auto& [text, parts] : std::map<std::string, Words>{
            {"train: {train_itres: 3}", {"train.train_itres", "train_iters?"}},

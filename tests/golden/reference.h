@@ -102,8 +102,9 @@ class Reference {
       case Activation::kRelu:
         return std::max(x, 0.0);
       case Activation::kIdentity:
-        return x;
+        break;
     }
+    return x;
   }
 
   // x [n, in] -> [n, out]; a bias where there is one.

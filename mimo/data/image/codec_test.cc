@@ -61,7 +61,7 @@ TEST(DecodeImage, JpegAsPillow) {
 // Every number of channels survives writing and reading.
 TEST(EncodePng, RoundTrip) {
   for (int channels = 1; channels <= 4; ++channels) {
-    for (const auto [height, width] : {std::pair{1, 1}, {7, 13}, {64, 1}}) {
+    for (const auto& [height, width] : {std::pair{1, 1}, {7, 13}, {64, 1}}) {
       Image image(height, width, channels);
       uint32_t value = 12345;
       for (uint8_t& p : image.pixels) p = (value = value * 69069 + 1) >> 24;
