@@ -4,6 +4,7 @@
 //   bazel run -c opt //bench:llava_step -- [--config F] [--batch B] [--seq S]
 //       [--labelled L] [--seconds N] [--describe]
 //
+// The defaults are what the default job gives a step on average.
 // One step = forward and backward of B samples of S tokens (one image each, the
 // last L tokens labelled), the global norm, clipping and AdamW.
 // GFLOP a step, forward and backward (3 times the forward's products):
@@ -174,8 +175,8 @@ absl::Status Run(const std::vector<std::string>& words) {
   Args args("llava_step", "times the training step of a LLaVA config");
   args.Flag("config", "F.yaml", "default configs/flags.yaml");
   args.Flag("batch", "B", "samples of a step (32)");
-  args.Flag("seq", "S", "tokens of a sample (64)");
-  args.Flag("labelled", "L", "labelled tokens of a sample (16)");
+  args.Flag("seq", "S", "tokens of a sample (40)");
+  args.Flag("labelled", "L", "labelled tokens of a sample (8)");
   args.Flag("seconds", "N", "how long to measure (5)");
   args.Flag("describe", "", "print the sizes as JSON and do nothing else");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
@@ -185,8 +186,8 @@ absl::Status Run(const std::vector<std::string>& words) {
   }
   Options options;
   MIMO_ASSIGN_OR_RETURN(options.batch, args.Int("batch", 32));
-  MIMO_ASSIGN_OR_RETURN(options.seq, args.Int("seq", 64));
-  MIMO_ASSIGN_OR_RETURN(options.labelled, args.Int("labelled", 16));
+  MIMO_ASSIGN_OR_RETURN(options.seq, args.Int("seq", 40));
+  MIMO_ASSIGN_OR_RETURN(options.labelled, args.Int("labelled", 8));
   MIMO_ASSIGN_OR_RETURN(const double seconds, args.Double("seconds", 5));
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         LoadYaml(args.String("config", "configs/flags.yaml")));

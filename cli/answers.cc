@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/status_macros.h"
 #include "models/generate/generate.h"
@@ -53,8 +52,7 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   std::vector<std::vector<Answer>> answers(count);
   std::vector<double> losses(count);
   std::vector<int64_t> labels(count);
-  absl::Mutex mutex;
-  absl::Status status;
+  std::vector<absl::Status> statuses(count);
   const auto one = [&](int64_t i) -> absl::Status {
     MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0));
     const MicroBatch batch = Collate({sample}, data.format->tokenizer.pad_id());
@@ -69,13 +67,10 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   // A conversation a thread: single tokens are too little work to share out.
   ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (absl::Status done = one(i); !done.ok()) {
-        absl::MutexLock lock(&mutex);
-        status.Update(done);
-      }
+      statuses[i] = one(i);
     }
   });
-  MIMO_RETURN_IF_ERROR(status);
+  for (const absl::Status& status : statuses) MIMO_RETURN_IF_ERROR(status);
   SplitAnswers out{.lm_loss = 0};
   int64_t labelled = 0;
   for (int64_t i = 0; i < count; ++i) {

@@ -79,4 +79,14 @@ absl::StatusOr<ConfigNode> ReadRunConfig(
   return root;
 }
 
+absl::StatusOr<RunSections> ReadSections(const ConfigNode& root) {
+  RunSections run;
+  MIMO_RETURN_IF_ERROR(FromYaml(root["data"], run.data));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["train"], run.train));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["optimizer"], run.optimizer));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));
+  MIMO_RETURN_IF_ERROR(FromYaml(root["logging"], run.logging));
+  return run;
+}
+
 }  // namespace mimo

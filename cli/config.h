@@ -9,6 +9,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "mimo/config/config_node.h"
+#include "mimo/data/config.h"
+#include "mimo/optim/optimizer_config.h"
+#include "mimo/train/train_config.h"
 
 namespace mimo {
 
@@ -16,6 +19,16 @@ namespace mimo {
 // error, and so is a parallelism of more than one rank: mimo runs one so far.
 absl::StatusOr<ConfigNode> ReadRunConfig(
     const std::string& path, const std::vector<std::string>& overrides);
+
+// The sections beside the model's and the parallelism's.
+struct RunSections {
+  DataConfig data;
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  LoggingConfig logging;
+};
+absl::StatusOr<RunSections> ReadSections(const ConfigNode& root);
 
 }  // namespace mimo
 

@@ -126,6 +126,12 @@ absl::Status RunConvert(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(const std::string from, args.Required("from"));
   MIMO_ASSIGN_OR_RETURN(const std::string to, args.Required("to"));
   MIMO_ASSIGN_OR_RETURN(const auto dtype, ReadFileDType(args));
+  if (Exists(to + "/latest") && !IsHuggingFaceFolder(from)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("convert: --to: ", to,
+                     " holds training checkpoints, wanted another "
+                     "folder"));
+  }
   if (IsHuggingFaceFolder(from)) {
     return FromHuggingFace(from, to, dtype);
   }

@@ -140,12 +140,15 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
                         args.Required("checkpoint"));
   MIMO_ASSIGN_OR_RETURN(const int64_t limit, args.Int("limit", 0));
   MIMO_ASSIGN_OR_RETURN(const int64_t cells, args.Int("cells", 24));
+  if (limit < 0 || cells < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("evaluate: --limit ", limit, " and --cells ", cells,
+                     ", wanted 0 or more and 1 or more"));
+  }
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));
-  DataConfig config;
-  MIMO_RETURN_IF_ERROR(FromYaml(root["data"], config));
-  TrainConfig train;
-  MIMO_RETURN_IF_ERROR(FromYaml(root["train"], train));
+  MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
+  const DataConfig& config = run.data;
   MIMO_ASSIGN_OR_RETURN(const OpenedModel opened,
                         OpenModel(checkpoint, DType::kFloat32, registry));
   if (config.type == DataType::kTensors) {
@@ -183,9 +186,9 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
     }
     MIMO_ASSIGN_OR_RETURN(const SplitAnswers result,
                           AskSplit(opened.context(), *opened.model, data, split,
-                                   train.seed, limit));
+                                   run.train.seed, limit));
     MIMO_RETURN_IF_ERROR(
-        Report(data.corpus, split, result, train.seed, args.Has("json")));
+        Report(data.corpus, split, result, run.train.seed, args.Has("json")));
     if (args.Has("contact-sheet") && sheet.empty()) {
       MIMO_ASSIGN_OR_RETURN(sheet, Cells(result.answers, cells));
       MIMO_RETURN_IF_ERROR(WritePng(

@@ -80,8 +80,8 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   }
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));
-  TrainConfig train;
-  MIMO_RETURN_IF_ERROR(FromYaml(root["train"], train));
+  MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
+  const TrainConfig& train = run.train;
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));
   Allocator allocator;

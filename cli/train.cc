@@ -16,6 +16,7 @@
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
+#include "mimo/checkpoint/safetensors.h"
 #include "mimo/train/stop_signal.h"
 #include "mimo/train/trainer.h"
 #include "models/hf/checkpoint.h"
@@ -24,24 +25,6 @@
 
 namespace mimo {
 namespace {
-
-struct RunConfig {
-  DataConfig data;
-  TrainConfig train;
-  OptimizerConfig optimizer;
-  CheckpointConfig checkpoint;
-  LoggingConfig logging;
-};
-
-absl::StatusOr<RunConfig> ReadSections(const ConfigNode& root) {
-  RunConfig run;
-  MIMO_RETURN_IF_ERROR(FromYaml(root["data"], run.data));
-  MIMO_RETURN_IF_ERROR(FromYaml(root["train"], run.train));
-  MIMO_RETURN_IF_ERROR(FromYaml(root["optimizer"], run.optimizer));
-  MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));
-  MIMO_RETURN_IF_ERROR(FromYaml(root["logging"], run.logging));
-  return run;
-}
 
 // The tokenizer that the weights which the run begins with were trained with:
 // of the checkpoint that it goes on from, or of its pretrained model; "" if
@@ -91,7 +74,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   }
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));
-  MIMO_ASSIGN_OR_RETURN(const RunConfig run, ReadSections(root));
+  MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));
 
@@ -107,7 +90,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
                                    run.train.micro_batch_size, run.train.seed));
 
   Allocator allocator;
-  auto model = MimoModel::Build(
+  auto model = BuildModel(
       section.model, registry,
       {.allocator = &allocator, .seed = static_cast<uint64_t>(run.train.seed)});
   if (!model.ok()) {
@@ -125,6 +108,14 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
     MIMO_ASSIGN_OR_RETURN(const HfLayout layout,
                           ReadHfLayout(section.pretrained));
     options.checkpoint_metadata[kHfLayoutKey] = layout.ToText();
+  }
+  if (run.checkpoint.load && options.checkpoint_metadata.empty()) {
+    // Where the weights came from stays known when they are trained on.
+    if (auto folder = FindCheckpoint(*run.checkpoint.load); folder.ok()) {
+      MIMO_ASSIGN_OR_RETURN(const SafeTensors weights,
+                            SafeTensors::Open(*folder + "/model.safetensors"));
+      options.checkpoint_metadata = weights.metadata();
+    }
   }
   MimoStage stage(**model, allocator);
   StopSignal stop;

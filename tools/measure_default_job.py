@@ -69,7 +69,7 @@ for i, seed in enumerate(seeds):
     seconds.append(train(seed, folder))
     sheet = ["--contact-sheet", "docs/images/flags.png"] if i == 0 else []
     runs.append(tables(output(MIMO, "evaluate", "--config", CONFIG, "--checkpoint", folder, *sheet)))
-step = json.loads(output("bazel-bin/bench/llava_step", "--seq", "40", "--labelled", "12"))
+step = json.loads(output("bazel-bin/bench/llava_step"))
 
 lines = [f"Measured on {datetime.date.today()} at commit {output('git', 'rev-parse', '--short', 'HEAD').strip()}, "
          f"{cpu()}, {step['threads']} threads. {len(seeds)} seeds, {min(seeds_s := [round(s) for s in seconds])} to "

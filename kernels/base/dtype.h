@@ -3,7 +3,7 @@
 // float32 and bfloat16 train. float64 is the oracle's dtype: every op runs in
 // it on the CPU through the same entry point, by the plainest correct code, so
 // a kernel or a whole model is checked against itself in higher precision
-// (docs/adr/0005).
+// (docs/adr/0004).
 #ifndef MIMO_KERNELS_BASE_DTYPE_H_
 #define MIMO_KERNELS_BASE_DTYPE_H_
 

@@ -4,8 +4,7 @@
 // (docs/adr/0001-tape.md gives the reasons):
 //  1 Kernel pairs stay explicit; nodes only call them.
 //  2 One tape a (stage, micro-batch), in the Context. Several may be alive.
-//  3 Nodes are appended in execution order and run in reverse: no sort, the
-//  same
+//  3 Nodes are appended in execution order and run in reverse: no sort, one
 //    order on every rank.
 //  4 Nodes are coarse: a fused kernel's worth.
 //  5 A gradient lives in a slot. GradFor() says whether to write or to add;
@@ -13,11 +12,11 @@
 //  6 Parameters are sinks, not slots: nodes write main_grad with NextBeta().
 //  7 Save by need: a frozen weight saves no input, a constant input gets no
 //    gradient, a frozen tower on constant input records nothing.
-//  8 Each node dies after its backward. Debug builds check that what a node
-//  saved
-//    was not overwritten.
+//  8 Each node dies after its backward. Debug builds check that nothing wrote
+//    over what a node saved.
 //  9 A checkpoint is one node that runs its body again on a child tape.
-// 10 No host value decides anything inside a step.
+// 10 Between the forward's start and the backward's end no value of a tensor is
+//    read on the host: a pass can be captured and replayed.
 // 11 First order only: no double backward, no in-place change of a recorded
 //    value, no views that share gradients.
 #ifndef MIMO_MIMO_AUTOGRAD_TAPE_H_

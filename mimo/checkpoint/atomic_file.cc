@@ -1,6 +1,7 @@
 #include "mimo/checkpoint/atomic_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,6 +43,12 @@ absl::Status FileError(const std::string& path, absl::string_view verb,
 }
 
 absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path) {
+  struct stat target;
+  if (stat(path.c_str(), &target) == 0 && !S_ISREG(target.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": ", S_ISDIR(target.st_mode) ? "a folder" : "not a plain file",
+        ", wanted a file to write"));
+  }
   const size_t slash = path.rfind('/');
   const size_t name = slash == std::string::npos ? 0 : slash + 1;
   const std::string temporary =

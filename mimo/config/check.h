@@ -14,10 +14,10 @@ namespace mimo {
 
 using NamedSizes = std::initializer_list<std::pair<absl::string_view, int64_t>>;
 
-// Each value is in [min, 2^24]: products of two sizes and a dtype stay far
-// from overflow.
+// Each value is in [min, 2^21]: the bytes of ten thousand layers of matrices of
+// two such sizes are still an int64_t.
 inline absl::Status CheckSizes(int64_t min, NamedSizes sizes) {
-  constexpr int64_t kMax = int64_t{1} << 24;
+  constexpr int64_t kMax = int64_t{1} << 21;
   for (const auto& [name, value] : sizes) {
     if (value < min || value > kMax) {
       return absl::InvalidArgumentError(

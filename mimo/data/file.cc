@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "mimo/checkpoint/atomic_file.h"
 
 namespace mimo {
 namespace {
@@ -52,27 +53,18 @@ absl::Status WriteFile(const std::string& path, std::string_view bytes) {
   std::error_code error;
   const fs::path folder = fs::path(path).parent_path();
   if (!folder.empty()) fs::create_directories(folder, error);
+  if (error) return FileError(path, "write", error.value());
   const std::string part = absl::StrCat(path, ".part", getpid());
-  FilePtr file(std::fopen(part.c_str(), "wb"));
-  if (!file) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
-  }
+  std::FILE* file = std::fopen(part.c_str(), "wb");
+  if (file == nullptr) return FileError(path, "write", errno);
+  errno = 0;
   bool written =
-      std::fwrite(bytes.data(), 1, bytes.size(), file.get()) == bytes.size();
-  written = written && std::fflush(file.get()) == 0;
-  const int cause = errno;
-  file.reset();
-  if (!written) {
+      std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+  written = std::fclose(file) == 0 && written;
+  if (!written || std::rename(part.c_str(), path.c_str()) != 0) {
+    const int cause = errno;
     std::remove(part.c_str());
-    return absl::ResourceExhaustedError(
-        absl::StrCat(path, ": writing failed: ", std::strerror(cause)));
-  }
-  if (std::rename(part.c_str(), path.c_str()) != 0) {
-    const int why = errno;
-    std::remove(part.c_str());
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": cannot be written: ", std::strerror(why)));
+    return FileError(path, "write", cause);
   }
   return absl::OkStatus();
 }

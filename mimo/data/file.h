@@ -14,7 +14,8 @@ namespace mimo {
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // Written beside `path` under another name, then renamed: a reader sees the old
-// file or the new one, never a part. Folders on the way are created.
+// file or the new one, never a part (though not synced to disk: for what can be
+// made again). Folders on the way are created. Errors: as FileError's.
 absl::Status WriteFile(const std::string& path, std::string_view bytes);
 
 }  // namespace mimo

@@ -31,8 +31,8 @@ absl::StatusOr<std::vector<Conversation>> ParseLlavaJson(
 std::string ToLlavaJson(const std::vector<Conversation>& conversations);
 
 // Moves about `fraction` of the conversations to the second list: those that
-// the hash of their first picture's file name (else id) says, so that all about one
-// picture go together and neither order nor additions change it.
+// the hash of their first picture's file name (else id) says, so that all about
+// one picture go together and neither order nor additions change it.
 std::pair<std::vector<Conversation>, std::vector<Conversation>> SplitByHash(
     std::vector<Conversation> conversations, double fraction);
 

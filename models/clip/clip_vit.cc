@@ -1,5 +1,6 @@
 #include "models/clip/clip_vit.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -39,6 +40,11 @@ absl::Status ClipVitConfig::Validate() const {
         absl::StrCat("patch_size: ", patch_size, ", wanted at most image_size ",
                      image_size));
   }
+  MIMO_RETURN_IF_ERROR(CheckSizes(
+      1, {{"patch_size squared", patch_size * patch_size},
+          {"num_channels of a patch's values",
+           num_channels * std::min<int64_t>(patch_size * patch_size, 1 << 21)},
+          {"image_size over patch_size, squared", patches()}}));
   if (layers_used() < 0 || layers_used() > num_layers) {
     return absl::InvalidArgumentError(
         absl::StrCat("feature_layer: ", feature_layer, ", wanted ",

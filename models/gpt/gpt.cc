@@ -56,6 +56,9 @@ absl::Status GptConfig::Validate() const {
         absl::StrCat("kv_channels: head size ", head_dim(),
                      ", wanted an even number (rotary embedding turns pairs)"));
   }
+  MIMO_RETURN_IF_ERROR(
+      CheckSizes(1, {{"kv_channels times the heads",
+                      (num_attention_heads + 2 * groups()) * head_dim()}}));
   if (num_attention_heads % groups() != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_query_groups: ", groups(), ", wanted a divisor of ",
@@ -81,6 +84,7 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
                 : AddParameter("head.weight",
                                {config.vocab_size, config.hidden_size},
                                {.std = config.init_std})) {
+  if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
   const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
   cos_ = Tensor(*this->build().allocator, shape, table);

@@ -107,10 +107,20 @@ absl::Status MoveFiles(const std::string& from, const std::string& to) {
       fs::remove(absl::StrCat(to, "/", name), error);
     }
   }
+  // What makes the folder readable goes last: a folder that lacks it is none.
+  std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(from, error)) {
-    const std::string path =
-        absl::StrCat(to, "/", entry.path().filename().string());
-    fs::rename(entry.path(), path, error);
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end(), [](const auto& a, const auto& b) {
+    const auto rank = [](const std::string& name) {
+      return std::pair(name == "config.json" ? 2 : name == kHfIndex, name);
+    };
+    return rank(a) < rank(b);
+  });
+  for (const std::string& name : names) {
+    const std::string path = absl::StrCat(to, "/", name);
+    fs::rename(absl::StrCat(from, "/", name), path, error);
     if (error) return FileError(path, "write", error.value());
   }
   return SyncFolder(to);

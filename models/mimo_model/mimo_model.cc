@@ -208,7 +208,17 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
                                       name));
     }
   }
+  std::map<int64_t, std::string> taken;
   for (const auto& [modality, id] : config.special_token_ids) {
+    if (!self->modalities_.contains(modality)) {
+      return Invalid("", absl::StrCat("special_token_ids.", modality,
+                                      ": the model has no such modality"));
+    }
+    if (const auto [at, added] = taken.emplace(id, modality); !added) {
+      return Invalid(
+          "", absl::StrCat("special_token_ids.", modality, ": ", id,
+                           ", wanted another than that of ", at->second));
+    }
     if (id < 0 || id >= lm.vocab_size()) {
       return Invalid(
           "", absl::StrCat("special_token_ids.", modality, ": ", id,
