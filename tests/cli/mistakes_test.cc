@@ -68,7 +68,7 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model.language.vocab_size", "wanted 1 to"});
   ExpectTrain({"model.language.num_layers=0"},
               {"model.language.num_layers: 0", "wanted 1 to"});
-  ExpectTrain({"model.language.hidden_size=4194304",
+  ExpectTrain({"model.language.hidden_size=1048576",
                "model.language.num_attention_heads=1024"},
               {"GiB", "memory"});
   ExpectTrain({"model.vision.norm_epsilon=-1"},
