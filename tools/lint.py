@@ -86,8 +86,8 @@ def documents():
                 os.path.join(ROOT, os.path.dirname(path), target)
             ):
                 yield f"{path}: links to {target}, which is not there"
-        for target in re.findall(r"--config ((?:configs|examples)/\S+)", text):
-            if not os.path.exists(os.path.join(ROOT, target.strip("`"))):
+        for target in re.findall(r"--config ((?:configs|examples)/[\w/-]+\.yaml)", text):
+            if not os.path.exists(os.path.join(ROOT, target)):
                 yield f"{path}: names {target}, which is not there"
     readme = "\n".join(lines("README.md")) + "\n"
     measured = "\n".join(lines("bench/results/default_job.md")) + "\n"
