@@ -214,7 +214,7 @@ TEST(WritePng, SaysWhyItCannot) {
   EXPECT_TRUE(ReadImage(folder + "/a.png").ok());
   ExpectOneLineError(WritePng(folder, Image(2, 2, 3)), folder);
   ExpectOneLineError(WritePng(folder + "/a.png/b.png", Image(2, 2, 3)),
-                     "a.png/b.png: cannot be written");
+                     "a.png/b.png: cannot write");
   // No remains of the failed ones.
   int files = 0;
   for ([[maybe_unused]] const auto& entry :
