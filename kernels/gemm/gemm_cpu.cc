@@ -22,8 +22,8 @@ void Blas(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k,
 
 // Into how many blocks to cut `size` rows (or columns) of a product of `flops`:
 // a power of two, so that threads get equal shares. OpenBLAS packs the other
-// operand again for each block: under about 150 rows that costs more than 5 %,
-// which only the first cut is worth.
+// operand again for each block: under about 300 rows that costs some 5 %, which
+// only the first cut is worth.
 int64_t Cuts(int64_t size, int64_t min_first, int64_t min_size, double flops) {
   constexpr double kMinFlops = 2e6;  // 20 us on one core
   int64_t cuts = 1;
@@ -68,11 +68,11 @@ void Run(const GemmArgs& args) {
   // The longer side is cut first, the other only where it is long too.
   int64_t m_cuts = 1, n_cuts = 1;
   if (m >= n) {
-    m_cuts = Cuts(m, 32, 150, flops);
-    n_cuts = Cuts(n, 1024, 1024, flops / m_cuts);
+    m_cuts = Cuts(m, 32, 300, flops);
+    n_cuts = Cuts(n, 2048, 2048, flops / m_cuts);
   } else {
-    n_cuts = Cuts(n, 32, 150, flops);
-    m_cuts = Cuts(m, 1024, 1024, flops / n_cuts);
+    n_cuts = Cuts(n, 32, 300, flops);
+    m_cuts = Cuts(m, 2048, 2048, flops / n_cuts);
   }
   const int64_t m_block = BlockSize(m, m_cuts), n_block = BlockSize(n, n_cuts);
   const int64_t m_blocks = (m + m_block - 1) / m_block;
