@@ -114,9 +114,18 @@ absl::StatusOr<Var> ModalitySubmodule::Combine(
 }
 
 absl::StatusOr<Var> ModalitySubmodule::Forward(
-    const Context& ctx, const std::map<std::string, Tensor>& inputs) const {
-  MIMO_ASSIGN_OR_RETURN(const std::vector<Var> features, Encode(ctx, inputs));
-  MIMO_ASSIGN_OR_RETURN(Var combined, Combine(ctx, features));
+    const Context& ctx, const std::map<std::string, Tensor>& inputs,
+    const Var& features) const {
+  Var combined = features;
+  if (features.value.defined()) {
+    if (!inputs.empty()) {
+      return Invalid(path(),
+                     "encoder inputs and features are mutually exclusive");
+    }
+  } else {
+    MIMO_ASSIGN_OR_RETURN(const std::vector<Var> encoded, Encode(ctx, inputs));
+    MIMO_ASSIGN_OR_RETURN(combined, Combine(ctx, encoded));
+  }
   return projection_ == nullptr ? combined
                                 : projection_->Forward(ctx, combined);
 }

@@ -36,9 +36,12 @@ class ModalitySubmodule : public Module {
   // Joined along the tokens; an empty list is an error.
   absl::StatusOr<Var> Combine(const Context& ctx,
                               const std::vector<Var>& features) const;
-  // Encode, combine, project -> [tokens, H].
-  absl::StatusOr<Var> Forward(
-      const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
+  // Encode, combine, project -> [tokens, H]. `features`, when defined, are
+  // combined features that exist already (encoded ahead, or by another stage):
+  // then there must be no inputs.
+  absl::StatusOr<Var> Forward(const Context& ctx,
+                              const std::map<std::string, Tensor>& inputs,
+                              const Var& features = Var()) const;
 
   std::vector<std::string> encoder_names() const;
   void FreezeEncoders();

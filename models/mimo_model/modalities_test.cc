@@ -1,4 +1,5 @@
 // Modality submodules, the alignment of their embeddings, and what is refused.
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -109,6 +110,27 @@ TEST_F(ModalitiesTest, SubmoduleErrors) {
             "images: Cannot combine empty list of embeddings");
   EXPECT_EQ((*submodule)->Encode(ctx, {{"other", Tensor()}}).status().message(),
             "images: No inputs found for encoder 'clip_encoder'");
+}
+
+TEST_F(ModalitiesTest, FeaturesStandForTheEncoders) {
+  auto submodule = ModalitySubmodule::Build(
+      LlavaModelConfig(Tiny()).modality_submodules_spec.at("images"),
+      BuiltinModules(), {.allocator = &allocator_, .path = "images"});
+  ASSERT_TRUE(submodule.ok()) << submodule.status();
+  const Context ctx{.allocator = &allocator_};
+  const MicroBatch batch = TwoSamples();
+  const auto inputs = Build(Tiny())->InputsOf(ctx, batch).at("images");
+  const auto features = (*submodule)->Encode(ctx, inputs);
+  ASSERT_TRUE(features.ok()) << features.status();
+  const auto whole = (*submodule)->Forward(ctx, inputs);
+  const auto ahead = (*submodule)->Forward(ctx, {}, (*features)[0]);
+  ASSERT_TRUE(whole.ok() && ahead.ok());
+  EXPECT_TRUE(std::equal(whole->value.span<float>().begin(),
+                         whole->value.span<float>().end(),
+                         ahead->value.span<float>().begin()));
+  EXPECT_EQ(
+      (*submodule)->Forward(ctx, inputs, (*features)[0]).status().message(),
+      "images: encoder inputs and features are mutually exclusive");
 }
 
 TEST_F(ModalitiesTest, TwoEncodersAreJoinedAlongTheTokens) {
