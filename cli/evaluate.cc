@@ -23,7 +23,6 @@
 #include "mimo/data/report/baselines.h"
 #include "mimo/data/report/contact_sheet.h"
 #include "mimo/train/tensors_source.h"
-#include "mimo/train/train_config.h"
 #include "models/mimo_model/mimo_stage.h"
 
 namespace mimo {

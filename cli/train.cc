@@ -90,9 +90,10 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
                                    run.train.micro_batch_size, run.train.seed));
 
   Allocator allocator;
-  auto model = BuildModel(
-      section.model, registry,
-      {.allocator = &allocator, .seed = static_cast<uint64_t>(run.train.seed)});
+  auto model = BuildModel(section.model, registry,
+                          {.allocator = &allocator,
+                           .seed = static_cast<uint64_t>(run.train.seed),
+                           .initialize = section.pretrained.empty()});
   if (!model.ok()) {
     return absl::Status(
         model.status().code(),
