@@ -62,7 +62,11 @@ def _compile(ctx, toolchain, context):
     args.add_all([_gencode(a) for a in ctx.attr._archs[FlagInfo].value])
     args.add_all(_MODE_FLAGS[ctx.var["COMPILATION_MODE"]])
     args.add("--compress-mode=size")
-    args.add("-Xcompiler=-fPIC,-Wall,-Wno-unused-function")
+    args.add("-Xcompiler=-fPIC,-Wall,-Wno-unused-function,-fopenmp-simd")
+
+    # nvcc's parser: does not know that LOG(FATAL) ends a function; dislikes a
+    # friend declaration of abseil's.
+    args.add("-diag-suppress=940,970")
     args.add_all(context.defines, format_each = "-D%s")
     args.add_all(context.quote_includes, before_each = "-I")
     args.add_all(context.includes, before_each = "-I")

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -30,7 +31,7 @@ struct RmsNormForwardArgs {
   double eps;
   DType dtype;
 };
-void RmsNormForward(const RmsNormForwardArgs& args, Stream stream);
+MIMO_OP(RmsNormForward, RmsNormForwardArgs);
 
 struct RmsNormBackwardArgs {
   const void* x;       // [T, H] dtype, s of the forward
@@ -45,9 +46,9 @@ struct RmsNormBackwardArgs {
   int64_t tokens, hidden;
   DType dtype;
 };
-void RmsNormBackward(const RmsNormBackwardArgs& args, Stream stream);
+MIMO_OP(RmsNormBackward, RmsNormBackwardArgs);
 int64_t RmsNormBackwardWorkspaceBytes(int64_t tokens, int64_t hidden,
-                                      DType dtype);
+                                      DType dtype, Device device);
 
 }  // namespace mimo::kernels
 

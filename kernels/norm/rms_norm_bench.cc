@@ -36,8 +36,8 @@ void Backward(benchmark::State& state) {
   const std::vector<float> x(tokens * hidden, 1), weight(hidden, 1);
   const std::vector<float> dy(tokens * hidden, 1), rstd(tokens, 1);
   std::vector<float> dx(tokens * hidden), dweight(hidden);
-  std::vector<char> workspace(
-      RmsNormBackwardWorkspaceBytes(tokens, hidden, DType::kFloat32));
+  std::vector<char> workspace(RmsNormBackwardWorkspaceBytes(
+      tokens, hidden, DType::kFloat32, Device::kCpu));
   for (auto _ : state) {
     RmsNormBackward({.x = x.data(),
                      .weight = weight.data(),

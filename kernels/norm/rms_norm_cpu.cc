@@ -95,7 +95,7 @@ void Backward(const RmsNormBackwardArgs& args) {
 
 }  // namespace
 
-void RmsNormForward(const RmsNormForwardArgs& args, Stream) {
+void RmsNormForwardCpu(const RmsNormForwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.hidden, 0);
   CHECK_EQ(args.sum == nullptr, args.residual == nullptr)
@@ -103,7 +103,7 @@ void RmsNormForward(const RmsNormForwardArgs& args, Stream) {
   DispatchCpuFloat(args.dtype, [&]<typename T>() { Forward<T>(args); });
 }
 
-void RmsNormBackward(const RmsNormBackwardArgs& args, Stream) {
+void RmsNormBackwardCpu(const RmsNormBackwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.hidden, 0);
   CHECK(args.dweight == nullptr || args.tokens == 0 ||
@@ -113,8 +113,10 @@ void RmsNormBackward(const RmsNormBackwardArgs& args, Stream) {
 }
 
 int64_t RmsNormBackwardWorkspaceBytes(int64_t tokens, int64_t hidden,
-                                      DType dtype) {
-  return RowChunks(tokens) * hidden * SizeOf(AccumulatorOf(dtype));
+                                      DType dtype, Device device) {
+  const int64_t rows =
+      device == Device::kCpu ? RowChunks(tokens) : kCudaPartialRows;
+  return rows * hidden * SizeOf(AccumulatorOf(dtype));
 }
 
 }  // namespace mimo::kernels

@@ -1,92 +1,104 @@
 #include "kernels/norm/rms_norm.h"
 
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
 
+using Values = std::vector<double>;
+
 constexpr double kEps = 1e-5;
 
-template <typename T>
+class RmsNormTest : public BackendTest {};
+MIMO_ON_BACKENDS(RmsNormTest);
+
 struct Inputs {
   Inputs(int64_t tokens, int64_t hidden)
       : tokens(tokens),
         hidden(hidden),
-        x(RandomVector<T>(tokens * hidden, 1)),
-        residual(RandomVector<T>(tokens * hidden, 2)),
-        weight(RandomVector<T>(hidden, 3)),
-        dy(RandomVector<T>(tokens * hidden, 4)),
-        old_dx(RandomVector<T>(tokens * hidden, 5)),
-        old_dweight(RandomVector<T>(hidden, 6)) {}
+        x(RandomValues(tokens * hidden, 1)),
+        residual(RandomValues(tokens * hidden, 2)),
+        weight(RandomValues(hidden, 3)),
+        dy(RandomValues(tokens * hidden, 4)),
+        old_dx(RandomValues(tokens * hidden, 5)),
+        old_dweight(RandomValues(hidden, 6)) {}
   int64_t tokens, hidden;
-  std::vector<T> x, residual, weight, dy, old_dx, old_dweight;
+  Values x, residual, weight, dy, old_dx, old_dweight;
 };
 
-template <typename T>
 struct Outputs {
-  std::vector<T> sum, y, rstd;
+  Values sum, y, rstd;
 };
 
-template <typename T>
-Outputs<T> Forward(const Inputs<T>& in, bool with_residual = false) {
-  Outputs<T> out{Poisoned<T>(in.x.size()), Poisoned<T>(in.x.size()),
-                 Poisoned<T>(in.tokens)};
-  RmsNormForward({.x = in.x.data(),
-                  .residual = with_residual ? in.residual.data() : nullptr,
-                  .weight = in.weight.data(),
-                  .sum = with_residual ? out.sum.data() : nullptr,
-                  .y = out.y.data(),
-                  .rstd = out.rstd.data(),
+Outputs Forward(const Backend& on, const Inputs& in,
+                bool with_residual = false) {
+  const Array x(on, in.x), residual(on, in.residual), weight(on, in.weight);
+  const Array sum = Array::Poisoned(on, with_residual ? in.x.size() : 0);
+  const Array y = Array::Poisoned(on, in.x.size());
+  const Array rstd = Array::Poisoned(on, AccumulatorOf(on.dtype), in.tokens);
+  RmsNormForward({.x = x.data(),
+                  .residual = with_residual ? residual.data() : nullptr,
+                  .weight = weight.data(),
+                  .sum = sum.data(),
+                  .y = y.data(),
+                  .rstd = rstd.data(),
                   .tokens = in.tokens,
                   .hidden = in.hidden,
                   .eps = kEps,
-                  .dtype = DTypeOf<T>::value},
-                 Stream());
-  return out;
+                  .dtype = on.dtype},
+                 StreamOf(on));
+  return {sum.Values(), y.Values(), rstd.Values()};
 }
 
-template <typename T>
+enum class Want { kBoth, kDx, kDweight };
+
 struct Gradients {
-  std::vector<T> dx, dweight;
+  Values dx, dweight;
 };
 
-// dx and dweight are added to when `accumulate`, else written over NaN.
-template <typename T>
-Gradients<T> Backward(const Inputs<T>& in, bool accumulate = false) {
-  const Outputs<T> out = Forward(in);
-  Gradients<T> grads{Poisoned<T>(in.x.size()), Poisoned<T>(in.hidden)};
-  if (accumulate) grads = {in.old_dx, in.old_dweight};
-  const int64_t bytes =
-      RmsNormBackwardWorkspaceBytes(in.tokens, in.hidden, DTypeOf<T>::value);
-  std::vector<T> workspace = Poisoned<T>(bytes / sizeof(T));
-  RmsNormBackward({.x = in.x.data(),
-                   .weight = in.weight.data(),
-                   .rstd = out.rstd.data(),
-                   .dy = in.dy.data(),
-                   .dx = grads.dx.data(),
+// Added to when `accumulate`, else written over NaN.
+Gradients Backward(const Backend& on, const Inputs& in, bool accumulate = false,
+                   Want want = Want::kBoth) {
+  const DType statistic = AccumulatorOf(on.dtype);
+  const Array x(on, in.x), weight(on, in.weight), dy(on, in.dy);
+  const Array rstd(on, statistic, Forward(on, in).rstd);
+  const Array dx =
+      accumulate ? Array(on, in.old_dx) : Array::Poisoned(on, in.x.size());
+  const Array dweight = accumulate ? Array(on, statistic, in.old_dweight)
+                                   : Array::Poisoned(on, statistic, in.hidden);
+  const Array workspace = Array::Workspace(
+      on,
+      RmsNormBackwardWorkspaceBytes(in.tokens, in.hidden, on.dtype, on.device));
+  RmsNormBackward({.x = x.data(),
+                   .weight = weight.data(),
+                   .rstd = rstd.data(),
+                   .dy = dy.data(),
+                   .dx = want == Want::kDweight ? nullptr : dx.data(),
                    .accumulate_dx = accumulate,
-                   .dweight = grads.dweight.data(),
+                   .dweight = want == Want::kDx ? nullptr : dweight.data(),
                    .dweight_beta = accumulate ? 1.0f : 0.0f,
-                   .workspace = workspace.data(),
+                   .workspace = want == Want::kDx ? nullptr : workspace.data(),
                    .tokens = in.tokens,
                    .hidden = in.hidden,
-                   .dtype = DTypeOf<T>::value},
-                  Stream());
-  return grads;
+                   .dtype = on.dtype},
+                  StreamOf(on));
+  return {dx.Values(), dweight.Values()};
 }
 
 TEST(RmsNorm, ForwardIsTheFormula) {
-  const Inputs<double> in(5, 7);
+  const Inputs in(5, 7);
   for (bool with_residual : {false, true}) {
-    const Outputs<double> out = Forward(in, with_residual);
+    const Outputs out = Forward(Oracle(), in, with_residual);
     for (int64_t t = 0; t < in.tokens; ++t) {
       double squares = 0;
-      std::vector<double> s(in.hidden);
+      Values s(in.hidden);
       for (int64_t h = 0; h < in.hidden; ++h) {
         const int64_t i = t * in.hidden + h;
         s[h] = in.x[i] + (with_residual ? in.residual[i] : 0);
@@ -103,118 +115,111 @@ TEST(RmsNorm, ForwardIsTheFormula) {
   }
 }
 
-// float32 rounds to 2^-24 = 6e-8. A sum of n terms of one sign, in eight lanes,
-// errs by less than n/8 of that, typically sqrt(n/8); outputs then take some
-// four roundings. 2e-6 leaves both room up to n = 4099.
-TEST(RmsNorm, Float32IsNearFloat64) {
+// Sums are float32: n terms of one sign, in eight lanes or more, err by less
+// than n/8 of 2^-24, typically sqrt(n/8), and some four roundings follow; 2e-6
+// leaves room up to n = 4099. In bfloat16 an output is rounded once more, by at
+// most 2^-9, and y twice with a residual: s, which is kept rounded, then y.
+double Tolerance(DType dtype) {
+  return 2e-6 + (dtype == DType::kBFloat16 ? 2 * Roundoff(dtype) : 0);
+}
+
+TEST_P(RmsNormTest, IsNearFloat64) {
+  const double tolerance = Tolerance(backend().dtype);
   for (auto [tokens, hidden] : {std::pair<int64_t, int64_t>{1, 1},
                                 {3, 1},
                                 {1, 4099},
                                 {17, 13},
                                 {1031, 31},
-                                {67, 256}}) {
-    const Inputs<float> in32(tokens, hidden);
-    const Inputs<double> in64(tokens, hidden);
+                                {67, 256},
+                                {3, 4096}}) {
+    SCOPED_TRACE(testing::Message() << tokens << " x " << hidden);
+    const Inputs in(tokens, hidden);
     for (bool with_residual : {false, true}) {
-      const Outputs<float> out32 = Forward(in32, with_residual);
-      const Outputs<double> out64 = Forward(in64, with_residual);
-      EXPECT_LT(RelativeL2(out32.y, out64.y), 2e-6) << tokens << "x" << hidden;
-      EXPECT_LT(RelativeL2(out32.rstd, out64.rstd), 2e-6);
+      const Outputs out = Forward(backend(), in, with_residual);
+      const Outputs oracle = Forward(Oracle(), in, with_residual);
+      EXPECT_LT(RelativeL2(out.y, oracle.y), tolerance);
+      EXPECT_LT(RelativeL2(out.rstd, oracle.rstd), tolerance);
+      EXPECT_LT(RelativeL2(out.sum, oracle.sum), tolerance);
     }
     if (hidden == 1) continue;  // dx is 0 up to eps: below
-    const Gradients<float> grads32 = Backward(in32);
-    const Gradients<double> grads64 = Backward(in64);
-    EXPECT_LT(RelativeL2(grads32.dx, grads64.dx), 2e-6) << tokens;
-    EXPECT_LT(RelativeL2(grads32.dweight, grads64.dweight), 2e-6) << tokens;
+    const Gradients grads = Backward(backend(), in);
+    const Gradients oracle = Backward(Oracle(), in);
+    EXPECT_LT(RelativeL2(grads.dx, oracle.dx), tolerance);
+    EXPECT_LT(RelativeL2(grads.dweight, oracle.dweight), tolerance);
   }
 }
 
 // With one column y is sign(x) w: its gradient cancels, and what is left is
-// rounding of terms of size r |w dy|.
-TEST(RmsNorm, OneColumnHasNearlyNoGradient) {
-  const Gradients<float> grads32 = Backward(Inputs<float>(37, 1));
-  const Gradients<double> grads64 = Backward(Inputs<double>(37, 1));
-  const Outputs<double> out = Forward(Inputs<double>(37, 1));
+// rounding of terms of size r |w dy|, in float32.
+TEST_P(RmsNormTest, OneColumnHasNearlyNoGradient) {
+  const Inputs in(37, 1);
+  const Gradients grads = Backward(backend(), in);
+  const Gradients oracle = Backward(Oracle(), in);
+  const Outputs out = Forward(Oracle(), in);
   for (int64_t t = 0; t < 37; ++t)
-    EXPECT_NEAR(grads32.dx[t], grads64.dx[t], 1e-6 * out.rstd[t]);
+    EXPECT_NEAR(grads.dx[t], oracle.dx[t],
+                1e-6 * out.rstd[t] +
+                    Roundoff(backend().dtype) * std::fabs(oracle.dx[t]));
 }
 
-TEST(RmsNorm, EmptyBatch) {
-  const Inputs<float> in(0, 5);
-  EXPECT_TRUE(Forward(in).y.empty());
-  EXPECT_EQ(Backward(in).dweight, std::vector<float>(5, 0));
-  EXPECT_EQ(Backward(in, /*accumulate=*/true).dweight, in.old_dweight);
+TEST_P(RmsNormTest, EmptyBatch) {
+  const Inputs in(0, 5);
+  EXPECT_TRUE(Forward(backend(), in).y.empty());
+  EXPECT_EQ(Backward(backend(), in).dweight, Values(5, 0));
+  EXPECT_EQ(Backward(backend(), in, /*accumulate=*/true).dweight,
+            in.old_dweight);
 }
 
 TEST(RmsNorm, GradientIsTheDerivative) {
-  const Inputs<double> in(19, 5);  // two chunks of rows
-  const Gradients<double> grads = Backward(in);
+  const Inputs in(19, 5);  // two chunks of rows
+  const Gradients grads = Backward(Oracle(), in);
   EXPECT_LT(GradCheck(
-                [&](const std::vector<double>& x) {
-                  Inputs<double> moved = in;
+                [&](const Values& x) {
+                  Inputs moved = in;
                   moved.x = x;
-                  return Dot(Forward(moved).y, in.dy);
+                  return Dot(Forward(Oracle(), moved).y, in.dy);
                 },
                 in.x, grads.dx),
             1e-8);
   EXPECT_LT(GradCheck(
-                [&](const std::vector<double>& weight) {
-                  Inputs<double> moved = in;
+                [&](const Values& weight) {
+                  Inputs moved = in;
                   moved.weight = weight;
-                  return Dot(Forward(moved).y, in.dy);
+                  return Dot(Forward(Oracle(), moved).y, in.dy);
                 },
                 in.weight, grads.dweight),
             1e-8);
 }
 
-TEST(RmsNorm, GradientsAccumulate) {
-  const Inputs<double> in(37, 11);
-  const Gradients<double> written = Backward(in);
-  const Gradients<double> added = Backward(in, /*accumulate=*/true);
-  for (size_t i = 0; i < in.x.size(); ++i)
-    EXPECT_NEAR(added.dx[i], in.old_dx[i] + written.dx[i], 1e-12);
-  for (int64_t h = 0; h < in.hidden; ++h)
-    EXPECT_NEAR(added.dweight[h], in.old_dweight[h] + written.dweight[h],
-                1e-12);
+TEST_P(RmsNormTest, GradientsAccumulate) {
+  const double tolerance = Tolerance(backend().dtype);
+  for (int64_t hidden : {11, 64}) {
+    const Inputs in(37, hidden);
+    const Gradients added = Backward(backend(), in, /*accumulate=*/true);
+    const Gradients oracle = Backward(Oracle(), in, /*accumulate=*/true);
+    EXPECT_LT(RelativeL2(added.dx, oracle.dx), tolerance);
+    EXPECT_LT(RelativeL2(added.dweight, oracle.dweight), tolerance);
+  }
 }
 
-TEST(RmsNorm, EitherGradientAlone) {
-  const Inputs<float> in(23, 9);
-  const Outputs<float> out = Forward(in);
-  const Gradients<float> both = Backward(in);
-  Gradients<float> alone{Poisoned<float>(in.x.size()), Poisoned<float>(9)};
-  std::vector<float> workspace = Poisoned<float>(
-      RmsNormBackwardWorkspaceBytes(23, 9, DType::kFloat32) / sizeof(float));
-  RmsNormBackwardArgs args{.x = in.x.data(),
-                           .weight = in.weight.data(),
-                           .rstd = out.rstd.data(),
-                           .dy = in.dy.data(),
-                           .dx = alone.dx.data(),
-                           .accumulate_dx = false,
-                           .dweight = nullptr,
-                           .dweight_beta = 0,
-                           .workspace = nullptr,
-                           .tokens = 23,
-                           .hidden = 9,
-                           .dtype = DType::kFloat32};
-  RmsNormBackward(args, Stream());
-  args.dx = nullptr;
-  args.dweight = alone.dweight.data();
-  args.workspace = workspace.data();
-  RmsNormBackward(args, Stream());
-  EXPECT_EQ(alone.dx, both.dx);
-  EXPECT_EQ(alone.dweight, both.dweight);
+TEST_P(RmsNormTest, EitherGradientAlone) {
+  const Inputs in(23, 9);
+  const Gradients both = Backward(backend(), in);
+  EXPECT_EQ(Backward(backend(), in, false, Want::kDx).dx, both.dx);
+  EXPECT_EQ(Backward(backend(), in, false, Want::kDweight).dweight,
+            both.dweight);
 }
 
-TEST(RmsNorm, ThreadsDoNotChangeABit) {
-  const Inputs<float> in(1031, 67);
+// The same bits again, whatever the number of threads.
+TEST_P(RmsNormTest, IsDeterministic) {
+  const Inputs in(1031, 67);
   SetNumThreads(1);
-  const Outputs<float> out = Forward(in, true);
-  const Gradients<float> grads = Backward(in);
+  const Outputs out = Forward(backend(), in, true);
+  const Gradients grads = Backward(backend(), in);
   SetNumThreads(3);
-  EXPECT_EQ(Forward(in, true).y, out.y);
-  EXPECT_EQ(Backward(in).dx, grads.dx);
-  EXPECT_EQ(Backward(in).dweight, grads.dweight);
+  EXPECT_EQ(Forward(backend(), in, true).y, out.y);
+  EXPECT_EQ(Backward(backend(), in).dx, grads.dx);
+  EXPECT_EQ(Backward(backend(), in).dweight, grads.dweight);
 }
 
 TEST(RmsNormDeathTest, ResidualWithoutSum) {

@@ -22,6 +22,10 @@ inline int64_t RowGrain(int64_t width) {
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, width));
 }
 
+// A GPU's partial rows of a sum over rows: one for each of the blocks that
+// share the rows out, two on each of Hopper's 132 multiprocessors.
+inline constexpr int64_t kCudaPartialRows = 264;
+
 inline int64_t RowsPerChunk(int64_t rows) {
   return std::max<int64_t>(16, (rows + 63) / 64);
 }

@@ -7,24 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/bfloat16.h"
 
 namespace mimo {
 namespace {
-
-// The upper half of a float32.
-struct BFloat16 {
-  uint16_t bits;
-  BFloat16() = default;
-  explicit BFloat16(float value) {
-    const uint32_t wide = std::bit_cast<uint32_t>(value);
-    // A NaN keeps its upper bits: rounding could make it infinite.
-    bits = std::isnan(value) ? (wide >> 16) | 0x40
-                             : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-  }
-  explicit operator float() const {
-    return std::bit_cast<float>(uint32_t{bits} << 16);
-  }
-};
 
 // IEEE 754 binary16: 5 bits of exponent, bias 15, 10 of mantissa.
 struct Float16 {

@@ -1,0 +1,91 @@
+#include "kernels/base/device.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/base/device_cuda.h"
+#include "kernels/base/on_cuda.h"
+
+namespace mimo {
+namespace {
+
+constexpr int64_t kCpuAlignment = 64;
+
+}  // namespace
+
+absl::Status CheckDevice(Device device) {
+  if (device == Device::kCpu) return absl::OkStatus();
+#ifdef MIMO_CUDA
+  return CheckCuda();
+#else
+  return absl::FailedPreconditionError(
+      "device cuda: this binary was built without CUDA, wanted one built "
+      "where a CUDA toolkit is found");
+#endif
+}
+
+std::string DeviceName(Device device) {
+  if (device == Device::kCpu) return "CPU";
+  MIMO_ON_CUDA(CudaDeviceName());
+}
+
+Stream NewStream(Device device) {
+  if (device == Device::kCpu) return Stream();
+  MIMO_ON_CUDA(NewCudaStream());
+}
+
+void* AllocateMemory(Device device, int64_t bytes) {
+  if (device == Device::kCpu) {
+    return std::aligned_alloc(kCpuAlignment, (bytes + kCpuAlignment - 1) /
+                                                 kCpuAlignment * kCpuAlignment);
+  }
+  MIMO_ON_CUDA(AllocateCuda(bytes));
+}
+
+void FreeMemory(Device device, void* memory) {
+  if (device == Device::kCpu) return std::free(memory);
+  MIMO_ON_CUDA(FreeCuda(memory));
+}
+
+void* AllocatePinned(int64_t bytes) { MIMO_ON_CUDA(AllocatePinnedCuda(bytes)); }
+void FreePinned(void* memory) { MIMO_ON_CUDA(FreePinnedCuda(memory)); }
+
+MemoryInfo DeviceMemory(Device device) {
+  if (device == Device::kCpu) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    return {sysconf(_SC_AVPHYS_PAGES) * page, sysconf(_SC_PHYS_PAGES) * page};
+  }
+  MIMO_ON_CUDA(CudaMemory());
+}
+
+void CopyBytes(void* dst, const void* src, int64_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  if (stream.device == Device::kCpu) {
+    std::memcpy(dst, src, bytes);
+    return;
+  }
+  MIMO_ON_CUDA(CopyBytesCuda(dst, src, bytes, stream));
+}
+
+void FillBytes(void* memory, int value, int64_t bytes, Stream stream) {
+  if (bytes == 0) return;
+  if (stream.device == Device::kCpu) {
+    std::memset(memory, value, bytes);
+    return;
+  }
+  MIMO_ON_CUDA(FillBytesCuda(memory, value, bytes, stream));
+}
+
+void Synchronize(Stream stream) {
+  if (stream.device == Device::kCpu) return;
+  MIMO_ON_CUDA(SynchronizeCuda(stream));
+}
+
+void WaitFor(Stream later, Stream earlier) {
+  if (later.device == Device::kCpu || later.raw == earlier.raw) return;
+  MIMO_ON_CUDA(WaitForCuda(later, earlier));
+}
+
+}  // namespace mimo

@@ -1,0 +1,48 @@
+// The devices of this process: their memory, copies and the order of their
+// work, without CUDA's types. CPU calls are done when they return.
+#ifndef MIMO_KERNELS_BASE_DEVICE_H_
+#define MIMO_KERNELS_BASE_DEVICE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/base/stream.h"
+
+namespace mimo {
+
+// OK if the device can run mimo; else one sentence: built without CUDA, no GPU,
+// a driver too old, a GPU older than sm_90.
+absl::Status CheckDevice(Device device);
+std::string DeviceName(Device device);  // "NVIDIA H100 80GB HBM3", "CPU"
+
+// A stream of its own on a checked device; lives as long as the process.
+Stream NewStream(Device device);
+
+// Null when the device has no such memory left. Aligned to 256 bytes on a GPU,
+// to 64 on the CPU.
+void* AllocateMemory(Device device, int64_t bytes);
+void FreeMemory(Device device, void* memory);
+// Page-locked host memory, which a GPU copies from and to while the host goes
+// on.
+void* AllocatePinned(int64_t bytes);
+void FreePinned(void* memory);
+struct MemoryInfo {
+  int64_t free_bytes, total_bytes;
+};
+MemoryInfo DeviceMemory(Device device);
+
+// dst and src may each be host or device memory. Enqueued; from pageable host
+// memory the source may be reused on return.
+void CopyBytes(void* dst, const void* src, int64_t bytes, Stream stream);
+void FillBytes(void* memory, int value, int64_t bytes, Stream stream);
+
+// Returns when all work enqueued on the stream is done.
+void Synchronize(Stream stream);
+// Work enqueued on `later` from now on waits for what is on `earlier` now.
+void WaitFor(Stream later, Stream earlier);
+
+}  // namespace mimo
+
+#endif  // MIMO_KERNELS_BASE_DEVICE_H_

@@ -1,0 +1,105 @@
+#include "kernels/base/device_cuda.h"
+
+#include <cuda_runtime.h>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/cuda_check.h"
+
+namespace mimo {
+namespace {
+
+cudaStream_t Raw(Stream stream) {
+  return static_cast<cudaStream_t>(stream.raw);
+}
+
+cudaDeviceProp Properties() {
+  cudaDeviceProp properties;
+  MIMO_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  return properties;
+}
+
+}  // namespace
+
+absl::Status CheckCuda() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device cuda: no GPU (",
+        error == cudaSuccess ? "none is visible" : cudaGetErrorString(error),
+        "), wanted an NVIDIA GPU of compute capability 9.0"));
+  }
+  // The kernels are built for sm_90a, which runs on no other.
+  const cudaDeviceProp found = Properties();
+  if (found.major != 9) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device cuda: ", found.name, " has compute capability ",
+                     found.major, ".", found.minor, ", wanted 9.0 (Hopper)"));
+  }
+  return absl::OkStatus();
+}
+
+std::string CudaDeviceName() { return Properties().name; }
+
+Stream NewCudaStream() {
+  cudaStream_t stream;
+  MIMO_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return {Device::kCuda, stream};
+}
+
+void* AllocateCuda(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: cleared
+    return nullptr;
+  }
+  MIMO_CUDA_CHECK(error);
+  return memory;
+}
+
+// At the process's end the driver may go before the last owner of memory.
+void FreeCuda(void* memory) {
+  const cudaError_t error = cudaFree(memory);
+  if (error != cudaErrorCudartUnloading) MIMO_CUDA_CHECK(error);
+}
+
+void* AllocatePinnedCuda(int64_t bytes) {
+  void* memory = nullptr;
+  MIMO_CUDA_CHECK(cudaMallocHost(&memory, bytes));
+  return memory;
+}
+
+void FreePinnedCuda(void* memory) {
+  const cudaError_t error = cudaFreeHost(memory);
+  if (error != cudaErrorCudartUnloading) MIMO_CUDA_CHECK(error);
+}
+
+MemoryInfo CudaMemory() {
+  size_t free, total;
+  MIMO_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
+
+void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream) {
+  MIMO_CUDA_CHECK(
+      cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, Raw(stream)));
+}
+
+void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream) {
+  MIMO_CUDA_CHECK(cudaMemsetAsync(memory, value, bytes, Raw(stream)));
+}
+
+void SynchronizeCuda(Stream stream) {
+  MIMO_CUDA_CHECK(cudaStreamSynchronize(Raw(stream)));
+}
+
+void WaitForCuda(Stream later, Stream earlier) {
+  cudaEvent_t event;
+  MIMO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  MIMO_CUDA_CHECK(cudaEventRecord(event, Raw(earlier)));
+  MIMO_CUDA_CHECK(cudaStreamWaitEvent(Raw(later), event, 0));
+  MIMO_CUDA_CHECK(cudaEventDestroy(event));
+}
+
+}  // namespace mimo

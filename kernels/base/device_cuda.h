@@ -1,0 +1,24 @@
+// The CUDA halves of device.h.
+#ifndef MIMO_KERNELS_BASE_DEVICE_CUDA_H_
+#define MIMO_KERNELS_BASE_DEVICE_CUDA_H_
+
+#include "kernels/base/device.h"
+
+namespace mimo {
+
+absl::Status CheckCuda();
+std::string CudaDeviceName();
+Stream NewCudaStream();
+void* AllocateCuda(int64_t bytes);
+void FreeCuda(void* memory);
+void* AllocatePinnedCuda(int64_t bytes);
+void FreePinnedCuda(void* memory);
+MemoryInfo CudaMemory();
+void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream);
+void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream);
+void SynchronizeCuda(Stream stream);
+void WaitForCuda(Stream later, Stream earlier);
+
+}  // namespace mimo
+
+#endif  // MIMO_KERNELS_BASE_DEVICE_CUDA_H_
