@@ -40,6 +40,22 @@ def count_cases(uri):
     return passed, failed, skipped
 
 
+def count_test(label, uri, good):
+    """Returns (passed, failed, skipped) of a test that wrote its test.xml at
+    `uri` and says itself whether it went well."""
+    try:
+        p, f, s = count_cases(uri)
+    except (OSError, ET.ParseError):
+        print(f"{label}: no readable test.xml")
+        p = f = s = 0
+    if not good:
+        f = max(f, 1)
+    elif p + f + s == 0:
+        print(f"{label}: ran no test case")
+        f = 1
+    return p, f, s
+
+
 class Events:
     """What Bazel's build event file says about the tests."""
 
@@ -83,16 +99,9 @@ def count(events):
             for o in result.get("testActionOutput", [])
             if o["name"] == "test.xml" and "uri" in o
         ]
-        try:
-            p, f, s = count_cases(xml[0])
-        except (IndexError, OSError, ET.ParseError):
-            print(f"{label}: no readable test.xml")
-            p = f = s = 0
-        if result["status"] not in GOOD:
-            f = max(f, 1)
-        elif p + f + s == 0:
-            print(f"{label}: ran no test case")
-            f = 1
+        p, f, s = count_test(
+            label, xml[0] if xml else "", result["status"] in GOOD
+        )
         passed, failed, skipped = passed + p, failed + f, skipped + s
     ran = {label for label, _, _ in events.results}
     for label in sorted(events.broken - ran):
