@@ -11,6 +11,9 @@
 // causal and j > i + Sk - Sq (queries are the last Sq positions: the KV cache's
 // rule). A query that sees no key gets o = 0, lse = -inf and no gradient.
 // Never holds an Sq x Sk matrix: blocks of both with an online softmax.
+// Packed samples of different lengths: with cu_seqlens, sample b's tokens are
+// rows cu_seqlens[b] to cu_seqlens[b+1] of q, k, v and out, and Sq = Sk is the
+// longest's; what lse [B, N, Sq] has behind a sample's rows is unset.
 // Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2; grouped queries:
 // Ainslie et al. 2023, arXiv:2305.13245.
 // q, k, v and their gradients are column ranges of wider rows (one fused
@@ -23,6 +26,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -46,17 +50,19 @@ struct AttentionForwardArgs {
   // A KV cache is longer than the keys it holds.
   int64_t kv_batch_stride = 0;
   const int32_t* key_lengths = nullptr;  // [B]; null: all Sk keys are real
+  const int32_t* cu_seqlens = nullptr;   // [B+1]; null: not packed
   void* out;                             // [B*Sq, N*D] dtype
   void* lse;                             // [B, N, Sq] accumulator dtype
   DType dtype;
 };
-void AttentionForward(const AttentionForwardArgs& args, Stream stream);
+MIMO_OP(AttentionForward, AttentionForwardArgs);
 
 struct AttentionBackwardArgs {
   AttentionShape shape;
   const void *q, *k, *v;  // as in the forward
   int64_t q_stride, kv_stride;
   const int32_t* key_lengths = nullptr;
+  const int32_t* cu_seqlens = nullptr;
   const void* out;   // [B*Sq, N*D] dtype
   const void* lse;   // [B, N, Sq]  accumulator dtype
   const void* dout;  // [B*Sq, N*D] dtype
@@ -64,9 +70,18 @@ struct AttentionBackwardArgs {
   void* dk;          // [B*Sk, dkv_stride] dtype, written
   void* dv;          // [B*Sk, dkv_stride] dtype, written
   int64_t dq_stride, dkv_stride;
+  void* workspace;  // AttentionBackwardWorkspaceBytes(...) bytes
   DType dtype;
 };
-void AttentionBackward(const AttentionBackwardArgs& args, Stream stream);
+MIMO_OP(AttentionBackward, AttentionBackwardArgs);
+
+int64_t AttentionBackwardWorkspaceBytesCuda(const AttentionShape& shape,
+                                            DType dtype);
+inline int64_t AttentionBackwardWorkspaceBytes(const AttentionShape& shape,
+                                               DType dtype, Device device) {
+  if (device == Device::kCpu) return 0;
+  MIMO_ON_CUDA(AttentionBackwardWorkspaceBytesCuda(shape, dtype));
+}
 
 }  // namespace mimo::kernels
 

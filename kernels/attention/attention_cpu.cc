@@ -90,14 +90,14 @@ float SoftmaxStep(int64_t visible, int64_t keys, float* z, float& max,
 }
 
 // Queries [i0, i0 + rows) of head n of sample b.
-void ForwardTile(const AttentionForwardArgs& args, int64_t b, int64_t n,
-                 int64_t i0, int64_t rows, float* kt) {
+void ForwardTile(const AttentionForwardArgs& args, const Sample& sample,
+                 int64_t b, int64_t n, int64_t i0, int64_t rows, float* kt) {
   const AttentionShape& s = args.shape;
   const int64_t dim = s.head_dim, out_stride = s.heads * dim;
-  const int64_t kv_batch = args.kv_batch_stride != 0 ? args.kv_batch_stride
-                                                     : s.seq_k * args.kv_stride;
-  const int64_t kv = b * kv_batch + n / (s.heads / s.kv_heads) * dim;
-  const int64_t row = b * s.seq_q + i0;
+  const int64_t kv =
+      KeyOffset(sample, b, args.kv_stride, args.kv_batch_stride) +
+      n / (s.heads / s.kv_heads) * dim;
+  const int64_t row = sample.first_query + i0;
   const float* q =
       static_cast<const float*>(args.q) + row * args.q_stride + n * dim;
   float* out = static_cast<float*>(args.out) + row * out_stride + n * dim;
@@ -109,7 +109,7 @@ void ForwardTile(const AttentionForwardArgs& args, int64_t b, int64_t n,
   float max[kQueryTile], sum[kQueryTile];
   std::fill_n(max, rows, -kInfinity);
   std::fill_n(sum, rows, 0.0f);
-  const int64_t all_keys = VisibleKeys(s, args.key_lengths, b, i0 + rows - 1);
+  const int64_t all_keys = sample.VisibleKeys(i0 + rows - 1);
   for (int64_t j0 = 0; j0 < all_keys; j0 += kKeyTile) {
     const int64_t keys = std::min(kKeyTile, all_keys - j0);
     const int64_t at = kv + j0 * args.kv_stride;
@@ -118,8 +118,8 @@ void ForwardTile(const AttentionForwardArgs& args, int64_t b, int64_t n,
     Product({q, args.q_stride}, false, {kt, kKeyTile}, false, 0, z, kKeyTile,
             rows, keys, dim);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t visible = std::clamp<int64_t>(
-          VisibleKeys(s, args.key_lengths, b, i0 + i) - j0, 0, keys);
+      const int64_t visible =
+          std::clamp<int64_t>(sample.VisibleKeys(i0 + i) - j0, 0, keys);
       const float shrink =
           SoftmaxStep(visible, keys, z + i * kKeyTile, max[i], sum[i]);
       if (j0 > 0 && shrink != 1) {
@@ -155,8 +155,9 @@ void Forward(const AttentionForwardArgs& args) {
       const int64_t n = task / tiles % s.heads;
       // Later queries see more keys: they come first, for an even load.
       const int64_t i0 = (tiles - 1 - task % tiles) * kQueryTile;
-      ForwardTile(args, b, n, i0, std::min(kQueryTile, s.seq_q - i0),
-                  kt.data());
+      const Sample sample = SampleOf(s, args.key_lengths, args.cu_seqlens, b);
+      const int64_t rows = std::min(kQueryTile, sample.queries - i0);
+      if (rows > 0) ForwardTile(args, sample, b, n, i0, rows, kt.data());
     }
   });
 }
@@ -210,22 +211,23 @@ void BackwardGroup(const AttentionBackwardArgs& args, int64_t b, int64_t g) {
   const AttentionShape& s = args.shape;
   const int64_t dim = s.head_dim, ratio = s.heads / s.kv_heads;
   const int64_t out_stride = s.heads * dim;
-  const int64_t kv = b * s.seq_k * args.kv_stride + g * dim;
-  const int64_t dkv = b * s.seq_k * args.dkv_stride + g * dim;
+  const Sample sample = SampleOf(s, args.key_lengths, args.cu_seqlens, b);
+  const int64_t kv = sample.first_key * args.kv_stride + g * dim;
+  const int64_t dkv = sample.first_key * args.dkv_stride + g * dim;
   float* dk = static_cast<float*>(args.dk) + dkv;
   float* dv = static_cast<float*>(args.dv) + dkv;
-  Zero(dk, args.dkv_stride, s.seq_k, dim);
-  Zero(dv, args.dkv_stride, s.seq_k, dim);
+  Zero(dk, args.dkv_stride, sample.rows_k, dim);
+  Zero(dv, args.dkv_stride, sample.rows_k, dim);
   for (int64_t n = g * ratio; n < (g + 1) * ratio; ++n) {
-    const int64_t row = b * s.seq_q;
+    const int64_t row = sample.first_query;
     float* dq = static_cast<float*>(args.dq) + row * args.dq_stride + n * dim;
-    Zero(dq, args.dq_stride, s.seq_q, dim);
-    for (int64_t j0 = 0; j0 < s.seq_k; j0 += kKeyTile) {
-      for (int64_t i0 = 0; i0 < s.seq_q; i0 += kQueryTile) {
-        const int64_t rows = std::min(kQueryTile, s.seq_q - i0);
+    Zero(dq, args.dq_stride, sample.queries, dim);
+    for (int64_t j0 = 0; j0 < sample.keys; j0 += kKeyTile) {
+      for (int64_t i0 = 0; i0 < sample.queries; i0 += kQueryTile) {
+        const int64_t rows = std::min(kQueryTile, sample.queries - i0);
         const auto visible = [&](int64_t i) {
-          return std::clamp<int64_t>(
-              VisibleKeys(s, args.key_lengths, b, i0 + i) - j0, 0, kKeyTile);
+          return std::clamp<int64_t>(sample.VisibleKeys(i0 + i) - j0, 0,
+                                     kKeyTile);
         };
         const int64_t keys = visible(rows - 1);
         if (keys == 0) continue;
@@ -273,12 +275,12 @@ void Check(const AttentionShape& s, int64_t q_stride, int64_t kv_stride) {
 
 }  // namespace
 
-void AttentionForward(const AttentionForwardArgs& args, Stream) {
+void AttentionForwardCpu(const AttentionForwardArgs& args) {
   Check(args.shape, args.q_stride, args.kv_stride);
   args.dtype == DType::kFloat64 ? AttentionForwardRef(args) : Forward(args);
 }
 
-void AttentionBackward(const AttentionBackwardArgs& args, Stream) {
+void AttentionBackwardCpu(const AttentionBackwardArgs& args) {
   Check(args.shape, args.q_stride, args.kv_stride);
   Check(args.shape, args.dq_stride, args.dkv_stride);
   args.dtype == DType::kFloat64 ? AttentionBackwardRef(args) : Backward(args);

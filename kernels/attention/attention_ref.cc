@@ -26,22 +26,23 @@ void AddScaled(double a, const double* x, int64_t n, double* y) {
 void AttentionForwardRef(const AttentionForwardArgs& args) {
   const AttentionShape& s = args.shape;
   const int64_t dim = s.head_dim;
-  const int64_t kv_batch = args.kv_batch_stride != 0 ? args.kv_batch_stride
-                                                     : s.seq_k * args.kv_stride;
   ParallelFor(s.batch * s.heads, 1, [&](int64_t begin, int64_t end) {
     std::vector<double> z(s.seq_k);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / s.heads, n = task % s.heads;
-      const int64_t kv = b * kv_batch + n / (s.heads / s.kv_heads) * dim;
+      const Sample sample = SampleOf(s, args.key_lengths, args.cu_seqlens, b);
+      const int64_t kv =
+          KeyOffset(sample, b, args.kv_stride, args.kv_batch_stride) +
+          n / (s.heads / s.kv_heads) * dim;
       const double* k = static_cast<const double*>(args.k) + kv;
       const double* v = static_cast<const double*>(args.v) + kv;
-      for (int64_t i = 0; i < s.seq_q; ++i) {
-        const int64_t row = b * s.seq_q + i;
+      for (int64_t i = 0; i < sample.queries; ++i) {
+        const int64_t row = sample.first_query + i;
         const double* q =
             static_cast<const double*>(args.q) + row * args.q_stride + n * dim;
         double* out =
             static_cast<double*>(args.out) + (row * s.heads + n) * dim;
-        const int64_t keys = VisibleKeys(s, args.key_lengths, b, i);
+        const int64_t keys = sample.VisibleKeys(i);
         double largest = -std::numeric_limits<double>::infinity();
         for (int64_t j = 0; j < keys; ++j) {
           z[j] = s.scale * Dot(q, k + j * args.kv_stride, dim);
@@ -65,19 +66,20 @@ void AttentionBackwardRef(const AttentionBackwardArgs& args) {
   ParallelFor(s.batch * s.kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / s.kv_heads, g = task % s.kv_heads;
-      const int64_t kv = b * s.seq_k * args.kv_stride + g * dim;
-      const int64_t dkv = b * s.seq_k * args.dkv_stride + g * dim;
+      const Sample sample = SampleOf(s, args.key_lengths, args.cu_seqlens, b);
+      const int64_t kv = sample.first_key * args.kv_stride + g * dim;
+      const int64_t dkv = sample.first_key * args.dkv_stride + g * dim;
       const double* k = static_cast<const double*>(args.k) + kv;
       const double* v = static_cast<const double*>(args.v) + kv;
       double* dk = static_cast<double*>(args.dk) + dkv;
       double* dv = static_cast<double*>(args.dv) + dkv;
-      for (int64_t j = 0; j < s.seq_k; ++j) {
+      for (int64_t j = 0; j < sample.rows_k; ++j) {
         for (int64_t d = 0; d < dim; ++d)
           dk[j * args.dkv_stride + d] = dv[j * args.dkv_stride + d] = 0;
       }
       for (int64_t n = g * ratio; n < (g + 1) * ratio; ++n) {
-        for (int64_t i = 0; i < s.seq_q; ++i) {
-          const int64_t row = b * s.seq_q + i;
+        for (int64_t i = 0; i < sample.queries; ++i) {
+          const int64_t row = sample.first_query + i;
           const int64_t o = (row * s.heads + n) * dim;
           const double* q = static_cast<const double*>(args.q) +
                             row * args.q_stride + n * dim;
@@ -89,7 +91,7 @@ void AttentionBackwardRef(const AttentionBackwardArgs& args) {
           double* dq =
               static_cast<double*>(args.dq) + row * args.dq_stride + n * dim;
           for (int64_t d = 0; d < dim; ++d) dq[d] = 0;
-          const int64_t keys = VisibleKeys(s, args.key_lengths, b, i);
+          const int64_t keys = sample.VisibleKeys(i);
           for (int64_t j = 0; j < keys; ++j) {
             const double* kj = k + j * args.kv_stride;
             const double p = std::exp(s.scale * Dot(q, kj, dim) - lse);
