@@ -30,6 +30,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -86,8 +87,19 @@ def chosen(programs, prefixes):
     return found or die(f"nothing begins with {' or '.join(prefixes)}")
 
 
+def skip_reasons(xml):
+    """Why cases of a test.xml were skipped: the last lines of the messages."""
+    try:
+        skips = ET.parse(xml).getroot().iter("skipped")
+        return {s.get("message", "").splitlines()[-1] for s in skips
+                if s.get("message")}
+    except (OSError, ET.ParseError):
+        return set()
+
+
 def run_test(tree, test, wrap):
-    """Returns (counts, seconds, what it printed) of one test program."""
+    """Returns (counts, seconds, what it printed, why it skipped) of one test
+    program."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         xml = pathlib.Path(scratch) / "test.xml"
@@ -102,7 +114,8 @@ def run_test(tree, test, wrap):
         except subprocess.TimeoutExpired:
             good, printed = False, f"took more than {TEST_SECONDS} s\n"
         counts = count_test(test, xml.as_uri(), good)
-    return counts, time.monotonic() - start, printed
+        reasons = skip_reasons(xml)
+    return counts, time.monotonic() - start, printed, reasons
 
 
 def run_tests(tree, facts, words):
@@ -112,17 +125,20 @@ def run_tests(tree, facts, words):
     parser.add_argument("prefixes", nargs="*", metavar="PREFIX")
     args = parser.parse_args(words)
     tests = chosen(facts["tests"], args.prefixes)
-    total = [0, 0, 0]
+    total, skipped_because = [0, 0, 0], set()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         running = [(test, pool.submit(run_test, tree, test, args.wrap))
                    for test in tests]
         for test, result in running:
-            counts, seconds, printed = result.result()
+            counts, seconds, printed, reasons = result.result()
+            skipped_because |= reasons
             total = [t + c for t, c in zip(total, counts)]
             if counts[1]:
                 print(printed, end="")
             print("%s: %d passed, %d failed, %d skipped, %.1f s" %
                   (test, *counts, seconds), flush=True)
+    for reason in sorted(skipped_because):
+        print(f"skipped: {reason}")
     passed, failed, skipped = total
     print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
     return 0 if passed and not failed else 1

@@ -53,7 +53,9 @@ class BundleTest(unittest.TestCase):
     def pack(self, tests, benches=(), files=()):
         bundle.pack(self.out, {**dict(tests), **dict(benches)}, dict(files),
                     {"commit": "c", "tests": sorted(dict(tests)),
-                     "benches": sorted(dict(benches)), "torch_benches": []})
+                     "benches": [f"{b} --benchmark_filter=Cuda"
+                                 for b in dict(benches)],
+                     "torch_benches": []})
 
     def run_it(self, *command, code=0, **env):
         """Returns the last line that a script of the bundle prints."""
@@ -76,8 +78,9 @@ class BundleTest(unittest.TestCase):
             self.assertTrue(counts, line)
             self.assertGreater(int(counts[1]), 0)  # on the CPU
             self.assertGreater(int(counts[2]), 0)  # on the GPU, by name
+            self.assertIn("\nskipped: device cuda: ", self.printed)
         self.run_it("run_benches", "k/")
-        self.assertIn("== k/bench\n", (self.out / "benches.log").read_text())
+        self.assertIn("== k/bench --benchmark_filter=Cuda\n", (self.out / "benches.log").read_text())
 
     def test_counts(self):
         self.pack([("a/fails", self.script(FAILS)),
