@@ -59,7 +59,7 @@ double Roundoff(DType dtype) {
     case DType::kFloat64:
       return 0x1p-53;
     case DType::kBFloat16:
-      return 0x1p-9;
+      return 0x1p-8;
     default:
       LOG(FATAL) << "no roundoff of " << Name(dtype);
   }
