@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -17,7 +18,7 @@ struct AddArgs {
   int64_t size;
   DType dtype;
 };
-void Add(const AddArgs& args, Stream stream);
+MIMO_OP(Add, AddArgs);
 
 }  // namespace mimo::kernels
 

@@ -3,7 +3,7 @@
 
 namespace mimo::kernels {
 
-void Add(const AddArgs& args, Stream) {
+void AddCpu(const AddArgs& args) {
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
     const T* a = static_cast<const T*>(args.a);
     const T* b = static_cast<const T*>(args.b);

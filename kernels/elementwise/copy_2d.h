@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -20,7 +21,7 @@ struct Copy2dArgs {
   int64_t rows, columns;
   DType dtype;
 };
-void Copy2d(const Copy2dArgs& args, Stream stream);
+MIMO_OP(Copy2d, Copy2dArgs);
 
 }  // namespace mimo::kernels
 

@@ -5,7 +5,7 @@
 
 namespace mimo::kernels {
 
-void Copy2d(const Copy2dArgs& args, Stream) {
+void Copy2dCpu(const Copy2dArgs& args) {
   const int64_t size = SizeOf(args.dtype);
   const int64_t row_bytes = args.columns * size;
   if (row_bytes == 0) return;

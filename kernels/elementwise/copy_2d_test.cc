@@ -1,32 +1,47 @@
 #include "kernels/elementwise/copy_2d.h"
 
 #include <cstdint>
-#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/testing/backend.h"
 
 namespace mimo::kernels {
 namespace {
 
-TEST(Copy2d, CopiesTheBlockAndNothingElse) {
-  for (auto [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
-           {0, 3}, {1, 1}, {5, 7}, {3, 0}, {700, 97}}) {
-    const int64_t src_stride = columns + 2, dst_stride = columns + 5;
-    std::vector<int32_t> src(rows * src_stride + 1), dst(rows * dst_stride, -1);
-    std::iota(src.begin(), src.end(), 0);
-    Copy2d({.src = src.data() + 1,
-            .src_stride = src_stride,
-            .dst = dst.data(),
-            .dst_stride = dst_stride,
-            .rows = rows,
-            .columns = columns,
-            .dtype = DType::kInt32},
-           {});
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < dst_stride; ++c) {
-        ASSERT_EQ(dst[r * dst_stride + c],
-                  c < columns ? src[1 + r * src_stride + c] : -1);
+class Copy2dTest : public BackendTest {};
+MIMO_ON_BACKENDS(Copy2dTest);
+
+TEST_P(Copy2dTest, CopiesTheBlockAndNothingElse) {
+  for (DType dtype : {DType::kInt32, backend().dtype}) {
+    for (auto [rows, columns] : {std::pair<int64_t, int64_t>{0, 3},
+                                 {1, 1},
+                                 {5, 7},
+                                 {3, 0},
+                                 {700, 97},
+                                 {33, 256}}) {
+      const int64_t src_stride = columns + 2, dst_stride = columns + 5;
+      std::vector<double> src(rows * src_stride + 1);
+      for (size_t i = 0; i < src.size(); ++i) src[i] = i % 251;
+      const Array src_on(backend(), dtype, src);
+      const Array dst(backend(), dtype,
+                      std::vector<double>(rows * dst_stride, -1));
+      Copy2d({.src = static_cast<const char*>(src_on.data()) + SizeOf(dtype),
+              .src_stride = src_stride,
+              .dst = dst.data(),
+              .dst_stride = dst_stride,
+              .rows = rows,
+              .columns = columns,
+              .dtype = dtype},
+             StreamOf(backend()));
+      const std::vector<double> copied = dst.Values();
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < dst_stride; ++c) {
+          ASSERT_EQ(copied[r * dst_stride + c],
+                    c < columns ? src[1 + r * src_stride + c] : -1)
+              << r << ", " << c << " of " << rows << " x " << columns;
+        }
       }
     }
   }

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -32,7 +33,7 @@ struct LayerNormForwardArgs {
   double eps;
   DType dtype;
 };
-void LayerNormForward(const LayerNormForwardArgs& args, Stream stream);
+MIMO_OP(LayerNormForward, LayerNormForwardArgs);
 
 struct LayerNormBackwardArgs {
   const void* x;       // [T, H] dtype, s of the forward
@@ -50,9 +51,9 @@ struct LayerNormBackwardArgs {
   int64_t tokens, hidden;
   DType dtype;
 };
-void LayerNormBackward(const LayerNormBackwardArgs& args, Stream stream);
+MIMO_OP(LayerNormBackward, LayerNormBackwardArgs);
 int64_t LayerNormBackwardWorkspaceBytes(int64_t tokens, int64_t hidden,
-                                        DType dtype);
+                                        DType dtype, Device device);
 
 }  // namespace mimo::kernels
 

@@ -3,6 +3,7 @@
 #include "benchmark/benchmark.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/testing/bench_floor.h"
+#include "kernels/testing/cuda_bench.h"
 
 namespace mimo::kernels {
 namespace {
@@ -39,8 +40,8 @@ void Backward(benchmark::State& state) {
   const std::vector<float> x(tokens * hidden, 1), weight(hidden, 1);
   const std::vector<float> dy(tokens * hidden, 1), mean(tokens), rstd(tokens);
   std::vector<float> dx(tokens * hidden), dweight(hidden), dbias(hidden);
-  std::vector<char> workspace(
-      LayerNormBackwardWorkspaceBytes(tokens, hidden, DType::kFloat32));
+  std::vector<char> workspace(LayerNormBackwardWorkspaceBytes(
+      tokens, hidden, DType::kFloat32, Device::kCpu));
   for (auto _ : state) {
     LayerNormBackward({.x = x.data(),
                        .weight = weight.data(),
@@ -63,6 +64,57 @@ void Backward(benchmark::State& state) {
               (accumulate ? 4.0 : 3.0) * sizeof(float) * tokens * hidden);
 }
 
+void ForwardCuda(benchmark::State& state) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const int64_t tokens = state.range(0), hidden = state.range(1);
+  const bool residual = state.range(2) != 0;
+  const DType dtype = DType::kBFloat16;
+  void* weight = gpu.Random(dtype, hidden);
+  const LayerNormForwardArgs args = {
+      .x = gpu.Random(dtype, tokens * hidden),
+      .residual = residual ? gpu.Random(dtype, tokens * hidden) : nullptr,
+      .weight = weight,
+      .bias = weight,
+      .sum = residual ? gpu.Allocate(2 * tokens * hidden) : nullptr,
+      .y = gpu.Allocate(2 * tokens * hidden),
+      .mean = gpu.Allocate(tokens * 4),
+      .rstd = gpu.Allocate(4 * tokens),
+      .tokens = tokens,
+      .hidden = hidden,
+      .eps = 1e-5,
+      .dtype = dtype};
+  gpu.Run([&](Stream stream) { LayerNormForward(args, stream); });
+  gpu.ReportBytes((residual ? 4.0 : 2.0) * 2 * tokens * hidden);
+}
+
+void BackwardCuda(benchmark::State& state) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const int64_t tokens = state.range(0), hidden = state.range(1);
+  const bool accumulate = state.range(2) != 0;
+  const DType dtype = DType::kBFloat16;
+  const LayerNormBackwardArgs args = {
+      .x = gpu.Random(dtype, tokens * hidden),
+      .weight = gpu.Random(dtype, hidden),
+      .mean = gpu.Random(DType::kFloat32, tokens),
+      .rstd = gpu.Random(DType::kFloat32, tokens),
+      .dy = gpu.Random(dtype, tokens * hidden),
+      .dx = gpu.Random(dtype, tokens * hidden),
+      .accumulate_dx = accumulate,
+      .dweight = gpu.Allocate(4 * hidden),
+      .dbias = gpu.Allocate(hidden * 4),
+      .dweight_beta = 0,
+      .dbias_beta = 0,
+      .workspace = gpu.Allocate(LayerNormBackwardWorkspaceBytes(
+          tokens, hidden, dtype, Device::kCuda)),
+      .tokens = tokens,
+      .hidden = hidden,
+      .dtype = dtype};
+  gpu.Run([&](Stream stream) { LayerNormBackward(args, stream); });
+  gpu.ReportBytes((accumulate ? 4.0 : 3.0) * 2 * tokens * hidden);
+}
+
 BENCHMARK(Forward)
     ->Args({577 * 16, 1024, 0})
     ->Args({577 * 16, 1024, 1})
@@ -73,6 +125,14 @@ BENCHMARK(Backward)
     ->Args({577 * 16, 1024, 1})
     ->Args({64, 256, 0})
     ->UseRealTime();
+BENCHMARK(ForwardCuda)
+    ->Args({577 * 32, 1024, 0})
+    ->Args({577 * 32, 1024, 1})
+    ->UseManualTime();
+BENCHMARK(BackwardCuda)
+    ->Args({577 * 32, 1024, 0})
+    ->Args({577 * 32, 1024, 1})
+    ->UseManualTime();
 
 }  // namespace
 }  // namespace mimo::kernels

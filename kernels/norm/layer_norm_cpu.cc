@@ -125,7 +125,7 @@ void Backward(const LayerNormBackwardArgs& args) {
 
 }  // namespace
 
-void LayerNormForward(const LayerNormForwardArgs& args, Stream) {
+void LayerNormForwardCpu(const LayerNormForwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.hidden, 0);
   CHECK_EQ(args.sum == nullptr, args.residual == nullptr)
@@ -133,7 +133,7 @@ void LayerNormForward(const LayerNormForwardArgs& args, Stream) {
   DispatchCpuFloat(args.dtype, [&]<typename T>() { Forward<T>(args); });
 }
 
-void LayerNormBackward(const LayerNormBackwardArgs& args, Stream) {
+void LayerNormBackwardCpu(const LayerNormBackwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.hidden, 0);
   CHECK((args.dweight == nullptr && args.dbias == nullptr) ||
@@ -143,8 +143,10 @@ void LayerNormBackward(const LayerNormBackwardArgs& args, Stream) {
 }
 
 int64_t LayerNormBackwardWorkspaceBytes(int64_t tokens, int64_t hidden,
-                                        DType dtype) {
-  return 2 * RowChunks(tokens) * hidden * SizeOf(AccumulatorOf(dtype));
+                                        DType dtype, Device device) {
+  const int64_t rows =
+      device == Device::kCpu ? RowChunks(tokens) : kCudaPartialRows;
+  return 2 * rows * hidden * SizeOf(AccumulatorOf(dtype));
 }
 
 }  // namespace mimo::kernels

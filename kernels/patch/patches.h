@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -27,8 +28,8 @@ struct PatchArgs {
   int64_t images, channels, height, width, patch_size;
   DType dtype;
 };
-void PatchForward(const PatchArgs& args, Stream stream);
-void PatchBackward(const PatchArgs& args, Stream stream);
+MIMO_OP(PatchForward, PatchArgs);
+MIMO_OP(PatchBackward, PatchArgs);
 
 struct VisionTokensForwardArgs {
   const void* x;                    // [N*P, H] dtype
@@ -38,7 +39,7 @@ struct VisionTokensForwardArgs {
   int64_t images, patches, hidden;  // N, P, H
   DType dtype;
 };
-void VisionTokensForward(const VisionTokensForwardArgs& args, Stream stream);
+MIMO_OP(VisionTokensForward, VisionTokensForwardArgs);
 
 struct VisionTokensBackwardArgs {
   const void* dy;     // [N*(o+P), H] dtype
@@ -51,7 +52,7 @@ struct VisionTokensBackwardArgs {
   int64_t images, patches, hidden;
   DType dtype;
 };
-void VisionTokensBackward(const VisionTokensBackwardArgs& args, Stream stream);
+MIMO_OP(VisionTokensBackward, VisionTokensBackwardArgs);
 
 }  // namespace mimo::kernels
 

@@ -110,7 +110,7 @@ void TokensBackward(const VisionTokensBackwardArgs& args) {
 
 }  // namespace
 
-void PatchForward(const PatchArgs& args, Stream) {
+void PatchForwardCpu(const PatchArgs& args) {
   CheckPatchArgs(args);
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
     const T* in = static_cast<const T*>(args.in);
@@ -121,7 +121,7 @@ void PatchForward(const PatchArgs& args, Stream) {
   });
 }
 
-void PatchBackward(const PatchArgs& args, Stream) {
+void PatchBackwardCpu(const PatchArgs& args) {
   CheckPatchArgs(args);
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
     const T* in = static_cast<const T*>(args.in);
@@ -137,14 +137,14 @@ void PatchBackward(const PatchArgs& args, Stream) {
   });
 }
 
-void VisionTokensForward(const VisionTokensForwardArgs& args, Stream) {
+void VisionTokensForwardCpu(const VisionTokensForwardArgs& args) {
   CHECK_GE(args.images, 0);
   CHECK_GT(args.patches, 0);
   CHECK_GT(args.hidden, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() { TokensForward<T>(args); });
 }
 
-void VisionTokensBackward(const VisionTokensBackwardArgs& args, Stream) {
+void VisionTokensBackwardCpu(const VisionTokensBackwardArgs& args) {
   CHECK_GE(args.images, 0);
   CHECK_GT(args.patches, 0);
   CHECK_GT(args.hidden, 0);

@@ -5,10 +5,13 @@
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
+
+using Values = std::vector<double>;
 
 struct Shape {
   int64_t images, channels, height, width, patch_size;
@@ -18,15 +21,15 @@ struct Shape {
   }
   int64_t patch() const { return channels * patch_size * patch_size; }
 };
-constexpr Shape kShapes[] = {{1, 1, 1, 1, 1},
-                             {0, 3, 8, 8, 4},
-                             {2, 3, 12, 8, 4},
-                             {3, 2, 13, 9, 4},
-                             {5, 3, 56, 56, 14}};
+constexpr Shape kShapes[] = {{1, 1, 1, 1, 1},    {0, 3, 8, 8, 4},
+                             {2, 3, 12, 8, 4},   {3, 2, 13, 9, 4},
+                             {2, 1, 17, 150, 7}, {5, 3, 56, 56, 14}};
 
-template <typename T>
-PatchArgs Args(const Shape& shape, const std::vector<T>& in,
-               std::vector<T>& out) {
+class PatchesTest : public BackendTest {};
+MIMO_ON_BACKENDS(PatchesTest);
+
+PatchArgs Args(const Backend& on, const Shape& shape, const Array& in,
+               const Array& out) {
   return {.in = in.data(),
           .out = out.data(),
           .images = shape.images,
@@ -34,30 +37,30 @@ PatchArgs Args(const Shape& shape, const std::vector<T>& in,
           .height = shape.height,
           .width = shape.width,
           .patch_size = shape.patch_size,
-          .dtype = DTypeOf<T>::value};
+          .dtype = on.dtype};
 }
 
-template <typename T>
-std::vector<T> Forward(const Shape& shape, const std::vector<T>& in) {
-  std::vector<T> out =
-      Poisoned<T>(shape.images * shape.patches() * shape.patch());
-  PatchForward(Args(shape, in, out), Stream());
-  return out;
+Values Forward(const Backend& on, const Shape& shape, const Values& in) {
+  const Array out =
+      Array::Poisoned(on, shape.images * shape.patches() * shape.patch());
+  const Array pixels(on, in);
+  PatchForward(Args(on, shape, pixels, out), StreamOf(on));
+  return out.Values();
 }
 
-template <typename T>
-std::vector<T> Backward(const Shape& shape, const std::vector<T>& in) {
-  std::vector<T> out = Poisoned<T>(shape.pixels());
-  PatchBackward(Args(shape, in, out), Stream());
-  return out;
+Values Backward(const Backend& on, const Shape& shape, const Values& in) {
+  const Array out = Array::Poisoned(on, shape.pixels());
+  const Array patches(on, in);
+  PatchBackward(Args(on, shape, patches, out), StreamOf(on));
+  return out.Values();
 }
 
-// Copies: exact in either dtype.
-TEST(Patches, ForwardIsTheFormula) {
+// Copies: exact in every dtype.
+TEST_P(PatchesTest, ForwardIsTheFormula) {
   for (const Shape& s : kShapes) {
-    const auto x = RandomVector<float>(s.pixels(), 1);
+    const Values x = RandomValues(s.pixels(), 1);
     const int64_t gh = s.height / s.patch_size, gw = s.width / s.patch_size;
-    std::vector<float> expected;
+    Values expected;
     for (int64_t n = 0; n < s.images; ++n)
       for (int64_t i = 0; i < gh; ++i)
         for (int64_t j = 0; j < gw; ++j)
@@ -68,116 +71,123 @@ TEST(Patches, ForwardIsTheFormula) {
                     x[((n * s.channels + c) * s.height + i * s.patch_size + a) *
                           s.width +
                       j * s.patch_size + b]);
-    EXPECT_EQ(Forward(s, x), expected);
-    const auto x64 = RandomVector<double>(s.pixels(), 1);
-    EXPECT_EQ(MaxAbs(Forward(s, x64), expected), 0);
+    EXPECT_EQ(Forward(backend(), s, x), expected);
+    EXPECT_EQ(Forward(Oracle(), s, x), expected);
   }
 }
 
 // <Forward(x), p> = <x, Backward(p)>, and the remainder's gradient is 0.
-TEST(Patches, BackwardIsTheTranspose) {
+TEST_P(PatchesTest, BackwardIsTheTranspose) {
   for (const Shape& s : kShapes) {
-    const auto x = RandomVector<double>(s.pixels(), 1);
-    const auto p = RandomVector<double>(s.images * s.patches() * s.patch(), 2);
-    EXPECT_NEAR(Dot(Forward(s, x), p), Dot(x, Backward(s, p)), 1e-11);
-    EXPECT_EQ(Forward(s, Backward(s, p)), p);
+    const Values x = RandomValues(s.pixels(), 1);
+    const Values p = RandomValues(s.images * s.patches() * s.patch(), 2);
+    const Values back = Backward(backend(), s, p);
+    EXPECT_NEAR(Dot(Forward(backend(), s, x), p), Dot(x, back), 1e-11);
+    EXPECT_EQ(Forward(backend(), s, back), p);
   }
   const Shape remainder{1, 1, 3, 5, 2};
-  EXPECT_EQ(Backward(remainder, std::vector<float>(8, 1)),
-            (std::vector<float>{1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(Backward(backend(), remainder, Values(8, 1)),
+            (Values{1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
 }
 
 TEST(Patches, GradientIsTheDerivative) {
   const Shape s{2, 2, 5, 7, 2};
-  const auto x = RandomVector<double>(s.pixels(), 1);
-  const auto dy = RandomVector<double>(s.images * s.patches() * s.patch(), 2);
+  const Values x = RandomValues(s.pixels(), 1);
+  const Values dy = RandomValues(s.images * s.patches() * s.patch(), 2);
   EXPECT_LT(GradCheck(
-                [&](const std::vector<double>& moved) {
-                  return Dot(Forward(s, moved), dy);
+                [&](const Values& moved) {
+                  return Dot(Forward(Oracle(), s, moved), dy);
                 },
-                x, Backward(s, dy)),
+                x, Backward(Oracle(), s, dy)),
             1e-8);
 }
 
-TEST(Patches, ThreadsDoNotChangeABit) {
+TEST_P(PatchesTest, IsDeterministic) {
   const Shape s{7, 3, 57, 59, 8};
-  const auto x = RandomVector<float>(s.pixels(), 1);
+  const Values x = RandomValues(s.pixels(), 1);
   SetNumThreads(1);
-  const std::vector<float> p = Forward(s, x);
-  const std::vector<float> back = Backward(s, p);
+  const Values p = Forward(backend(), s, x);
+  const Values back = Backward(backend(), s, p);
   SetNumThreads(3);
-  EXPECT_EQ(Forward(s, x), p);
-  EXPECT_EQ(Backward(s, p), back);
+  EXPECT_EQ(Forward(backend(), s, x), p);
+  EXPECT_EQ(Backward(backend(), s, p), back);
 }
 
-template <typename T>
+class VisionTokensTest : public BackendTest {};
+MIMO_ON_BACKENDS(VisionTokensTest);
+
 struct TokenInputs {
   TokenInputs(int64_t images, int64_t patches, int64_t hidden, bool has_class)
       : images(images),
         patches(patches),
         hidden(hidden),
         has_class(has_class),
-        x(RandomVector<T>(images * patches * hidden, 1)),
-        class_token(RandomVector<T>(hidden, 2)),
-        position(RandomVector<T>((patches + has_class) * hidden, 3)),
-        dy(RandomVector<T>(images * (patches + has_class) * hidden, 4)),
-        old_dclass(RandomVector<T>(hidden, 5)),
-        old_dposition(RandomVector<T>(position.size(), 6)) {}
+        x(RandomValues(images * patches * hidden, 1)),
+        class_token(RandomValues(hidden, 2)),
+        position(RandomValues((patches + has_class) * hidden, 3)),
+        dy(RandomValues(images * (patches + has_class) * hidden, 4)),
+        old_dclass(RandomValues(hidden, 5)),
+        old_dposition(RandomValues(position.size(), 6)) {}
   int64_t images, patches, hidden;
   bool has_class;
-  std::vector<T> x, class_token, position, dy, old_dclass, old_dposition;
+  Values x, class_token, position, dy, old_dclass, old_dposition;
 };
 
-template <typename T>
-std::vector<T> Tokens(const TokenInputs<T>& in) {
-  std::vector<T> y = Poisoned<T>(in.dy.size());
+Values Tokens(const Backend& on, const TokenInputs& in) {
+  const Array x(on, in.x), class_token(on, in.class_token);
+  const Array position(on, in.position);
+  const Array y = Array::Poisoned(on, in.dy.size());
   VisionTokensForward(
-      {.x = in.x.data(),
-       .class_token = in.has_class ? in.class_token.data() : nullptr,
-       .position = in.position.data(),
+      {.x = x.data(),
+       .class_token = in.has_class ? class_token.data() : nullptr,
+       .position = position.data(),
        .y = y.data(),
        .images = in.images,
        .patches = in.patches,
        .hidden = in.hidden,
-       .dtype = DTypeOf<T>::value},
-      Stream());
-  return y;
+       .dtype = on.dtype},
+      StreamOf(on));
+  return y.Values();
 }
 
-template <typename T>
-struct TokenGradients {
-  std::vector<T> dx, dclass, dposition;
+struct Want {
+  bool dx = true, dclass = true, dposition = true;
 };
 
-template <typename T>
-TokenGradients<T> TokensBackward(const TokenInputs<T>& in,
-                                 bool accumulate = false) {
-  TokenGradients<T> grads{Poisoned<T>(in.x.size()), Poisoned<T>(in.hidden),
-                          Poisoned<T>(in.position.size())};
-  if (accumulate) {
-    grads.dclass = in.old_dclass;
-    grads.dposition = in.old_dposition;
-  }
+struct TokenGradients {
+  Values dx, dclass, dposition;
+};
+
+TokenGradients TokensBackward(const Backend& on, const TokenInputs& in,
+                              bool accumulate = false, Want want = {}) {
+  const DType statistic = AccumulatorOf(on.dtype);
+  const auto sink = [&](const Values& old) {
+    return accumulate ? Array(on, statistic, old)
+                      : Array::Poisoned(on, statistic, old.size());
+  };
+  const Array dy(on, in.dy), dx = Array::Poisoned(on, in.x.size());
+  const Array dclass = sink(in.old_dclass), dposition = sink(in.old_dposition);
   const float beta = accumulate ? 1 : 0;
-  VisionTokensBackward({.dy = in.dy.data(),
-                        .class_token = in.has_class,
-                        .dx = grads.dx.data(),
-                        .dclass = in.has_class ? grads.dclass.data() : nullptr,
-                        .dposition = grads.dposition.data(),
-                        .dclass_beta = beta,
-                        .dposition_beta = beta,
-                        .images = in.images,
-                        .patches = in.patches,
-                        .hidden = in.hidden,
-                        .dtype = DTypeOf<T>::value},
-                       Stream());
-  return grads;
+  VisionTokensBackward(
+      {.dy = dy.data(),
+       .class_token = in.has_class,
+       .dx = want.dx ? dx.data() : nullptr,
+       .dclass = in.has_class && want.dclass ? dclass.data() : nullptr,
+       .dposition = want.dposition ? dposition.data() : nullptr,
+       .dclass_beta = beta,
+       .dposition_beta = beta,
+       .images = in.images,
+       .patches = in.patches,
+       .hidden = in.hidden,
+       .dtype = on.dtype},
+      StreamOf(on));
+  return {dx.Values(), dclass.Values(), dposition.Values()};
 }
 
 TEST(VisionTokens, ForwardIsTheFormula) {
   for (bool has_class : {false, true}) {
-    const TokenInputs<double> in(3, 5, 7, has_class);
-    std::vector<double> expected;
+    const TokenInputs in(3, 5, 7, has_class);
+    Values expected;
     for (int64_t n = 0; n < 3; ++n) {
       for (int64_t p = -has_class; p < 5; ++p) {
         for (int64_t h = 0; h < 7; ++h) {
@@ -187,25 +197,31 @@ TEST(VisionTokens, ForwardIsTheFormula) {
         }
       }
     }
-    EXPECT_EQ(Tokens(in), expected);
+    EXPECT_EQ(Tokens(Oracle(), in), expected);
   }
 }
 
-// One addition forward; backward a sum over up to 31 images in order, each
-// partial sum rounded to 2^-24.
-TEST(VisionTokens, Float32IsNearFloat64) {
-  for (auto [images, patches, hidden] :
-       {std::array<int64_t, 3>{1, 1, 1}, {31, 17, 13}, {2, 67, 257}}) {
+// One addition forward, rounded to the dtype (in bfloat16 to float32 before);
+// backward a sum over up to 31 images in order, each partial sum rounded to
+// 2^-24, into float32 sinks.
+TEST_P(VisionTokensTest, IsNearFloat64) {
+  for (auto [images, patches, hidden] : {std::array<int64_t, 3>{1, 1, 1},
+                                         {31, 17, 13},
+                                         {2, 67, 257},
+                                         {3, 5, 1024},
+                                         {2, 3, 2056}}) {
+    SCOPED_TRACE(testing::Message()
+                 << images << " x " << patches << " x " << hidden);
     for (bool has_class : {false, true}) {
-      const TokenInputs<float> in32(images, patches, hidden, has_class);
-      const TokenInputs<double> in64(images, patches, hidden, has_class);
-      EXPECT_LT(RelativeL2(Tokens(in32), Tokens(in64)), 1e-7);
-      const TokenGradients<float> grads32 = TokensBackward(in32);
-      const TokenGradients<double> grads64 = TokensBackward(in64);
-      EXPECT_EQ(MaxAbs(grads32.dx, grads64.dx), 0);
-      EXPECT_LT(RelativeL2(grads32.dposition, grads64.dposition), 5e-7);
+      const TokenInputs in(images, patches, hidden, has_class);
+      EXPECT_LT(RelativeL2(Tokens(backend(), in), Tokens(Oracle(), in)),
+                Roundoff(backend().dtype) + 4e-8);
+      const TokenGradients grads = TokensBackward(backend(), in);
+      const TokenGradients oracle = TokensBackward(Oracle(), in);
+      EXPECT_EQ(grads.dx, oracle.dx);
+      EXPECT_LT(RelativeL2(grads.dposition, oracle.dposition), 5e-7);
       if (has_class) {
-        EXPECT_LT(RelativeL2(grads32.dclass, grads64.dclass), 5e-7);
+        EXPECT_LT(RelativeL2(grads.dclass, oracle.dclass), 5e-7);
       }
     }
   }
@@ -213,55 +229,65 @@ TEST(VisionTokens, Float32IsNearFloat64) {
 
 TEST(VisionTokens, GradientIsTheDerivative) {
   for (bool has_class : {false, true}) {
-    const TokenInputs<double> in(3, 4, 5, has_class);
-    const TokenGradients<double> grads = TokensBackward(in);
-    const auto check = [&](std::vector<double> TokenInputs<double>::*member,
-                           const std::vector<double>& gradient) {
+    const TokenInputs in(3, 4, 5, has_class);
+    const TokenGradients grads = TokensBackward(Oracle(), in);
+    const auto check = [&](Values TokenInputs::*member,
+                           const Values& gradient) {
       return GradCheck(
-          [&](const std::vector<double>& value) {
-            TokenInputs<double> moved = in;
+          [&](const Values& value) {
+            TokenInputs moved = in;
             moved.*member = value;
-            return Dot(Tokens(moved), in.dy);
+            return Dot(Tokens(Oracle(), moved), in.dy);
           },
           in.*member, gradient);
     };
-    EXPECT_LT(check(&TokenInputs<double>::x, grads.dx), 1e-8);
-    EXPECT_LT(check(&TokenInputs<double>::position, grads.dposition), 1e-8);
+    EXPECT_LT(check(&TokenInputs::x, grads.dx), 1e-8);
+    EXPECT_LT(check(&TokenInputs::position, grads.dposition), 1e-8);
     if (has_class) {
-      EXPECT_LT(check(&TokenInputs<double>::class_token, grads.dclass), 1e-8);
+      EXPECT_LT(check(&TokenInputs::class_token, grads.dclass), 1e-8);
     }
   }
 }
 
-TEST(VisionTokens, GradientsAccumulate) {
-  const TokenInputs<double> in(3, 4, 5, true);
-  const TokenGradients<double> written = TokensBackward(in);
-  const TokenGradients<double> added = TokensBackward(in, true);
-  for (size_t i = 0; i < written.dclass.size(); ++i)
-    EXPECT_NEAR(added.dclass[i], in.old_dclass[i] + written.dclass[i], 1e-14);
-  for (size_t i = 0; i < written.dposition.size(); ++i) {
-    EXPECT_NEAR(added.dposition[i], in.old_dposition[i] + written.dposition[i],
-                1e-14);
+// Sums of four values of magnitude below 1: float32 rounds each by 2^-23.
+TEST_P(VisionTokensTest, GradientsAccumulate) {
+  for (int64_t hidden : {5, 16}) {
+    const TokenInputs in(3, 4, hidden, true);
+    const TokenGradients added = TokensBackward(backend(), in, true);
+    const TokenGradients oracle = TokensBackward(Oracle(), in, true);
+    EXPECT_LT(MaxAbs(added.dclass, oracle.dclass), 4 * 0x1p-23);
+    EXPECT_LT(MaxAbs(added.dposition, oracle.dposition), 4 * 0x1p-23);
   }
 }
 
-TEST(VisionTokens, NoImages) {
-  const TokenInputs<float> in(0, 2, 3, true);
-  EXPECT_TRUE(Tokens(in).empty());
-  EXPECT_EQ(TokensBackward(in).dclass, std::vector<float>(3, 0));
-  EXPECT_EQ(TokensBackward(in).dposition, std::vector<float>(9, 0));
+TEST_P(VisionTokensTest, EachGradientAlone) {
+  const TokenInputs in(3, 4, 24, true);
+  const TokenGradients all = TokensBackward(backend(), in);
+  const auto alone = [&](Want want) {
+    return TokensBackward(backend(), in, false, want);
+  };
+  EXPECT_EQ(alone({true, false, false}).dx, all.dx);
+  EXPECT_EQ(alone({false, true, false}).dclass, all.dclass);
+  EXPECT_EQ(alone({false, false, true}).dposition, all.dposition);
 }
 
-TEST(VisionTokens, ThreadsDoNotChangeABit) {
-  const TokenInputs<float> in(5, 67, 257, true);
+TEST_P(VisionTokensTest, NoImages) {
+  const TokenInputs in(0, 2, 3, true);
+  EXPECT_TRUE(Tokens(backend(), in).empty());
+  EXPECT_EQ(TokensBackward(backend(), in).dclass, Values(3, 0));
+  EXPECT_EQ(TokensBackward(backend(), in).dposition, Values(9, 0));
+}
+
+TEST_P(VisionTokensTest, IsDeterministic) {
+  const TokenInputs in(5, 67, 257, true);
   SetNumThreads(1);
-  const std::vector<float> y = Tokens(in);
-  const TokenGradients<float> grads = TokensBackward(in);
+  const Values y = Tokens(backend(), in);
+  const TokenGradients grads = TokensBackward(backend(), in);
   SetNumThreads(3);
-  EXPECT_EQ(Tokens(in), y);
-  EXPECT_EQ(TokensBackward(in).dx, grads.dx);
-  EXPECT_EQ(TokensBackward(in).dclass, grads.dclass);
-  EXPECT_EQ(TokensBackward(in).dposition, grads.dposition);
+  EXPECT_EQ(Tokens(backend(), in), y);
+  EXPECT_EQ(TokensBackward(backend(), in).dx, grads.dx);
+  EXPECT_EQ(TokensBackward(backend(), in).dclass, grads.dclass);
+  EXPECT_EQ(TokensBackward(backend(), in).dposition, grads.dposition);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -23,7 +24,7 @@ struct RotaryArgs {
   bool inverse = false;  // true: the backward
   DType dtype;
 };
-void Rotary(const RotaryArgs& args, Stream stream);
+MIMO_OP(Rotary, RotaryArgs);
 
 // Fills cos and sin [max_position, D/2] (accumulator dtype of `dtype`) with the
 // angles p * base^(-2i/D), computed in double. Host memory.

@@ -37,7 +37,7 @@ void Rotate(const RotaryArgs& args) {
 
 }  // namespace
 
-void Rotary(const RotaryArgs& args, Stream) {
+void RotaryCpu(const RotaryArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_EQ(args.head_dim % 2, 0);
   CHECK_GE(args.stride, args.heads * args.head_dim);

@@ -5,55 +5,75 @@
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
 
+using Values = std::vector<double>;
+
 constexpr double kBase = 10000;
 constexpr int64_t kMaxPosition = 2048;
+
+class RotaryTest : public BackendTest {};
+MIMO_ON_BACKENDS(RotaryTest);
 
 struct Shape {
   int64_t tokens, heads, head_dim, stride;
 };
 
 // Positions jump about: packed samples and a KV cache do so too.
-std::vector<int32_t> Positions(int64_t tokens) {
-  std::vector<int32_t> positions(tokens);
+Values Positions(int64_t tokens) {
+  Values positions(tokens);
   for (int64_t t = 0; t < tokens; ++t)
-    positions[t] = static_cast<int32_t>((t * 769 + 5) % kMaxPosition);
+    positions[t] = static_cast<double>((t * 769 + 5) % kMaxPosition);
   return positions;
 }
 
-template <typename T>
-std::vector<T> Rotated(std::vector<T> x, const Shape& shape,
-                       bool inverse = false) {
-  std::vector<T> cos = Poisoned<T>(kMaxPosition * shape.head_dim / 2);
-  std::vector<T> sin = cos;
+Values Rotated(const Backend& on, const Values& x, const Shape& shape,
+               const Values& positions, bool inverse = false) {
+  const DType statistic = AccumulatorOf(on.dtype);
+  Values cos(kMaxPosition * shape.head_dim / 2), sin = cos;
   RotaryTable(cos.data(), sin.data(), kMaxPosition, shape.head_dim, kBase,
-              DTypeOf<T>::value);
-  const std::vector<int32_t> positions = Positions(shape.tokens);
-  Rotary({.x = x.data(),
-          .cos = cos.data(),
-          .sin = sin.data(),
-          .positions = positions.data(),
+              DType::kFloat64);
+  const Array heads(on, x), positions_on(on, DType::kInt32, positions);
+  const Array cos_on(on, statistic, cos), sin_on(on, statistic, sin);
+  Rotary({.x = heads.data(),
+          .cos = cos_on.data(),
+          .sin = sin_on.data(),
+          .positions = static_cast<const int32_t*>(positions_on.data()),
           .tokens = shape.tokens,
           .heads = shape.heads,
           .head_dim = shape.head_dim,
           .stride = shape.stride,
           .max_position = kMaxPosition,
           .inverse = inverse,
-          .dtype = DTypeOf<T>::value},
-         Stream());
-  return x;
+          .dtype = on.dtype},
+         StreamOf(on));
+  return heads.Values();
+}
+Values Rotated(const Backend& on, const Values& x, const Shape& shape,
+               bool inverse = false) {
+  return Rotated(on, x, shape, Positions(shape.tokens), inverse);
 }
 
-TEST(Rotary, IsTheFormulaAndLeavesOtherColumns) {
+TEST_P(RotaryTest, LeavesOtherColumns) {
+  for (const Shape& shape : {Shape{5, 3, 8, 31}, Shape{5, 3, 16, 56}}) {
+    const Values x = RandomValues(shape.tokens * shape.stride, 1);
+    const Values y = Rotated(backend(), x, shape);
+    for (int64_t t = 0; t < shape.tokens; ++t) {
+      for (int64_t c = shape.heads * shape.head_dim; c < shape.stride; ++c)
+        EXPECT_EQ(y[t * shape.stride + c], x[t * shape.stride + c]);
+    }
+  }
+}
+
+TEST(Rotary, IsTheFormula) {
   const Shape shape{5, 3, 8, 31};
-  const auto x = RandomVector<double>(shape.tokens * shape.stride, 1);
-  const std::vector<double> y = Rotated(x, shape);
-  const std::vector<int32_t> positions = Positions(shape.tokens);
-  std::vector<double> expected = x;
+  const Values x = RandomValues(shape.tokens * shape.stride, 1);
+  const Values positions = Positions(shape.tokens);
+  Values expected = x;
   for (int64_t t = 0; t < shape.tokens; ++t) {
     for (int64_t n = 0; n < shape.heads; ++n) {
       for (int64_t i = 0; i < 4; ++i) {
@@ -64,57 +84,51 @@ TEST(Rotary, IsTheFormulaAndLeavesOtherColumns) {
       }
     }
   }
-  EXPECT_LT(MaxAbs(y, expected), 1e-12);
-  for (int64_t t = 0; t < shape.tokens; ++t) {
-    for (int64_t c = 24; c < 31; ++c)
-      EXPECT_EQ(y[t * shape.stride + c], x[t * shape.stride + c]);
-  }
+  EXPECT_LT(MaxAbs(Rotated(Oracle(), x, shape), expected), 1e-12);
 }
 
 // Cosine and sine are rounded once from double, then two products and a sum:
-// three roundings of 2^-24.
-TEST(Rotary, Float32IsNearFloat64) {
-  for (const Shape& shape : {Shape{1, 1, 2, 2}, Shape{0, 2, 4, 8},
-                             Shape{101, 3, 14, 45}, Shape{67, 8, 64, 512}}) {
-    const int64_t size = shape.tokens * shape.stride;
-    EXPECT_LE(RelativeL2(Rotated(RandomVector<float>(size, 1), shape),
-                         Rotated(RandomVector<double>(size, 1), shape)),
-              1.8e-7);
+// three roundings of 2^-24; and the result's to the dtype.
+TEST_P(RotaryTest, IsNearFloat64) {
+  const double tolerance =
+      1.8e-7 +
+      (backend().dtype == DType::kBFloat16 ? Roundoff(DType::kBFloat16) : 0);
+  for (const Shape& shape :
+       {Shape{1, 1, 2, 2}, Shape{0, 2, 4, 8}, Shape{101, 3, 14, 45},
+        Shape{67, 8, 64, 512}, Shape{9, 40, 128, 6144}, Shape{3, 1, 16, 21},
+        Shape{5, 2, 2064, 4128}}) {
+    SCOPED_TRACE(testing::Message()
+                 << shape.tokens << " x " << shape.heads << " x "
+                 << shape.head_dim << " of " << shape.stride);
+    const Values x = RandomValues(shape.tokens * shape.stride, 1);
+    for (bool inverse : {false, true}) {
+      EXPECT_LE(RelativeL2(Rotated(backend(), x, shape, inverse),
+                           Rotated(Oracle(), x, shape, inverse)),
+                tolerance);
+    }
   }
 }
 
 // A rotation's transpose is its inverse: that is why the backward is one.
 TEST(Rotary, InverseIsTheGradient) {
   const Shape shape{3, 2, 6, 13};
-  const auto x = RandomVector<double>(3 * 13, 1);
-  const auto dy = RandomVector<double>(3 * 13, 2);
+  const Values x = RandomValues(3 * 13, 1), dy = RandomValues(3 * 13, 2);
   EXPECT_LT(GradCheck(
-                [&](const std::vector<double>& moved) {
-                  return Dot(Rotated(moved, shape), dy);
+                [&](const Values& moved) {
+                  return Dot(Rotated(Oracle(), moved, shape), dy);
                 },
-                x, Rotated(dy, shape, /*inverse=*/true)),
+                x, Rotated(Oracle(), dy, shape, /*inverse=*/true)),
             1e-8);
-  EXPECT_LT(MaxAbs(Rotated(Rotated(x, shape), shape, true), x), 1e-14);
+  EXPECT_LT(
+      MaxAbs(Rotated(Oracle(), Rotated(Oracle(), x, shape), shape, true), x),
+      1e-14);
 }
 
 // <R_p q, R_k k> depends on p - k alone (arXiv:2104.09864, eq. 16).
 TEST(Rotary, ProductsDependOnDistance) {
-  std::vector<double> cos(kMaxPosition * 8), sin(kMaxPosition * 8);
-  RotaryTable(cos.data(), sin.data(), kMaxPosition, 16, kBase, DType::kFloat64);
-  const auto product = [&](int32_t p, int32_t k) {
-    const int32_t positions[2] = {p, k};
-    auto x = RandomVector<double>(2 * 16, 1);
-    Rotary({.x = x.data(),
-            .cos = cos.data(),
-            .sin = sin.data(),
-            .positions = positions,
-            .tokens = 2,
-            .heads = 1,
-            .head_dim = 16,
-            .stride = 16,
-            .max_position = kMaxPosition,
-            .dtype = DType::kFloat64},
-           Stream());
+  const auto product = [&](double p, double k) {
+    const Values x =
+        Rotated(Oracle(), RandomValues(2 * 16, 1), {2, 1, 16, 16}, {p, k});
     double sum = 0;
     for (int i = 0; i < 16; ++i) sum += x[i] * x[16 + i];
     return sum;
@@ -123,13 +137,27 @@ TEST(Rotary, ProductsDependOnDistance) {
   EXPECT_GT(std::fabs(product(9, 4) - product(9, 5)), 1e-3);
 }
 
-TEST(Rotary, ThreadsDoNotChangeABit) {
+// The accumulator of bfloat16 is float32; each entry is rounded once.
+TEST(Rotary, TableIsRoundedOnce) {
+  std::vector<float> cos(100 * 4), sin(100 * 4);
+  Values exact_cos(100 * 4), exact_sin(100 * 4);
+  RotaryTable(cos.data(), sin.data(), 100, 8, kBase, DType::kBFloat16);
+  RotaryTable(exact_cos.data(), exact_sin.data(), 100, 8, kBase,
+              DType::kFloat64);
+  for (int i = 0; i < 400; ++i) {
+    EXPECT_EQ(cos[i], static_cast<float>(exact_cos[i]));
+    EXPECT_EQ(sin[i], static_cast<float>(exact_sin[i]));
+  }
+}
+
+// The same bits again, whatever the number of threads.
+TEST_P(RotaryTest, IsDeterministic) {
   const Shape shape{517, 4, 34, 140};
-  const auto x = RandomVector<float>(517 * 140, 1);
+  const Values x = RandomValues(517 * 140, 1);
   SetNumThreads(1);
-  const std::vector<float> y = Rotated(x, shape);
+  const Values y = Rotated(backend(), x, shape);
   SetNumThreads(3);
-  EXPECT_EQ(Rotated(x, shape), y);
+  EXPECT_EQ(Rotated(backend(), x, shape), y);
 }
 
 TEST(RotaryDeathTest, PositionPastTheTable) {
