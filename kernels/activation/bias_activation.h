@@ -1,5 +1,5 @@
 // BiasActivation: what follows a linear layer's product.
-//   y[t,f] = act(x[t,f] + b[f])
+//   y[t,f] = act(z[t,f]),  z[t,f] = x[t,f] + b[f]
 //   dx     = act'(x + b) * dy,   db[f] = beta * db[f] + sum_t dx[t,f]
 //   identity    z
 //   gelu        z * Phi(z), Phi(z) = (1 + erf(z/sqrt 2)) / 2 arXiv:1606.08415
@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo {
@@ -27,12 +28,12 @@ struct BiasActivationForwardArgs {
   const void* x;     // [T, F] dtype
   const void* bias;  // [F]    dtype; null: zero
   void* y;           // [T, F] dtype; may be x
+  void* z;           // [T, F] dtype, kept for a backward without bias, or null
   Activation activation;
   int64_t tokens, features;
   DType dtype;
 };
-void BiasActivationForward(const BiasActivationForwardArgs& args,
-                           Stream stream);
+MIMO_OP(BiasActivationForward, BiasActivationForwardArgs);
 
 struct BiasActivationBackwardArgs {
   const void* x;     // [T, F] dtype, of the forward; null if identity
@@ -46,10 +47,9 @@ struct BiasActivationBackwardArgs {
   int64_t tokens, features;
   DType dtype;
 };
-void BiasActivationBackward(const BiasActivationBackwardArgs& args,
-                            Stream stream);
+MIMO_OP(BiasActivationBackward, BiasActivationBackwardArgs);
 int64_t BiasActivationBackwardWorkspaceBytes(int64_t tokens, int64_t features,
-                                             DType dtype);
+                                             DType dtype, Device device);
 
 }  // namespace mimo::kernels
 

@@ -116,7 +116,14 @@ void Forward(const BiasActivationForwardArgs& args) {
     for (int64_t t = begin; t < end; ++t) {
       const T* x = static_cast<const T*>(args.x) + t * features;
       T* y = static_cast<T*>(args.y) + t * features;
-      if (bias != nullptr) {
+      if (args.z != nullptr) {
+        T* z = static_cast<T*>(args.z) + t * features;
+#pragma omp simd
+        for (int64_t f = 0; f < features; ++f) {
+          z[f] = bias != nullptr ? x[f] + bias[f] : x[f];
+          y[f] = A::Value(z[f]);
+        }
+      } else if (bias != nullptr) {
 #pragma omp simd
         for (int64_t f = 0; f < features; ++f) y[f] = A::Value(x[f] + bias[f]);
       } else {
@@ -175,7 +182,7 @@ void Backward(const BiasActivationBackwardArgs& args) {
 
 }  // namespace
 
-void BiasActivationForward(const BiasActivationForwardArgs& args, Stream) {
+void BiasActivationForwardCpu(const BiasActivationForwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.features, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
@@ -185,7 +192,7 @@ void BiasActivationForward(const BiasActivationForwardArgs& args, Stream) {
   });
 }
 
-void BiasActivationBackward(const BiasActivationBackwardArgs& args, Stream) {
+void BiasActivationBackwardCpu(const BiasActivationBackwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.features, 0);
   CHECK(args.dbias == nullptr || args.tokens == 0 || args.workspace != nullptr)
@@ -203,8 +210,10 @@ void BiasActivationBackward(const BiasActivationBackwardArgs& args, Stream) {
 }
 
 int64_t BiasActivationBackwardWorkspaceBytes(int64_t tokens, int64_t features,
-                                             DType dtype) {
-  return RowChunks(tokens) * features * SizeOf(AccumulatorOf(dtype));
+                                             DType dtype, Device device) {
+  const int64_t rows =
+      device == Device::kCpu ? RowChunks(tokens) : kCudaPartialRows;
+  return rows * features * SizeOf(AccumulatorOf(dtype));
 }
 
 }  // namespace mimo::kernels

@@ -1,15 +1,21 @@
-// GFLOP/s of Gemm, and its share of what bare OpenBLAS, on as many threads of
-// its own, reaches on the same product in the same run (blas%).
+// CPU: GFLOP/s of Gemm, and its share of what bare OpenBLAS, on as many threads
+// of its own, reaches on the same product in the same run (blas%).
+// CUDA: TFLOP/s, and the share of the 8192 x 8192 x 8192 product of the same
+// run (floor%), by cuBLASLt's first choice (first) and by the tuned (tuned).
 #include <cblas.h>
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
 #include "kernels/base/parallel.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_floor.h"
+#include "kernels/testing/cuda_bench.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
@@ -88,7 +94,101 @@ void BenchGemm(benchmark::State& state, const Shape& s) {
   state.counters["blas%"] = 100 * blas / fastest;
 }
 
+// A linear layer of T tokens, H -> F.
+struct Layer {
+  const char* name;
+  int64_t tokens, features, hidden;
+};
+// LLaVA-1.5-7B: 8192 tokens of Llama; 32 images of 577 patches of CLIP ViT-L.
+constexpr Layer kLayers[] = {
+    {"square", 8192, 8192, 8192},    {"up", 8192, 11008, 4096},
+    {"gate_up", 8192, 22016, 4096},  {"down", 8192, 4096, 11008},
+    {"qkv", 8192, 12288, 4096},      {"out", 8192, 4096, 4096},
+    {"head", 8192, 32064, 4096},     {"clip_fc1", 18464, 4096, 1024},
+    {"clip_fc2", 18464, 1024, 4096}, {"clip_qkv", 18464, 3072, 1024},
+    {"projector", 4608, 4096, 1024},
+};
+
+struct Form {
+  const char* name;
+  // The product of x [T, H], w [F, H], dy [T, F].
+  GemmArgs (*args)(const Layer& l, const void* x, const void* w, const void* dy,
+                   void* out);
+};
+constexpr Form kForms[] = {
+    {"forward",
+     [](const Layer& l, const void* x, const void* w, const void*, void* y) {
+       return GemmArgs{.a = x,
+                       .b = w,
+                       .c = y,
+                       .m = l.tokens,
+                       .n = l.features,
+                       .k = l.hidden,
+                       .transpose_b = true,
+                       .dtype = DType::kBFloat16};
+     }},
+    {"dx",
+     [](const Layer& l, const void*, const void* w, const void* dy, void* dx) {
+       return GemmArgs{.a = dy,
+                       .b = w,
+                       .c = dx,
+                       .m = l.tokens,
+                       .n = l.hidden,
+                       .k = l.features,
+                       .dtype = DType::kBFloat16};
+     }},
+    {"dw",
+     [](const Layer& l, const void* x, const void*, const void* dy, void* dw) {
+       return GemmArgs{.a = dy,
+                       .b = x,
+                       .c = dw,
+                       .m = l.features,
+                       .n = l.hidden,
+                       .k = l.tokens,
+                       .transpose_a = true,
+                       .dtype = DType::kBFloat16,
+                       .c_dtype = DType::kFloat32};
+     }},
+};
+
+void BenchCuda(benchmark::State& state, const Layer& l, const Form& form,
+               bool tuned) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const double floor = CudaMatmulFlopsPerSecond(gpu);
+  static const std::string plans =
+      std::filesystem::temp_directory_path() / "mimo_gemm_bench_plans";
+  AutotuneGemm(tuned ? plans : "", Device::kCuda);
+  const GemmArgs shape = form.args(l, nullptr, nullptr, nullptr, nullptr);
+  const GemmArgs args = form.args(
+      l, gpu.Random(shape.dtype, l.tokens * l.hidden),
+      gpu.Random(shape.dtype, l.features * l.hidden),
+      gpu.Random(shape.dtype, l.tokens * l.features),
+      gpu.Random(shape.c_dtype.value_or(shape.dtype), shape.m * shape.n));
+  // As warm as tuning leaves a GPU, which slows it.
+  for (int i = 0; i < 100; ++i) Gemm(args, gpu.stream());
+  gpu.Run([&](Stream stream) { Gemm(args, stream); });
+  gpu.ReportFlops(2.0 * shape.m * shape.n * shape.k, floor);
+  AutotuneGemm("", Device::kCuda);
+}
+
 const bool registered = [] {
+  for (const Layer& l : kLayers) {
+    for (const Form& form : kForms) {
+      for (bool tuned : {false, true}) {
+        benchmark::RegisterBenchmark(
+            absl::StrCat("cuda/", l.name, "/", form.name,
+                         tuned ? "/tuned" : "/first")
+                .c_str(),
+            [&l, &form, tuned](benchmark::State& state) {
+              BenchCuda(state, l, form, tuned);
+            })
+            ->UseManualTime()
+            ->Unit(benchmark::kMicrosecond)
+            ->Iterations(30);
+      }
+    }
+  }
   for (const Shape& s : kShapes) {
     benchmark::RegisterBenchmark(
         s.name, [&s](benchmark::State& state) { BenchGemm(state, s); })

@@ -1,10 +1,10 @@
 #include <cblas.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "kernels/base/parallel.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/gemm_checked.h"
 
 namespace mimo::kernels {
 namespace {
@@ -40,20 +40,13 @@ int64_t BlockSize(int64_t size, int64_t cuts) {
   return ((size + cuts - 1) / cuts + kTile - 1) / kTile * kTile;
 }
 
-// The blocks depend on the shape alone and K is never cut: the result is the
-// same whatever the number of threads.
+// out = op(a) op(b) + beta * out. The blocks depend on the shape alone and K is
+// never cut: the result is the same whatever the number of threads.
 template <typename T>
-void Run(const GemmArgs& args) {
+void Product(const GemmArgs& args, void* out) {
   const int64_t m = args.m, n = args.n, k = args.k;
-  const int64_t lda = args.lda != 0 ? args.lda : args.transpose_a ? m : k;
-  const int64_t ldb = args.ldb != 0 ? args.ldb : args.transpose_b ? k : n;
-  const int64_t ldc = args.ldc != 0 ? args.ldc : n;
-  CHECK_GE(lda, args.transpose_a ? m : k);
-  CHECK_GE(ldb, args.transpose_b ? k : n);
-  CHECK_GE(ldc, n);
-  CHECK_LE(std::max({m, n, k, lda, ldb, ldc}),
-           int64_t{std::numeric_limits<int>::max()});
-  T* c = static_cast<T*>(args.c);
+  const int64_t lda = args.lda, ldb = args.ldb, ldc = args.ldc;
+  T* c = static_cast<T*>(out);
   if (m == 0 || n == 0) return;
   if (k == 0) {  // OpenBLAS refuses the leading dimension 0
     for (int64_t i = 0; i < m; ++i) {
@@ -94,13 +87,23 @@ void Run(const GemmArgs& args) {
 
 }  // namespace
 
-void Gemm(const GemmArgs& args, Stream) {
-  CHECK(args.m >= 0 && args.n >= 0 && args.k >= 0)
-      << "Gemm of " << args.m << " x " << args.n << " x " << args.k;
+void GemmCpu(const GemmArgs& unchecked) {
   // The blocks are shared out here; OpenBLAS's own threads only get in the way.
   static const bool once = (openblas_set_num_threads(1), true);
   static_cast<void>(once);
-  DispatchCpuFloat(args.dtype, [&]<typename T>() { Run<T>(args); });
+  const GemmArgs args = Checked(unchecked);
+  void* product = args.z != nullptr ? args.z : args.c;
+  DispatchCpuFloat(args.dtype,
+                   [&]<typename T>() { Product<T>(args, product); });
+  if (!HasEpilogue(args) || args.n == 0) return;
+  BiasActivationForwardCpu({.x = product,
+                            .bias = args.bias,
+                            .y = args.c,
+                            .z = args.bias != nullptr ? args.z : nullptr,
+                            .activation = args.activation,
+                            .tokens = args.m,
+                            .features = args.n,
+                            .dtype = args.dtype});
 }
 
 }  // namespace mimo::kernels

@@ -47,6 +47,28 @@ double SgemmFlopsPerSecond() {
   return rate;
 }
 
+double CudaMatmulFlopsPerSecond(CudaBench& gpu) {
+  static const double rate = [&] {
+    constexpr int64_t kSize = 8192;
+    const auto random = [&] {
+      return gpu.Random(DType::kBFloat16, kSize * kSize);
+    };
+    const kernels::GemmArgs args = {.a = random(),
+                                    .b = random(),
+                                    .c = random(),
+                                    .m = kSize,
+                                    .n = kSize,
+                                    .k = kSize,
+                                    .transpose_b = true,
+                                    .dtype = DType::kBFloat16};
+    const auto run = [&](Stream stream) { kernels::Gemm(args, stream); };
+    MedianCudaSeconds(gpu.stream(), 5, run);  // warms up
+    return 2.0 * kSize * kSize * kSize /
+           MedianCudaSeconds(gpu.stream(), 20, run);
+  }();
+  return rate;
+}
+
 void ReportFlops(benchmark::State& state, double flops) {
   using benchmark::Counter;
   const double total = flops * static_cast<double>(state.iterations());

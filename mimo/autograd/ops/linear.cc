@@ -35,7 +35,7 @@ struct LinearNode final : Node {
   Slot x_slot, y_slot;
   Shape x_shape;
   Saved x;  // [T, H]; undefined when the weight is frozen
-  Saved z;  // [T, F] x w^T; undefined without an activation
+  Saved z;  // [T, F] x w^T + b; undefined without an activation
   Parameter* weight;
   Parameter* bias;  // or null
   Activation activation;
@@ -56,11 +56,11 @@ struct LinearNode final : Node {
     if (bias_grad || activation != Activation::kIdentity) {
       const Tensor workspace =
           exec.Empty({kernels::BiasActivationBackwardWorkspaceBytes(
-                         tokens, features, dy.dtype())},
+                         tokens, features, dy.dtype(), exec.compute.device)},
                      DType::kUInt8);
       kernels::BiasActivationBackward(
           {.x = z.get().defined() ? z.get().data() : nullptr,
-           .bias = bias != nullptr ? bias->data.data() : nullptr,
+           .bias = nullptr,  // z has it
            .dy = dy.data(),
            .dx = activation == Activation::kIdentity ? nullptr : dy.data(),
            .dbias = bias_grad ? bias->main_grad.data() : nullptr,
@@ -94,7 +94,8 @@ struct LinearNode final : Node {
                      .k = tokens,
                      .transpose_a = true,
                      .beta = weight->NextBeta(),
-                     .dtype = dy.dtype()},
+                     .dtype = dy.dtype(),
+                     .c_dtype = weight->main_grad.dtype()},
                     exec.compute);
     }
   }
@@ -109,31 +110,22 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
   const bool record =
       ctx.tape != nullptr &&
       (x.needs_grad() || !weight.frozen || (bias != nullptr && !bias->frozen));
-  Tensor z = ctx.Empty({tokens, features}, x.value.dtype());  // [T, F]
+  Var y{ctx.Empty({tokens, features}, x.value.dtype())};
+  Tensor z;  // kept for the backward of an activation
+  if (record && activation != Activation::kIdentity)
+    z = ctx.Empty(y.value.shape(), y.value.dtype());
   kernels::Gemm({.a = x.value.data(),
                  .b = weight.data.data(),
-                 .c = z.data(),
+                 .c = y.value.data(),
                  .m = tokens,
                  .n = features,
                  .k = x.value.dim(1),
                  .transpose_b = true,
-                 .dtype = z.dtype()},
+                 .dtype = y.value.dtype(),
+                 .bias = bias != nullptr ? bias->data.data() : nullptr,
+                 .activation = activation,
+                 .z = z.defined() ? z.data() : nullptr},
                 ctx.compute);
-  Var y{z};
-  if (bias != nullptr || activation != Activation::kIdentity) {
-    if (record && activation != Activation::kIdentity) {
-      y.value = ctx.Empty(z.shape(), z.dtype());  // z is kept
-    }
-    kernels::BiasActivationForward(
-        {.x = z.data(),
-         .bias = bias != nullptr ? bias->data.data() : nullptr,
-         .y = y.value.data(),
-         .activation = activation,
-         .tokens = tokens,
-         .features = features,
-         .dtype = z.dtype()},
-        ctx.compute);
-  }
   if (turn != nullptr) turn->Apply(ctx, y.value, /*inverse=*/false);
   if (!record) return y;
   auto node = std::make_unique<LinearNode>();
@@ -141,7 +133,7 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
   node->y_slot = y.slot = ctx.tape->NewSlot();
   node->x_shape = x.value.shape();
   if (!weight.frozen) node->x = Saved(x.value);
-  if (activation != Activation::kIdentity) node->z = Saved(std::move(z));
+  if (z.defined()) node->z = Saved(std::move(z));
   node->weight = &weight;
   node->bias = bias;
   node->activation = activation;
