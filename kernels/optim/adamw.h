@@ -1,38 +1,33 @@
-// AdamW over many tensors in one call.
-//   g = grad * *grad_scale
+// AdamW over many tensors in one call, after GlobalNorm. If the norm is not
+// finite only ++skipped; else ++steps and, of every element,
+//   g = grad * grad_scale
 //   m = beta1 m + (1-beta1) g,   v = beta2 v + (1-beta2) g^2
-//   p = p (1 - lr wd) - lr (m / (1-beta1^step)) / (sqrt(v / (1-beta2^step)) +
-//   eps)
+//   p = p (1 - lr wd) - lr (m / (1-beta1^steps)) /
+//                          (sqrt(v / (1-beta2^steps)) + eps)
+// p is the master; a parameter that has one becomes p rounded.
 // Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 (decay scaled
-// by lr alone). Bytes (the floor), fp32: 28 a parameter.
+// by lr alone). Bytes (the floor) a parameter: float32 28, bfloat16 30.
 #ifndef MIMO_KERNELS_OPTIM_ADAMW_H_
 #define MIMO_KERNELS_OPTIM_ADAMW_H_
 
-#include <cstdint>
-
-#include "absl/types/span.h"
-#include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
+#include "kernels/optim/tensor_list.h"
 
 namespace mimo::kernels {
 
-struct AdamWTensor {
-  void* param;       // [size] dtype
-  const void* grad;  // [size] accumulator dtype
-  void* exp_avg;     // [size] accumulator dtype, m
-  void* exp_avg_sq;  // [size] accumulator dtype, v
-  int64_t size;
-  double lr;            // of this tensor
-  double weight_decay;  // of this tensor; 0 where shapes have one dimension
-};
 struct AdamWArgs {
-  absl::Span<const AdamWTensor> tensors;
+  const TensorList* tensors;
   double beta1, beta2, eps;
-  int64_t step;              // counts from 1
-  const double* grad_scale;  // [1] the clip factor
-  DType dtype;
+  AdamWControl* control;  // [1]
 };
-void AdamW(const AdamWArgs& args, Stream stream);
+MIMO_OP(AdamW, AdamWArgs);
+
+// master = param, where there is one.
+struct SetMastersArgs {
+  const TensorList* tensors;
+};
+MIMO_OP(SetMasters, SetMastersArgs);
 
 }  // namespace mimo::kernels
 

@@ -1,8 +1,6 @@
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
-#include "kernels/base/parallel.h"
+#include "absl/log/check.h"
 #include "kernels/optim/adamw.h"
 #include "kernels/optim/blocks.h"
 
@@ -11,19 +9,19 @@ namespace {
 
 template <typename T>
 void Update(const AdamWArgs& args) {
-  const double step = static_cast<double>(args.step);
+  const AdamWControl& control = *args.control;
   const T beta1 = static_cast<T>(args.beta1);
   const T beta2 = static_cast<T>(args.beta2);
   const T rest1 = static_cast<T>(1 - args.beta1);
   const T rest2 = static_cast<T>(1 - args.beta2);
-  const double correction1 = 1 - std::pow(args.beta1, step);
-  const T root2 = static_cast<T>(1 / std::sqrt(1 - std::pow(args.beta2, step)));
+  const T root2 = static_cast<T>(control.root2);
   const T eps = static_cast<T>(args.eps);
-  const T scale = static_cast<T>(*args.grad_scale);
-  ForBlocks(args.tensors, [&](const AdamWTensor& tensor, int64_t, int64_t begin,
-                              int64_t end) {
-    const T keep = static_cast<T>(1 - tensor.lr * tensor.weight_decay);
-    const T rate = static_cast<T>(tensor.lr / correction1);
+  const T scale = static_cast<T>(control.grad_scale);
+  ForBlocks(*args.tensors, [&](const AdamWTensor& tensor, int64_t,
+                               int64_t begin, int64_t end) {
+    const double lr = control.lr * tensor.lr_scale;
+    const T keep = static_cast<T>(1 - lr * tensor.weight_decay);
+    const T rate = static_cast<T>(control.rate * tensor.lr_scale);
     T* param = static_cast<T*>(tensor.param);
     const T* grad = static_cast<const T*>(tensor.grad);
     T* exp_avg = static_cast<T*>(tensor.exp_avg);
@@ -42,10 +40,20 @@ void Update(const AdamWArgs& args) {
 
 }  // namespace
 
-void AdamW(const AdamWArgs& args, Stream) {
-  CHECK_GE(args.step, 1);
-  CHECK(args.grad_scale != nullptr);
-  DispatchCpuFloat(args.dtype, [&]<typename T>() { Update<T>(args); });
+void AdamWCpu(const AdamWArgs& args) {
+  AdamWControl& control = *args.control;
+  if (!std::isfinite(control.norm)) {
+    ++control.skipped;
+    return;
+  }
+  const double step = static_cast<double>(++control.steps);
+  control.rate = control.lr / (1 - std::pow(args.beta1, step));
+  control.root2 = 1 / std::sqrt(1 - std::pow(args.beta2, step));
+  DispatchCpuFloat(args.tensors->dtype(),
+                   [&]<typename T>() { Update<T>(args); });
 }
+
+// Parameters on the CPU are their own masters.
+void SetMastersCpu(const SetMastersArgs&) {}
 
 }  // namespace mimo::kernels

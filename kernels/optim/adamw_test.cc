@@ -1,137 +1,217 @@
 #include "kernels/optim/adamw.h"
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/base/bfloat16.h"
 #include "kernels/base/parallel.h"
+#include "kernels/optim/on_backend.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
 
+using Values = std::vector<double>;
+
 constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEps = 1e-8, kScale = 0.37;
-constexpr double kLr[] = {3e-3, 1e-3, 2e-2};
-constexpr double kDecay[] = {0.1, 0, 0.5};
+constexpr double kLr = 1e-3;
+constexpr double kLrScale[] = {3, 1, 20, 1};
+constexpr double kDecay[] = {0.1, 0, 0.5, 0.1};
 
-template <typename T>
-struct State {
-  explicit State(const std::vector<int64_t>& sizes) {
+class AdamWTest : public BackendTest {};
+MIMO_ON_BACKENDS(AdamWTest);
+
+// Tensors of the given sizes and an optimizer's state, on a backend.
+class State {
+ public:
+  State(const Backend& on, const std::vector<int64_t>& sizes)
+      : on_(on), control_(on, {.lr = kLr, .grad_scale = kScale}) {
+    const DType accumulator = AccumulatorOf(on.dtype);
+    const bool has_master = accumulator != on.dtype;
+    std::vector<AdamWTensor> tensors;
     for (size_t i = 0; i < sizes.size(); ++i) {
-      param.push_back(RandomVector<T>(sizes[i], 10 + i));
-      exp_avg.emplace_back(sizes[i]);
-      exp_avg_sq.emplace_back(sizes[i]);
+      param_.emplace_back(on, RandomValues(sizes[i], 10 + i));
+      master_.push_back(
+          Array::Poisoned(on, accumulator, has_master ? sizes[i] : 0));
+      grad_.push_back(Array::Poisoned(on, accumulator, sizes[i]));
+      exp_avg_.emplace_back(on, accumulator, Values(sizes[i]));
+      exp_avg_sq_.emplace_back(on, accumulator, Values(sizes[i]));
+      tensors.push_back({.param = param_[i].data(),
+                         .master = master_[i].data(),
+                         .grad = grad_[i].data(),
+                         .exp_avg = exp_avg_[i].data(),
+                         .exp_avg_sq = exp_avg_sq_[i].data(),
+                         .size = sizes[i],
+                         .lr_scale = kLrScale[i],
+                         .weight_decay = kDecay[i]});
     }
+    list_ = std::make_unique<TensorList>(tensors, on.dtype, StreamOf(on));
+    SetMasters({.tensors = list_.get()}, StreamOf(on));
   }
-  std::vector<T> Grad(size_t tensor, int64_t step) const {
-    return RandomVector<T>(param[tensor].size(), 100 * step + tensor);
-  }
-  std::vector<std::vector<T>> param, exp_avg, exp_avg_sq;
-};
 
-template <typename T>
-void Step(State<T>& state, int64_t step) {
-  std::vector<std::vector<T>> grads;
-  std::vector<AdamWTensor> tensors;
-  for (size_t i = 0; i < state.param.size(); ++i) {
-    grads.push_back(state.Grad(i, step));
-    tensors.push_back({.param = state.param[i].data(),
-                       .grad = grads[i].data(),
-                       .exp_avg = state.exp_avg[i].data(),
-                       .exp_avg_sq = state.exp_avg_sq[i].data(),
-                       .size = static_cast<int64_t>(grads[i].size()),
-                       .lr = kLr[i],
-                       .weight_decay = kDecay[i]});
+  static Values RandomGrad(size_t tensor, int64_t size, int64_t step) {
+    return RandomValues(size, 100 * step + tensor);
   }
-  AdamW({.tensors = tensors,
-         .beta1 = kBeta1,
-         .beta2 = kBeta2,
-         .eps = kEps,
-         .step = step,
-         .grad_scale = &kScale,
-         .dtype = DTypeOf<T>::value},
-        Stream());
-}
+  void SetGrad(size_t tensor, const Values& values) {
+    const Array fresh(on_, AccumulatorOf(on_.dtype), values);
+    CopyBytes(grad_[tensor].data(), fresh.data(),
+              values.size() * SizeOf(AccumulatorOf(on_.dtype)), StreamOf(on_));
+    Synchronize(StreamOf(on_));
+  }
+  void Step(int64_t step) {
+    for (size_t i = 0; i < grad_.size(); ++i)
+      SetGrad(i, RandomGrad(i, param(i).size(), step));
+    Step();
+  }
+  void Step() {
+    AdamW({.tensors = list_.get(),
+           .beta1 = kBeta1,
+           .beta2 = kBeta2,
+           .eps = kEps,
+           .control = control_.data()},
+          StreamOf(on_));
+  }
+
+  Values param(size_t i) const { return param_[i].Values(); }
+  // The parameter itself where it has no master.
+  Values master(size_t i) const {
+    return on_.dtype == DType::kBFloat16 ? master_[i].Values() : param(i);
+  }
+  Values exp_avg(size_t i) const { return exp_avg_[i].Values(); }
+  Values exp_avg_sq(size_t i) const { return exp_avg_sq_[i].Values(); }
+  ControlOn& control() { return control_; }
+
+ private:
+  Backend on_;
+  std::vector<Array> param_, master_, grad_, exp_avg_, exp_avg_sq_;
+  std::unique_ptr<TensorList> list_;
+  ControlOn control_;
+};
 
 TEST(AdamW, IsTheAlgorithm) {
   const std::vector<int64_t> sizes = {1, 40009, 17};
-  State<double> state(sizes);
-  std::vector<std::vector<double>> theta = state.param;
-  std::vector<std::vector<double>> m = state.exp_avg, v = state.exp_avg_sq;
+  State state(Oracle(), sizes);
+  std::vector<Values> theta, m, v;
+  for (size_t k = 0; k < sizes.size(); ++k) {
+    theta.push_back(state.param(k));
+    m.emplace_back(sizes[k]);
+    v.emplace_back(sizes[k]);
+  }
   for (int64_t step = 1; step <= 5; ++step) {
-    Step(state, step);
+    state.Step(step);
     for (size_t k = 0; k < sizes.size(); ++k) {
-      const std::vector<double> grad = state.Grad(k, step);
+      const Values grad = State::RandomGrad(k, sizes[k], step);
       for (int64_t i = 0; i < sizes[k]; ++i) {
         const double g = grad[i] * kScale;
         m[k][i] = kBeta1 * m[k][i] + (1 - kBeta1) * g;
         v[k][i] = kBeta2 * v[k][i] + (1 - kBeta2) * g * g;
         const double m_hat = m[k][i] / (1 - std::pow(kBeta1, step));
         const double v_hat = v[k][i] / (1 - std::pow(kBeta2, step));
-        theta[k][i] -= kLr[k] * (m_hat / (std::sqrt(v_hat) + kEps) +
-                                 kDecay[k] * theta[k][i]);
+        theta[k][i] -=
+            kLr * kLrScale[k] *
+            (m_hat / (std::sqrt(v_hat) + kEps) + kDecay[k] * theta[k][i]);
       }
     }
   }
   for (size_t k = 0; k < sizes.size(); ++k) {
-    EXPECT_LT(MaxAbs(state.param[k], theta[k]), 1e-14);
-    EXPECT_LT(MaxAbs(state.exp_avg[k], m[k]), 1e-15);
-    EXPECT_LT(MaxAbs(state.exp_avg_sq[k], v[k]), 1e-15);
+    EXPECT_LT(MaxAbs(state.param(k), theta[k]), 1e-14);
+    EXPECT_LT(MaxAbs(state.exp_avg(k), m[k]), 1e-15);
+    EXPECT_LT(MaxAbs(state.exp_avg_sq(k), v[k]), 1e-15);
   }
 }
 
 // Five steps round p, of size one, five times: 5 * 2^-24. An update is at most
 // lr and its some ten roundings are 1e-6 of that; m may cancel, to first order
 // by no more than its own rounding over sqrt(v).
-TEST(AdamW, Float32IsNearFloat64) {
-  const std::vector<int64_t> sizes = {1, 40009, 0};
-  State<float> state32(sizes);
-  State<double> state64(sizes);
+TEST_P(AdamWTest, IsNearFloat64) {
+  const std::vector<int64_t> sizes = {1, 40009, 0, 16387};
+  State state(backend(), sizes), oracle(Oracle(), sizes);
   for (int64_t step = 1; step <= 5; ++step) {
-    Step(state32, step);
-    Step(state64, step);
+    state.Step(step);
+    oracle.Step(step);
   }
   for (size_t k = 0; k < sizes.size(); ++k) {
-    EXPECT_LT(MaxAbs(state32.param[k], state64.param[k]), 4e-7);
-    EXPECT_LT(MaxAbs(state32.exp_avg[k], state64.exp_avg[k]), 4e-7);
-    EXPECT_LT(MaxAbs(state32.exp_avg_sq[k], state64.exp_avg_sq[k]), 4e-7);
+    EXPECT_LT(MaxAbs(state.master(k), oracle.param(k)), 4e-7) << k;
+    EXPECT_LT(MaxAbs(state.exp_avg(k), oracle.exp_avg(k)), 4e-7) << k;
+    EXPECT_LT(MaxAbs(state.exp_avg_sq(k), oracle.exp_avg_sq(k)), 4e-7) << k;
+  }
+  const AdamWControl control = state.control().Get();
+  EXPECT_EQ(control.steps, 5);
+  EXPECT_EQ(control.skipped, 0);
+}
+
+TEST_P(AdamWTest, TheParameterIsItsMasterRounded) {
+  if (backend().dtype != DType::kBFloat16) GTEST_SKIP() << "has no master";
+  State state(backend(), {16387, 5});
+  state.Step(1);
+  for (size_t k : {0, 1}) {
+    Values rounded = state.master(k);
+    for (double& x : rounded)
+      x = static_cast<float>(BFloat16(static_cast<float>(x)));
+    EXPECT_EQ(state.param(k), rounded);
   }
 }
 
-// The first step is lr * sign(g) whatever the size of g.
-TEST(AdamW, FirstStepIsTheSign) {
-  for (float g : {1e-3f, -5e3f}) {
-    float param = 1, exp_avg = 0, exp_avg_sq = 0;
-    const double scale = 1;
-    const AdamWTensor tensor = {&param, &g, &exp_avg, &exp_avg_sq, 1, 0.125, 0};
-    AdamW({.tensors = {&tensor, 1},
-           .beta1 = kBeta1,
-           .beta2 = kBeta2,
-           .eps = kEps,
-           .step = 1,
-           .grad_scale = &scale,
-           .dtype = DType::kFloat32},
-          Stream());
-    EXPECT_NEAR(param, g > 0 ? 0.875 : 1.125, 1e-5);
+TEST_P(AdamWTest, ANormThatIsNotFiniteChangesNothing) {
+  State state(backend(), {40009, 3});
+  state.Step(1);
+  const Values param = state.param(0), exp_avg = state.exp_avg(1);
+  for (double bad : {std::numeric_limits<double>::quiet_NaN(),
+                     std::numeric_limits<double>::infinity()}) {
+    AdamWControl control = state.control().Get();
+    control.norm = bad;
+    state.control().Set(control);
+    state.Step(2);
+  }
+  EXPECT_EQ(state.param(0), param);
+  EXPECT_EQ(state.exp_avg(1), exp_avg);
+  EXPECT_EQ(state.control().Get().steps, 1);
+  EXPECT_EQ(state.control().Get().skipped, 2);
+}
+
+// The first step is lr * sign(g) whatever the size of g; in bfloat16 0.875 and
+// 1.125 are exact.
+TEST_P(AdamWTest, FirstStepIsTheSign) {
+  for (double g : {1e-3, -5e3}) {
+    State state(backend(), {1});
+    const double before = state.param(0)[0];
+    state.control().Set({.lr = 0.125 / kLrScale[0], .grad_scale = 1});
+    state.SetGrad(0, {g});
+    state.Step();
+    const double kept = before * (1 - 0.125 * kDecay[0]);
+    EXPECT_NEAR(state.master(0)[0], kept + (g > 0 ? -0.125 : 0.125), 2e-6);
   }
 }
 
-TEST(AdamW, ThreadsDoNotChangeABit) {
-  State<float> one({40009, 100003}), many({40009, 100003});
+TEST_P(AdamWTest, IsDeterministic) {
+  State one(backend(), {40009, 100003}), many(backend(), {40009, 100003});
   for (int64_t step = 1; step <= 3; ++step) {
     SetNumThreads(1);
-    Step(one, step);
+    one.Step(step);
     SetNumThreads(3);
-    Step(many, step);
+    many.Step(step);
   }
-  EXPECT_EQ(one.param, many.param);
-  EXPECT_EQ(one.exp_avg, many.exp_avg);
-  EXPECT_EQ(one.exp_avg_sq, many.exp_avg_sq);
+  for (size_t k : {0, 1}) {
+    EXPECT_EQ(one.master(k), many.master(k));
+    EXPECT_EQ(one.exp_avg(k), many.exp_avg(k));
+    EXPECT_EQ(one.exp_avg_sq(k), many.exp_avg_sq(k));
+  }
 }
 
-TEST(AdamWDeathTest, StepCountsFromOne) {
-  State<float> state({1});
-  EXPECT_DEATH(Step(state, 0), "step");
+TEST_P(AdamWTest, NothingToUpdate) {
+  State state(backend(), {});
+  state.Step(1);
+  EXPECT_EQ(state.control().Get().steps, 1);
+}
+
+TEST(AdamWDeathTest, AMasterOfWhatNeedsNone) {
+  float x;
+  EXPECT_DEATH(
+      TensorList({{&x, &x, &x, &x, &x, 1, 1, 0}}, DType::kFloat32, Stream()),
+      "masters go with parameters in float32");
 }
 
 }  // namespace

@@ -1,33 +1,25 @@
-// GlobalNorm: the L2 norm over many tensors, and the factor that clips it.
-//   norm  = sqrt(sum over tensors of sum x^2)
-//   scale = min(1, max_norm / (norm + 1e-6)), 1 when max_norm = 0
+// GlobalNorm: the L2 norm over all gradients, and the factor that clips it.
+//   norm       = sqrt(sum over tensors of sum grad^2)
+//   grad_scale = min(1, max_norm / (norm + 1e-6)), 1 when max_norm = 0
 // Sums in double, in a fixed order: the same result for any number of threads.
-// A NaN or infinity in x gives a norm that is not finite.
+// A NaN or infinity in a gradient gives a norm that is not finite.
 // Source: Pascanu et al. 2012, arXiv:1211.5063, algorithm 1.
-// Bytes (the floor): 4 an element.
+// Bytes (the floor), float32: 4 an element.
 #ifndef MIMO_KERNELS_OPTIM_GLOBAL_NORM_H_
 #define MIMO_KERNELS_OPTIM_GLOBAL_NORM_H_
 
-#include <cstdint>
-
-#include "absl/types/span.h"
-#include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
+#include "kernels/optim/tensor_list.h"
 
 namespace mimo::kernels {
 
-struct NormTensor {
-  const void* x;  // [size] dtype
-  int64_t size;
-};
 struct GlobalNormArgs {
-  absl::Span<const NormTensor> tensors;
+  const TensorList* tensors;
   double max_norm;
-  double* norm;   // [1]
-  double* scale;  // [1]
-  DType dtype;
+  AdamWControl* control;  // [1] norm and grad_scale are written
 };
-void GlobalNorm(const GlobalNormArgs& args, Stream stream);
+MIMO_OP(GlobalNorm, GlobalNormArgs);
 
 }  // namespace mimo::kernels
 

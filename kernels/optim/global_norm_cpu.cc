@@ -1,34 +1,36 @@
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "absl/log/check.h"
 #include "kernels/optim/blocks.h"
 #include "kernels/optim/global_norm.h"
 
 namespace mimo::kernels {
 
-void GlobalNorm(const GlobalNormArgs& args, Stream) {
+void GlobalNormCpu(const GlobalNormArgs& args) {
   CHECK_GE(args.max_norm, 0);
-  std::vector<double> partials(CountBlocks(args.tensors));
-  DispatchCpuFloat(args.dtype, [&]<typename T>() {
-    ForBlocks(args.tensors, [&](const NormTensor& tensor, int64_t block,
-                                int64_t begin, int64_t end) {
-      const T* x = static_cast<const T*>(tensor.x);
+  const TensorList& list = *args.tensors;
+  double* partials = list.partials();
+  DispatchCpuFloat(list.dtype(), [&]<typename T>() {
+    ForBlocks(list, [&](const AdamWTensor& tensor, int64_t block, int64_t begin,
+                        int64_t end) {
+      const T* grad = static_cast<const T*>(tensor.grad);
       double squares = 0;
 #pragma omp simd reduction(+ : squares)
       for (int64_t i = begin; i < end; ++i) {
-        const double v = static_cast<double>(x[i]);
+        const double v = static_cast<double>(grad[i]);
         squares += v * v;
       }
       partials[block] = squares;
     });
   });
   double squares = 0;
-  for (double partial : partials) squares += partial;
-  *args.norm = std::sqrt(squares);
-  *args.scale = args.max_norm == 0
-                    ? 1
-                    : std::min(1.0, args.max_norm / (*args.norm + 1e-6));
+  for (int64_t b = 0; b < list.num_blocks(); ++b) squares += partials[b];
+  AdamWControl& control = *args.control;
+  control.norm = std::sqrt(squares);
+  control.grad_scale =
+      args.max_norm == 0 ? 1
+                         : std::min(1.0, args.max_norm / (control.norm + 1e-6));
 }
 
 }  // namespace mimo::kernels

@@ -6,78 +6,88 @@
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/optim/on_backend.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
 
-struct Result {
-  double norm, scale;
-};
+using Values = std::vector<double>;
 
-template <typename T>
-Result Norm(const std::vector<std::vector<T>>& xs, double max_norm) {
-  std::vector<NormTensor> tensors;
-  for (const std::vector<T>& x : xs)
-    tensors.push_back({x.data(), static_cast<int64_t>(x.size())});
-  Result result{std::nan(""), std::nan("")};
-  GlobalNorm({.tensors = tensors,
-              .max_norm = max_norm,
-              .norm = &result.norm,
-              .scale = &result.scale,
-              .dtype = DTypeOf<T>::value},
-             Stream());
-  return result;
+class GlobalNormTest : public BackendTest {};
+MIMO_ON_BACKENDS(GlobalNormTest);
+
+AdamWControl Norm(const Backend& on, const std::vector<Values>& grads,
+                  double max_norm) {
+  std::vector<Array> buffers;
+  std::vector<AdamWTensor> tensors;
+  for (const Values& grad : grads) {
+    buffers.emplace_back(on, AccumulatorOf(on.dtype), grad);
+    void* data = buffers.back().data();
+    tensors.push_back({.master = on.dtype == DType::kBFloat16 ? data : nullptr,
+                       .grad = data,
+                       .size = static_cast<int64_t>(grad.size())});
+  }
+  const TensorList list(tensors, on.dtype, StreamOf(on));
+  const double nan = std::nan("");
+  const ControlOn control(on, {.norm = nan, .grad_scale = nan});
+  GlobalNorm(
+      {.tensors = &list, .max_norm = max_norm, .control = control.data()},
+      StreamOf(on));
+  return control.Get();
 }
 
-// The same numbers in both dtypes, summed in double: the same norm.
-TEST(GlobalNorm, IsTheFormula) {
-  std::vector<std::vector<float>> xs32;
-  std::vector<std::vector<double>> xs64;
+// The same numbers in all dtypes, summed in double: the same norm.
+TEST_P(GlobalNormTest, IsTheFormula) {
+  std::vector<Values> grads;
   long double squares = 0;
-  for (int64_t size : {1, 0, 17, 40009, 16384}) {
-    xs32.push_back(RandomVector<float>(size, size + 1));
-    xs64.push_back(RandomVector<double>(size, size + 1));
-    for (double v : xs64.back()) squares += v * v;
+  for (int64_t size : {1, 0, 17, 40009, 16384, 16387}) {
+    grads.push_back(RandomValues(size, size + 1));
+    for (double v : grads.back()) squares += v * v;
   }
   const double norm = static_cast<double>(std::sqrt(squares));
   for (double max_norm : {0.0, 1.0, norm / 2, 2 * norm}) {
     const double scale =
         max_norm == 0 || max_norm > norm ? 1 : max_norm / (norm + 1e-6);
-    for (const Result& result : {Norm(xs32, max_norm), Norm(xs64, max_norm)}) {
-      EXPECT_NEAR(result.norm, norm, 1e-13 * norm);
-      EXPECT_NEAR(result.scale, scale, 1e-13);
+    for (const Backend& on : {backend(), Oracle()}) {
+      const AdamWControl control = Norm(on, grads, max_norm);
+      EXPECT_NEAR(control.norm, norm, 1e-13 * norm);
+      EXPECT_NEAR(control.grad_scale, scale, 1e-13);
     }
   }
 }
 
-TEST(GlobalNorm, NothingHasNormZero) {
-  EXPECT_EQ(Norm<float>({}, 1).norm, 0);
-  EXPECT_EQ(Norm<float>({}, 1).scale, 1);
+TEST_P(GlobalNormTest, NothingHasNormZero) {
+  EXPECT_EQ(Norm(backend(), {}, 1).norm, 0);
+  EXPECT_EQ(Norm(backend(), {}, 1).grad_scale, 1);
 }
 
-TEST(GlobalNorm, LargeFloatsDoNotOverflow) {
-  EXPECT_NEAR(Norm<float>({{3e38f}, {3e38f}}, 0).norm / 4.2426406871e38, 1,
+TEST_P(GlobalNormTest, LargeFloatsDoNotOverflow) {
+  EXPECT_NEAR(Norm(backend(), {{3e38}, {3e38}}, 0).norm / 4.2426406871e38, 1,
               1e-6);
 }
 
-TEST(GlobalNorm, NanAndInfinityShow) {
-  for (float bad : {std::numeric_limits<float>::quiet_NaN(),
-                    -std::numeric_limits<float>::infinity()}) {
-    std::vector<float> x(40009, 1);
-    x[20011] = bad;
-    EXPECT_FALSE(std::isfinite(Norm<float>({x}, 1).norm));
+TEST_P(GlobalNormTest, NanAndInfinityShow) {
+  for (double bad : {std::numeric_limits<double>::quiet_NaN(),
+                     -std::numeric_limits<double>::infinity()}) {
+    Values x(40009, 1);
+    for (int64_t where : {0, 20011, 40008}) {
+      Values grad = x;
+      grad[where] = bad;
+      EXPECT_FALSE(std::isfinite(Norm(backend(), {grad}, 1).norm));
+    }
   }
 }
 
-TEST(GlobalNorm, ThreadsDoNotChangeABit) {
-  const std::vector<std::vector<float>> xs = {RandomVector<float>(100003, 1),
-                                              RandomVector<float>(40009, 2)};
+TEST_P(GlobalNormTest, IsDeterministic) {
+  const std::vector<Values> grads = {RandomValues(100003, 1),
+                                     RandomValues(40009, 2)};
   SetNumThreads(1);
-  const Result one = Norm(xs, 1);
+  const AdamWControl one = Norm(backend(), grads, 1);
   SetNumThreads(3);
-  EXPECT_EQ(Norm(xs, 1).norm, one.norm);
-  EXPECT_EQ(Norm(xs, 1).scale, one.scale);
+  EXPECT_EQ(Norm(backend(), grads, 1).norm, one.norm);
+  EXPECT_EQ(Norm(backend(), grads, 1).grad_scale, one.grad_scale);
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 #include "mimo/optim/adamw.h"
 
-#include <cmath>
+#include <limits>
 
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/device.h"
 #include "kernels/optim/adamw.h"
 #include "kernels/optim/global_norm.h"
 
@@ -11,71 +12,87 @@ namespace mimo {
 
 AdamW::AdamW(const OptimizerConfig& config,
              const std::vector<Parameter*>& parameters, Allocator& allocator)
-    : config_(config) {
+    : config_(config),
+      stream_(allocator.stream()),
+      control_(allocator, {sizeof(kernels::AdamWControl)}, DType::kUInt8) {
+  DType dtype = DType::kFloat32;
+  std::vector<kernels::AdamWTensor> tensors;
   for (Parameter* parameter : parameters) {
     if (parameter->frozen) continue;
     const Tensor& data = parameter->data;
-    CHECK(entries_.empty() ||
-          data.dtype() == entries_[0].parameter->data.dtype())
+    if (parameters_.empty()) dtype = data.dtype();
+    CHECK(data.dtype() == dtype)
         << parameter->name << " is " << Name(data.dtype());
-    const DType dtype = AccumulatorOf(data.dtype());
-    entries_.push_back({parameter,
-                        Tensor::Zeros(allocator, data.shape(), dtype),
-                        Tensor::Zeros(allocator, data.shape(), dtype)});
-    const Entry& entry = entries_.back();
-    const bool fresh =
-        state_.emplace(absl::StrCat("exp_avg.", parameter->name), entry.exp_avg)
-            .second;
-    CHECK(fresh) << "two parameters are named " << parameter->name;
-    state_.emplace(absl::StrCat("exp_avg_sq.", parameter->name),
-                   entry.exp_avg_sq);
+    parameters_.push_back(parameter);
+    const auto add = [&](const char* what) -> void* {
+      const auto [it, fresh] = state_.emplace(
+          absl::StrCat(what, ".", parameter->name),
+          Tensor::Zeros(allocator, data.shape(), AccumulatorOf(dtype)));
+      CHECK(fresh) << "two parameters are named " << parameter->name;
+      return it->second.data();
+    };
+    tensors.push_back(
+        {.param = data.data(),
+         .master = AccumulatorOf(dtype) == dtype ? nullptr : add("master"),
+         .grad = parameter->main_grad.data(),
+         .exp_avg = add("exp_avg"),
+         .exp_avg_sq = add("exp_avg_sq"),
+         .size = data.numel(),
+         .lr_scale = 1,
+         .weight_decay = data.rank() >= 2 ? config.weight_decay : 0});
   }
+  tensors_.emplace(tensors, dtype, stream_);
+  SetControl({});
+  SetMasters();
 }
 
-double AdamW::Step(double lr) {
-  if (entries_.empty()) return 0;
-  const DType dtype = entries_[0].parameter->data.dtype();
-  std::vector<kernels::NormTensor> grads;
-  std::vector<kernels::AdamWTensor> tensors;
-  for (Entry& entry : entries_) {
-    Parameter& parameter = *entry.parameter;
-    const Tensor& grad = parameter.Grad();
-    grads.push_back({.x = grad.data(), .size = grad.numel()});
-    tensors.push_back({.param = parameter.data.data(),
-                       .grad = grad.data(),
-                       .exp_avg = entry.exp_avg.data(),
-                       .exp_avg_sq = entry.exp_avg_sq.data(),
-                       .size = parameter.data.numel(),
-                       .lr = lr,
-                       .weight_decay = parameter.data.rank() >= 2
-                                           ? config_.weight_decay
-                                           : 0});
-  }
-  double norm, scale;
-  kernels::GlobalNorm({.tensors = grads,
+void AdamW::Step(double lr) {
+  SetLearningRate(lr);
+  Update();
+}
+
+void AdamW::SetLearningRate(double lr) {
+  CopyBytes(&control()->lr, &lr, sizeof(lr), stream_);
+}
+
+void AdamW::Update() {
+  for (Parameter* parameter : parameters_) parameter->Grad();
+  kernels::GlobalNorm({.tensors = &*tensors_,
                        .max_norm = config_.clip_grad,
-                       .norm = &norm,
-                       .scale = &scale,
-                       .dtype = AccumulatorOf(dtype)},
-                      Stream());
-  if (!std::isfinite(norm)) {
-    Skip();
-    return norm;
-  }
-  kernels::AdamW({.tensors = tensors,
+                       .control = control()},
+                      stream_);
+  kernels::AdamW({.tensors = &*tensors_,
                   .beta1 = config_.adam_beta1,
                   .beta2 = config_.adam_beta2,
                   .eps = config_.adam_eps,
-                  .step = ++steps_,
-                  .grad_scale = &scale,
-                  .dtype = dtype},
-                 Stream());
-  return norm;
+                  .control = control()},
+                 stream_);
+}
+
+void AdamW::Skip() {
+  kernels::AdamWControl value = Control();
+  value.norm = std::numeric_limits<double>::quiet_NaN();
+  ++value.skipped;
+  SetControl(value);
 }
 
 void AdamW::Restore(int64_t steps, int64_t skipped) {
-  steps_ = steps;
-  skipped_ = skipped;
+  SetControl({.steps = steps, .skipped = skipped});
+}
+
+void AdamW::SetMasters() {
+  kernels::SetMasters({.tensors = &*tensors_}, stream_);
+}
+
+kernels::AdamWControl AdamW::Control() const {
+  kernels::AdamWControl value;
+  CopyBytes(&value, control_.data(), sizeof(value), stream_);
+  Synchronize(stream_);
+  return value;
+}
+
+void AdamW::SetControl(const kernels::AdamWControl& value) {
+  CopyBytes(control_.data(), &value, sizeof(value), stream_);
 }
 
 }  // namespace mimo

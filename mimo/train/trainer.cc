@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <limits>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -115,6 +114,7 @@ absl::Status Trainer::Resume() {
   MIMO_ASSIGN_OR_RETURN(const TrainState state, LoadTrainState(*folder));
   MIMO_RETURN_IF_ERROR(
       LoadTensors(*folder + "/model.safetensors", DataOf(stage_.Parameters())));
+  optimizer_.SetMasters();
   // Converted weights have no run to go on with.
   if (state.iteration == 0) return absl::OkStatus();
   if (state.seed != options_.train.seed) {
@@ -220,11 +220,11 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   step.learning_rate =
       LearningRate(options_.optimizer, options_.train.train_iters, iteration_);
   if (std::isfinite(sum)) {
-    step.grad_norm = optimizer_.Step(step.learning_rate);
+    optimizer_.Step(step.learning_rate);
   } else {
     optimizer_.Skip();
-    step.grad_norm = std::numeric_limits<double>::quiet_NaN();
   }
+  step.grad_norm = optimizer_.norm();
   for (Parameter* parameter : stage_.Parameters()) parameter->ForgetGrad();
   ++iteration_;
   step.time = SteadyNow() - start;

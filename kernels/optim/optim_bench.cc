@@ -1,0 +1,104 @@
+// GlobalNorm and AdamW by the bytes of their headers.
+#include <vector>
+
+#include "benchmark/benchmark.h"
+#include "kernels/base/device.h"
+#include "kernels/optim/adamw.h"
+#include "kernels/optim/global_norm.h"
+#include "kernels/testing/bench_floor.h"
+#include "kernels/testing/cuda_bench.h"
+
+namespace mimo::kernels {
+namespace {
+
+// `count` tensors of `size` elements each, one after another.
+std::vector<AdamWTensor> Split(int64_t count, int64_t size, DType dtype,
+                               void* param, void* master, void* grad,
+                               void* exp_avg, void* exp_avg_sq) {
+  std::vector<AdamWTensor> tensors;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto at = [&](void* start, DType type) -> void* {
+      if (start == nullptr) return nullptr;
+      return static_cast<char*>(start) + i * size * SizeOf(type);
+    };
+    tensors.push_back({.param = at(param, dtype),
+                       .master = at(master, DType::kFloat32),
+                       .grad = at(grad, DType::kFloat32),
+                       .exp_avg = at(exp_avg, DType::kFloat32),
+                       .exp_avg_sq = at(exp_avg_sq, DType::kFloat32),
+                       .size = size,
+                       .lr_scale = 1,
+                       .weight_decay = 0.1});
+  }
+  return tensors;
+}
+
+void Enqueue(bool norm, const TensorList& list, AdamWControl* control,
+             Stream stream) {
+  if (norm) {
+    GlobalNorm({.tensors = &list, .max_norm = 1, .control = control}, stream);
+  } else {
+    AdamW({.tensors = &list,
+           .beta1 = 0.9,
+           .beta2 = 0.95,
+           .eps = 1e-8,
+           .control = control},
+          stream);
+  }
+}
+
+// Arguments: GlobalNorm or AdamW, tensors, elements of each.
+void Cpu(benchmark::State& state) {
+  const bool norm = state.range(0) != 0;
+  const int64_t count = state.range(1), size = state.range(2);
+  std::vector<float> param(count * size, 1), grad(count * size, 1);
+  std::vector<float> exp_avg(count * size), exp_avg_sq(count * size);
+  const TensorList list(
+      Split(count, size, DType::kFloat32, param.data(), nullptr, grad.data(),
+            exp_avg.data(), exp_avg_sq.data()),
+      DType::kFloat32, Stream());
+  AdamWControl control = {.lr = 1e-3, .grad_scale = 1};
+  for (auto _ : state) Enqueue(norm, list, &control, Stream());
+  ReportBytes(state, (norm ? 4.0 : 28.0) * count * size);
+}
+BENCHMARK(Cpu)
+    ->ArgNames({"norm", "tensors", "size"})
+    ->Args({1, 1, 1 << 25})
+    ->Args({1, 300, 4096})
+    ->Args({0, 1, 1 << 24})
+    ->Args({0, 300, 4096})
+    ->UseRealTime();
+
+// And whether the parameters are bfloat16.
+void Cuda(benchmark::State& state) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const bool norm = state.range(0) != 0;
+  const int64_t count = state.range(1), size = state.range(2);
+  const DType dtype = state.range(3) ? DType::kBFloat16 : DType::kFloat32;
+  const int64_t n = count * size;
+  const auto floats = [&] { return gpu.Random(DType::kFloat32, n); };
+  void* exp_avg_sq = gpu.Allocate(4 * n);
+  FillBytes(exp_avg_sq, 0, 4 * n, gpu.stream());
+  const TensorList list(Split(count, size, dtype, gpu.Random(dtype, n),
+                              dtype == DType::kBFloat16 ? floats() : nullptr,
+                              floats(), floats(), exp_avg_sq),
+                        dtype, gpu.stream());
+  AdamWControl* control =
+      gpu.Copy(std::vector<AdamWControl>{{.lr = 1e-3, .grad_scale = 1}});
+  gpu.Run([&](Stream stream) { Enqueue(norm, list, control, stream); });
+  gpu.ReportBytes((norm ? 4.0 : dtype == DType::kBFloat16 ? 30.0 : 28.0) * n);
+}
+BENCHMARK(Cuda)
+    ->ArgNames({"norm", "tensors", "size", "bf16"})
+    ->Args({1, 1, 1 << 28, 1})
+    ->Args({1, 300, 4096, 1})
+    ->Args({0, 1, 1 << 28, 1})
+    ->Args({0, 16, 4096 * 4096, 1})
+    ->Args({0, 300, 4096, 1})
+    ->Args({0, 1, 1 << 28, 0})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace mimo::kernels
