@@ -3,14 +3,16 @@
 //   gather       out[i,:]       = table[index[i],:]        0 where index[i] < 0
 //   scatter add  table[index[i],:] += rows[i,:]            skipped where < 0
 // Scatter adds equal indices in the order of i (deterministic); beta = 0 clears
-// the whole table first.
+// the whole table first. An index past the table is fatal.
 // Bytes (the floor): gather 2*T*H*size, scatter 3*T*H*size (+ V*H if beta = 0).
+// Numerics: sums in the accumulator dtype, rounded once to the table's.
 #ifndef MIMO_KERNELS_EMBEDDING_ROWS_H_
 #define MIMO_KERNELS_EMBEDDING_ROWS_H_
 
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -23,18 +25,21 @@ struct GatherRowsArgs {
   int64_t rows, table_rows, hidden;  // T, V, H
   DType dtype;
 };
-void GatherRows(const GatherRowsArgs& args, Stream stream);
+MIMO_OP(GatherRows, GatherRowsArgs);
 
 struct ScatterAddRowsArgs {
   const void* rows_in;               // [T, H] dtype
   const int32_t* index;              // [T], each < V
   void* table;                       // [V, H] table_dtype
   float beta;                        // 0: table starts from zero; 1: adds to it
+  bool unique = false;               // no two indices >= 0 are equal
+  void* workspace = nullptr;         // ScatterAddRowsWorkspaceBytes(...) bytes
   int64_t rows, table_rows, hidden;  // T, V, H
   DType dtype;
   DType table_dtype;  // dtype, or its accumulator (a main_grad)
 };
-void ScatterAddRows(const ScatterAddRowsArgs& args, Stream stream);
+MIMO_OP(ScatterAddRows, ScatterAddRowsArgs);
+int64_t ScatterAddRowsWorkspaceBytes(int64_t rows, bool unique, Device device);
 
 }  // namespace mimo::kernels
 

@@ -62,14 +62,14 @@ void ScatterAdd(const ScatterAddRowsArgs& args) {
 
 }  // namespace
 
-void GatherRows(const GatherRowsArgs& args, Stream) {
+void GatherRowsCpu(const GatherRowsArgs& args) {
   CHECK_GE(args.rows, 0);
   CHECK_GE(args.table_rows, 0);
   CHECK_GT(args.hidden, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() { Gather<T>(args); });
 }
 
-void ScatterAddRows(const ScatterAddRowsArgs& args, Stream) {
+void ScatterAddRowsCpu(const ScatterAddRowsArgs& args) {
   CHECK_GE(args.rows, 0);
   CHECK_GE(args.table_rows, 0);
   CHECK_GT(args.hidden, 0);
@@ -79,6 +79,12 @@ void ScatterAddRows(const ScatterAddRowsArgs& args, Stream) {
       << "ScatterAddRows: rows " << Name(args.dtype) << ", table "
       << Name(args.table_dtype);
   DispatchCpuFloat(args.dtype, [&]<typename T>() { ScatterAdd<T>(args); });
+}
+
+// A GPU's: two words to a row, the rows sorted by index.
+int64_t ScatterAddRowsWorkspaceBytes(int64_t rows, bool unique, Device device) {
+  if (device == Device::kCpu || unique) return 0;
+  return rows * 2 * static_cast<int64_t>(sizeof(int32_t));
 }
 
 }  // namespace mimo::kernels
