@@ -9,14 +9,33 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/on_cuda.h"
 #include "kernels/base/stream.h"
 
 namespace mimo {
 
 // Ten rounds on counter words {counter_lo, counter_hi, stream_lo, stream_hi}
-// with key {seed_lo, seed_hi}.
-std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t stream,
-                               uint64_t counter);
+// with key {seed_lo, seed_hi}. constexpr: for GPUs too.
+constexpr std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t stream,
+                                         uint64_t counter) {
+  uint32_t c0 = static_cast<uint32_t>(counter);
+  uint32_t c1 = static_cast<uint32_t>(counter >> 32);
+  uint32_t c2 = static_cast<uint32_t>(stream);
+  uint32_t c3 = static_cast<uint32_t>(stream >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed);
+  uint32_t k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53} * c0;
+    const uint64_t p1 = uint64_t{0xCD9E8D57} * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9;  // golden ratio
+    k1 += 0xBB67AE85;  // sqrt(3) - 1
+  }
+  return {c0, c1, c2, c3};
+}
 
 // A sequence of draws: host code that wants one number after another. Its state
 // is three integers, so it is saved and restored by value.
@@ -39,7 +58,9 @@ class PhiloxSequence {
 namespace mimo::kernels {
 
 // out[i] = mean + std * normal(seed, stream, offset + i); uniform in [low,
-// high) likewise. Element i depends on offset + i alone.
+// high) likewise. Element i depends on offset + i alone. Computed in double and
+// rounded to dtype: uniform the same bits on every device, normal but for the
+// last bits of log, sine and cosine in double.
 struct RandomFillArgs {
   void* out;  // [size] dtype
   int64_t size;
@@ -47,10 +68,22 @@ struct RandomFillArgs {
   uint64_t offset = 0;
   DType dtype;
 };
-void FillNormal(const RandomFillArgs& args, double mean, double std,
-                Stream stream);
-void FillUniform(const RandomFillArgs& args, double low, double high,
-                 Stream stream);
+void FillNormalCpu(const RandomFillArgs& args, double mean, double std);
+void FillNormalCuda(const RandomFillArgs& args, double mean, double std,
+                    Stream stream);
+inline void FillNormal(const RandomFillArgs& args, double mean, double std,
+                       Stream stream) {
+  if (stream.device == Device::kCpu) return FillNormalCpu(args, mean, std);
+  MIMO_ON_CUDA(FillNormalCuda(args, mean, std, stream));
+}
+void FillUniformCpu(const RandomFillArgs& args, double low, double high);
+void FillUniformCuda(const RandomFillArgs& args, double low, double high,
+                     Stream stream);
+inline void FillUniform(const RandomFillArgs& args, double low, double high,
+                        Stream stream) {
+  if (stream.device == Device::kCpu) return FillUniformCpu(args, low, high);
+  MIMO_ON_CUDA(FillUniformCuda(args, low, high, stream));
+}
 
 }  // namespace mimo::kernels
 

@@ -21,27 +21,6 @@ NormalPair BoxMuller(double radius, double angle) {
 
 }  // namespace
 
-std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t stream,
-                               uint64_t counter) {
-  uint32_t c0 = static_cast<uint32_t>(counter);
-  uint32_t c1 = static_cast<uint32_t>(counter >> 32);
-  uint32_t c2 = static_cast<uint32_t>(stream);
-  uint32_t c3 = static_cast<uint32_t>(stream >> 32);
-  uint32_t k0 = static_cast<uint32_t>(seed);
-  uint32_t k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53} * c0;
-    const uint64_t p1 = uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9;  // golden ratio
-    k1 += 0xBB67AE85;  // sqrt(3) - 1
-  }
-  return {c0, c1, c2, c3};
-}
-
 uint32_t PhiloxSequence::Next() {
   const uint32_t word = Philox(seed_, stream_, drawn_ / 4)[drawn_ % 4];
   ++drawn_;
@@ -92,7 +71,7 @@ void Fill(const RandomFillArgs& args, F value) {
 
 }  // namespace
 
-void FillNormal(const RandomFillArgs& args, double mean, double std, Stream) {
+void FillNormalCpu(const RandomFillArgs& args, double mean, double std) {
   CHECK_GE(args.size, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
     Fill<T>(args, [&](const std::array<uint32_t, 4>& words) {
@@ -106,7 +85,7 @@ void FillNormal(const RandomFillArgs& args, double mean, double std, Stream) {
   });
 }
 
-void FillUniform(const RandomFillArgs& args, double low, double high, Stream) {
+void FillUniformCpu(const RandomFillArgs& args, double low, double high) {
   CHECK_GE(args.size, 0);
   CHECK_LT(low, high);
   DispatchCpuFloat(args.dtype, [&]<typename T>() {
@@ -116,7 +95,8 @@ void FillUniform(const RandomFillArgs& args, double low, double high, Stream) {
     Fill<T>(args, [&](const std::array<uint32_t, 4>& words) {
       std::array<double, 4> block;
       for (int k = 0; k < 4; ++k)
-        block[k] = std::min(low + (high - low) * (words[k] * 0x1p-32), below);
+        block[k] =
+            std::min(std::fma(high - low, words[k] * 0x1p-32, low), below);
       return block;
     });
   });

@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo {
@@ -94,42 +95,54 @@ TEST(PhiloxSequence, BelowSmall) {
 namespace mimo::kernels {
 namespace {
 
-template <typename T>
-std::vector<T> Normals(int64_t size, uint64_t offset, double mean, double std) {
-  std::vector<T> out = Poisoned<T>(size);
-  FillNormal({.out = out.data(),
-              .size = size,
-              .seed = 11,
-              .stream = 12,
-              .offset = offset,
-              .dtype = DTypeOf<T>::value},
-             mean, std, Stream());
-  return out;
+using Values = std::vector<double>;
+
+class RandomFillTest : public BackendTest {};
+MIMO_ON_BACKENDS(RandomFillTest);
+
+RandomFillArgs Args(const Array& out, int64_t size, uint64_t offset,
+                    DType dtype) {
+  return {.out = out.data(),
+          .size = size,
+          .seed = 11,
+          .stream = 12,
+          .offset = offset,
+          .dtype = dtype};
 }
 
-template <typename T>
-std::vector<T> Uniforms(int64_t size, uint64_t offset, double low,
-                        double high) {
-  std::vector<T> out = Poisoned<T>(size);
-  FillUniform({.out = out.data(),
-               .size = size,
-               .seed = 11,
-               .stream = 12,
-               .offset = offset,
-               .dtype = DTypeOf<T>::value},
-              low, high, Stream());
-  return out;
+Values Normals(const Backend& on, int64_t size, uint64_t offset = 0,
+               double mean = 0, double std = 1) {
+  const Array out = Array::Poisoned(on, size);
+  FillNormal(Args(out, size, offset, on.dtype), mean, std, StreamOf(on));
+  return out.Values();
+}
+
+Values Uniforms(const Backend& on, int64_t size, uint64_t offset = 0,
+                double low = 0, double high = 1) {
+  const Array out = Array::Poisoned(on, size);
+  FillUniform(Args(out, size, offset, on.dtype), low, high, StreamOf(on));
+  return out.Values();
+}
+
+// From 1 to the next value of dtype.
+double Ulp(DType dtype) { return dtype == DType::kFloat32 ? 0x1p-23 : 0x1p-7; }
+
+// x to the nearest of dtype, in one rounding.
+double Rounded(double x, DType dtype) {
+  if (x == 0) return 0;
+  const double ulp = std::ldexp(Ulp(dtype), std::ilogb(x));
+  return std::nearbyint(x / ulp) * ulp;
 }
 
 TEST(RandomFill, Moments) {
-  ExpectMoments(Normals<double>(100003, 0, 0, 1), kNormalMoments);
-  ExpectMoments(Uniforms<double>(100003, 0, 0, 1), kUniformMoments);
+  ExpectMoments(Normals(Oracle(), 100003), kNormalMoments);
+  ExpectMoments(Uniforms(Oracle(), 100003), kUniformMoments);
 }
 
 // Neighbours share a block of Philox; they must not be correlated. The product
 // of independent variables of variance 1 has variance 1.
 TEST(RandomFill, NeighboursAreIndependent) {
-  const std::vector<double> x = Normals<double>(100003, 0, 0, 1);
+  const Values x = Normals(Oracle(), 100003);
   for (int lag = 1; lag <= 4; ++lag) {
     double sum = 0;
     for (int i = 0; i < 99999; ++i) sum += x[i] * x[i + lag];
@@ -138,48 +151,62 @@ TEST(RandomFill, NeighboursAreIndependent) {
 }
 
 TEST(RandomFill, MeanAndRange) {
-  const std::vector<double> plain = Normals<double>(1001, 0, 0, 1);
-  const std::vector<double> moved = Normals<double>(1001, 0, 5, 0.02);
+  const Values plain = Normals(Oracle(), 1001);
+  const Values moved = Normals(Oracle(), 1001, 0, 5, 0.02);
   for (int i = 0; i < 1001; ++i)
     EXPECT_NEAR(moved[i], 5 + 0.02 * plain[i], 1e-15 * 5);
-  for (float v : Uniforms<float>(100003, 0, -0.1, 0.3)) {
-    EXPECT_GE(v, -0.1f);
-    EXPECT_LT(v, 0.3f);
+}
+
+TEST_P(RandomFillTest, UniformStaysInItsRange) {
+  const double low = Rounded(-0.1, backend().dtype);
+  const double high = Rounded(0.3, backend().dtype);
+  for (double v : Uniforms(backend(), 100003, 0, -0.1, 0.3)) {
+    ASSERT_GE(v, low);
+    ASSERT_LT(v, high);
+  }
+  for (double v : Uniforms(backend(), 100003, 0, -1, 0)) ASSERT_LT(v, 0);
+}
+
+// A range of one value: rounding may not reach its upper end.
+TEST_P(RandomFillTest, UniformStaysBelowHigh) {
+  const double high = 1 + Ulp(backend().dtype);
+  for (double v : Uniforms(backend(), 101, 0, 1, high)) EXPECT_EQ(v, 1);
+}
+
+// The uniforms bitwise (they avoid what rounds up to `high`). Normals are
+// rounded from doubles that differ in their last bits (2^-52 of some units), so
+// one in 2^(53-24-2) may fall on the other side of a rounding to float32: none
+// of these.
+TEST_P(RandomFillTest, IsFloat64Rounded) {
+  for (int64_t size : {0, 1, 4099, 100003}) {
+    Values normal = Normals(Oracle(), size, 3);
+    Values uniform = Uniforms(Oracle(), size, 3);
+    const double below = 1 - Ulp(backend().dtype) / 2;
+    for (double& x : normal) x = Rounded(x, backend().dtype);
+    for (double& x : uniform) x = Rounded(std::min(x, below), backend().dtype);
+    EXPECT_EQ(Normals(backend(), size, 3), normal);
+    EXPECT_EQ(Uniforms(backend(), size, 3), uniform);
   }
 }
 
-// A range of one float: rounding may not reach its upper end.
-TEST(RandomFill, UniformStaysBelowHigh) {
-  const float high = std::nextafter(1.0f, 2.0f);
-  for (float v : Uniforms<float>(101, 0, 1, high)) EXPECT_EQ(v, 1);
-}
-
-TEST(RandomFill, Float32IsFloat64Rounded) {
-  for (int64_t size : {0, 1, 4099}) {
-    const std::vector<double> x = Normals<double>(size, 3, 0, 1);
-    EXPECT_EQ(Normals<float>(size, 3, 0, 1),
-              std::vector<float>(x.begin(), x.end()));
-  }
-}
-
-TEST(RandomFill, ElementDependsOnItsIndexAlone) {
-  const std::vector<float> normal = Normals<float>(10007, 0, 0, 1);
-  const std::vector<float> uniform = Uniforms<float>(10007, 0, 0, 1);
+TEST_P(RandomFillTest, ElementDependsOnItsIndexAlone) {
+  const Values normal = Normals(backend(), 10007);
+  const Values uniform = Uniforms(backend(), 10007);
   for (int64_t begin : {1, 2, 3, 4, 5003}) {
-    EXPECT_EQ(Normals<float>(10007 - begin, begin, 0, 1),
-              std::vector<float>(normal.begin() + begin, normal.end()));
-    EXPECT_EQ(Uniforms<float>(10007 - begin, begin, 0, 1),
-              std::vector<float>(uniform.begin() + begin, uniform.end()));
+    EXPECT_EQ(Normals(backend(), 10007 - begin, begin),
+              Values(normal.begin() + begin, normal.end()));
+    EXPECT_EQ(Uniforms(backend(), 10007 - begin, begin),
+              Values(uniform.begin() + begin, uniform.end()));
   }
 }
 
-TEST(RandomFill, ThreadsDoNotChangeABit) {
+TEST_P(RandomFillTest, IsDeterministic) {
   SetNumThreads(1);
-  const std::vector<float> normal = Normals<float>(100003, 7, 0, 1);
-  const std::vector<float> uniform = Uniforms<float>(100003, 7, 0, 1);
+  const Values normal = Normals(backend(), 100003, 7);
+  const Values uniform = Uniforms(backend(), 100003, 7);
   SetNumThreads(3);
-  EXPECT_EQ(Normals<float>(100003, 7, 0, 1), normal);
-  EXPECT_EQ(Uniforms<float>(100003, 7, 0, 1), uniform);
+  EXPECT_EQ(Normals(backend(), 100003, 7), normal);
+  EXPECT_EQ(Uniforms(backend(), 100003, 7), uniform);
 }
 
 }  // namespace

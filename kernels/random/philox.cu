@@ -1,0 +1,106 @@
+#include <array>
+#include <bit>
+#include <cmath>
+#include <numbers>
+#include <type_traits>
+
+#include "absl/log/check.h"
+#include "kernels/base/bfloat16.h"
+#include "kernels/base/cuda.cuh"
+#include "kernels/random/philox.h"
+
+namespace mimo::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T>
+__device__ T FromDouble(double x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return static_cast<float>(x);
+  } else {
+    return __double2bfloat16(x);
+  }
+}
+
+// A thread a block of Philox: the elements of [offset, offset + size) in it.
+// value(words, out): the four values of a block.
+template <typename T, typename F>
+__global__ void FillKernel(RandomFillArgs args, F value) {
+  const uint64_t counter =
+      args.offset / 4 + (uint64_t{blockIdx.x} * kThreads + threadIdx.x);
+  double block[4];
+  value(Philox(args.seed, args.stream, counter), block);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint64_t i = counter * 4 + k - args.offset;  // huge before `offset`
+    if (i < args.size) static_cast<T*>(args.out)[i] = FromDouble<T>(block[k]);
+  }
+}
+
+template <typename T, typename F>
+void Fill(const RandomFillArgs& args, F value, Stream stream) {
+  if (args.size == 0) return;
+  const int64_t counters = CeilDiv(args.offset % 4 + args.size, 4);
+  FillKernel<T>
+      <<<CeilDiv(counters, kThreads), kThreads, 0, RawStream(stream)>>>(args,
+                                                                        value);
+  MIMO_CUDA_CHECK(cudaGetLastError());
+}
+
+// Box & Muller 1958; `radius` is in (0, 1].
+__device__ void BoxMuller(double radius, double angle, double mean, double std,
+                          double* out) {
+  const double r = sqrt(-2 * log(radius));
+  double sine, cosine;
+  sincos(2 * std::numbers::pi * angle, &sine, &cosine);
+  out[0] = mean + std * (r * cosine);
+  out[1] = mean + std * (r * sine);
+}
+
+// The largest value of T below the one that `high` rounds to.
+template <typename T>
+double Below(double high) {
+  const auto down = [](float x) { return std::nextafter(x, -INFINITY); };
+  if constexpr (std::is_same_v<T, float>) return down(high);
+  const float below =
+      down(static_cast<float>(BFloat16(static_cast<float>(high))));
+  // Cut to bfloat16 downwards.
+  const uint32_t bits =
+      std::bit_cast<uint32_t>(below) + (std::signbit(below) ? 0xffff : 0);
+  return std::bit_cast<float>(bits & 0xffff0000);
+}
+
+}  // namespace
+
+void FillNormalCuda(const RandomFillArgs& args, double mean, double std,
+                    Stream stream) {
+  CHECK_GE(args.size, 0);
+  const auto value = [mean, std] __device__(
+                         const std::array<uint32_t, 4>& words, double* out) {
+    BoxMuller((words[0] + 1.0) * 0x1p-32, words[1] * 0x1p-32, mean, std, out);
+    BoxMuller((words[2] + 1.0) * 0x1p-32, words[3] * 0x1p-32, mean, std,
+              out + 2);
+  };
+  DispatchCudaFloat(args.dtype,
+                    [&]<typename T>() { Fill<T>(args, value, stream); });
+}
+
+void FillUniformCuda(const RandomFillArgs& args, double low, double high,
+                     Stream stream) {
+  CHECK_GE(args.size, 0);
+  CHECK_LT(low, high);
+  const double below = args.dtype == DType::kFloat32
+                           ? Below<float>(high)
+                           : Below<__nv_bfloat16>(high);
+  const auto value = [low, high, below] __device__(
+                         const std::array<uint32_t, 4>& words, double* out) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      out[k] = fmin(fma(high - low, words[k] * 0x1p-32, low), below);
+  };
+  DispatchCudaFloat(args.dtype,
+                    [&]<typename T>() { Fill<T>(args, value, stream); });
+}
+
+}  // namespace mimo::kernels
