@@ -4,18 +4,24 @@
 //   loss        = sum over labelled t of lse[t] - logits[t, labels[t]]
 //   dlogits     = dloss * (exp(logits - lse) - onehot(label))
 //   dx          = dlogits w (0 where ignored),   dw = beta * dw + dlogits^T x
-// Only labelled rows (labels[t] >= 0; -100 is ignored) enter a product: they
-// are packed first. At most `chunk` rows of logits exist at a time; the
-// backward computes a chunk's logits again and turns them into dlogits in
-// place. Source: the chunking of Hsu et al. 2024 (Liger Kernel),
-// arXiv:2410.10989. Numerics: loss is summed in double. Flops (the floor), L
-// labelled tokens: forward 2*L*H*V, backward 6*L*H*V.
+// Rows with labels[t] < 0 are ignored. On the CPU only labelled rows enter a
+// product: they are packed first. A GPU's host does not know which these are:
+// there every row enters, ignored ones with dlogits 0, so x must be finite in
+// them and callers that have many pack the labelled rows themselves.
+// At most `chunk` rows of logits exist at a time; the backward computes a
+// chunk's logits again and turns them into dlogits in place. Where dloss is
+// known beforehand, ForwardBackward does without that product: the gradients
+// are taken while the logits are there.
+// Source: the chunking of Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989.
+// Numerics: logits in dtype, loss summed in double. Flops (the floor), L
+// labelled tokens: forward 2*L*H*V, backward 6*L*H*V, both at once 6*L*H*V.
 #ifndef MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 #define MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -30,8 +36,7 @@ struct HeadCrossEntropyForwardArgs {
   int64_t tokens, hidden, vocab, chunk;
   DType dtype;
 };
-void HeadCrossEntropyForward(const HeadCrossEntropyForwardArgs& args,
-                             Stream stream);
+MIMO_OP(HeadCrossEntropyForward, HeadCrossEntropyForwardArgs);
 
 struct HeadCrossEntropyBackwardArgs {
   const void* x;          // [T, H] dtype
@@ -46,10 +51,26 @@ struct HeadCrossEntropyBackwardArgs {
   int64_t tokens, hidden, vocab, chunk;
   DType dtype;
 };
-void HeadCrossEntropyBackward(const HeadCrossEntropyBackwardArgs& args,
-                              Stream stream);
+MIMO_OP(HeadCrossEntropyBackward, HeadCrossEntropyBackwardArgs);
+
+struct HeadCrossEntropyForwardBackwardArgs {
+  const void* x;          // [T, H] dtype
+  const void* weight;     // [V, H] dtype
+  const int32_t* labels;  // [T]
+  double* loss;           // [1] sum over labelled tokens
+  const double* dloss;    // [1] gradient of the loss sum
+  void* dx;               // [T, H] dtype, written; null when not needed
+  void* dweight;          // [V, H] accumulator dtype; null when frozen
+  float dweight_beta;     // 0 on the first write of a step, then 1
+  void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
+  int64_t tokens, hidden, vocab, chunk;
+  DType dtype;
+};
+MIMO_OP(HeadCrossEntropyForwardBackward, HeadCrossEntropyForwardBackwardArgs);
+
 int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
-                                       int64_t vocab, DType dtype);
+                                       int64_t vocab, DType dtype,
+                                       Device device);
 
 }  // namespace mimo::kernels
 

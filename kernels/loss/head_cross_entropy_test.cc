@@ -4,14 +4,23 @@
 #include <cmath>
 #include <limits>
 #include <ostream>
+#include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/base/parallel.h"
+#include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
 namespace mimo::kernels {
 namespace {
+
+using Values = std::vector<double>;
+
+constexpr double kDloss = 0.375;
+
+class HeadCrossEntropyTest : public BackendTest {};
+MIMO_ON_BACKENDS(HeadCrossEntropyTest);
 
 enum class Labels { kAll, kSome, kNone };
 
@@ -34,7 +43,7 @@ const std::vector<Case>& Cases() {
       {1, 1, 1, 1, Labels::kAll},
       {1, 8, 13, 7, Labels::kNone},
       {9, 8, 13, 4, Labels::kNone, 1},
-      {64, 16, 31, 16, Labels::kAll},
+      {64, 16, 32, 16, Labels::kAll},
       {101, 31, 97, 17},
       {101, 31, 97, 17, Labels::kSome, 1},
       {300, 64, 1031, 128},
@@ -43,165 +52,227 @@ const std::vector<Case>& Cases() {
   return *cases;
 }
 
-template <typename T>
-struct Problem {
-  explicit Problem(const Case& c)
+struct Inputs {
+  explicit Inputs(const Case& c)
       : c(c),
-        x(RandomVector<T>(c.tokens * c.hidden, 1)),
-        weight(RandomVector<T>(c.vocab * c.hidden, 2)),
-        labels(c.tokens),
-        before(c.beta == 0 ? Poisoned<T>(c.vocab * c.hidden)
-                           : RandomVector<T>(c.vocab * c.hidden, 3)) {
+        x(RandomValues(c.tokens * c.hidden, 1)),
+        weight(RandomValues(c.vocab * c.hidden, 2)),
+        old_dweight(RandomValues(c.vocab * c.hidden, 3)) {
     std::mt19937 bits(4);
     for (int64_t t = 0; t < c.tokens; ++t) {
-      const int32_t label = bits() % c.vocab;
+      const int label = bits() % c.vocab;
       const bool ignored = c.labels == Labels::kNone ||
                            (c.labels == Labels::kSome && bits() % 3 != 0);
-      labels[t] = ignored ? (t % 2 == 0 ? -100 : -1) : label;
-      if (!ignored) continue;
-      // Not read: ignored rows enter no product.
-      for (int64_t h = 0; h < c.hidden; ++h)
-        x[t * c.hidden + h] = std::numeric_limits<T>::quiet_NaN();
+      labels.push_back(ignored ? (t % 2 == 0 ? -100 : -1) : label);
     }
   }
-
-  std::vector<char> Workspace() const {
-    // All ones is a NaN.
-    return std::vector<char>(HeadCrossEntropyWorkspaceBytes(
-                                 c.chunk, c.hidden, c.vocab, DTypeOf<T>::value),
-                             -1);
-  }
-  void Forward() {
-    std::vector<char> workspace = Workspace();
-    loss = std::numeric_limits<double>::quiet_NaN();
-    lse = Poisoned<T>(c.tokens);
-    HeadCrossEntropyForward({.x = x.data(),
-                             .weight = weight.data(),
-                             .labels = labels.data(),
-                             .loss = &loss,
-                             .lse = lse.data(),
-                             .workspace = workspace.data(),
-                             .tokens = c.tokens,
-                             .hidden = c.hidden,
-                             .vocab = c.vocab,
-                             .chunk = c.chunk,
-                             .dtype = DTypeOf<T>::value},
-                            {});
-  }
-  void Backward(bool want_dx = true, bool want_dweight = true) {
-    std::vector<char> workspace = Workspace();
-    dx = Poisoned<T>(want_dx ? x.size() : 0);
-    dweight = want_dweight ? before : std::vector<T>();
-    HeadCrossEntropyBackward(
-        {.x = x.data(),
-         .weight = weight.data(),
-         .labels = labels.data(),
-         .lse = lse.data(),
-         .dloss = &kDloss,
-         .dx = want_dx ? dx.data() : nullptr,
-         .dweight = want_dweight ? dweight.data() : nullptr,
-         .dweight_beta = c.beta,
-         .workspace = workspace.data(),
-         .tokens = c.tokens,
-         .hidden = c.hidden,
-         .vocab = c.vocab,
-         .chunk = c.chunk,
-         .dtype = DTypeOf<T>::value},
-        {});
-  }
-
-  static constexpr double kDloss = 0.375;
-  const Case c;
-  std::vector<T> x, weight;
-  std::vector<int32_t> labels;
-  std::vector<T> before;  // dweight's
-  double loss;
-  std::vector<T> lse, dx, dweight;
+  Case c;
+  Values x, weight, labels, old_dweight;
 };
 
-// -log of the label's softmax, token by token.
-double LiteralLoss(const Problem<double>& p) {
-  double loss = 0;
-  for (int64_t t = 0; t < p.c.tokens; ++t) {
-    if (p.labels[t] < 0) continue;
-    double sum = 0, of_label = 0;
-    for (int64_t v = 0; v < p.c.vocab; ++v) {
-      double logit = 0;
-      for (int64_t h = 0; h < p.c.hidden; ++h)
-        logit += p.x[t * p.c.hidden + h] * p.weight[v * p.c.hidden + h];
-      sum += std::exp(logit);
-      if (v == p.labels[t]) of_label = std::exp(logit);
-    }
-    loss -= std::log(of_label / sum);
+struct Outputs {
+  double loss;
+  Values lse, dx, dweight;
+};
+
+enum class How { kApart, kAtOnce };
+enum class Want { kBoth, kDx, kDweight };
+
+Outputs Compute(const Backend& on, const Inputs& in, How how = How::kApart,
+                Want want = Want::kBoth) {
+  const Case& c = in.c;
+  const DType accumulator = AccumulatorOf(on.dtype);
+  Values x_values = in.x;
+  for (int64_t t = 0; t < c.tokens && on.device == Device::kCpu; ++t) {
+    if (in.labels[t] >= 0) continue;
+    // Not read on the CPU: ignored rows enter no product.
+    for (int64_t h = 0; h < c.hidden; ++h)
+      x_values[t * c.hidden + h] = std::nan("");
   }
-  return loss;
-}
-
-// max |a - b| over max(1, max |b|), where both may be unset.
-template <typename T>
-double Distance(const std::vector<T>& a, const std::vector<double>& b) {
-  double largest = 1;
-  for (double x : b) largest = std::max(largest, std::fabs(x));
-  return MaxAbs(a, b) / largest;
-}
-
-TEST(HeadCrossEntropy, Float64LossIsTheFormula) {
-  for (const Case& c : Cases()) {
-    Problem<double> p(c);
-    p.Forward();
-    const double loss = LiteralLoss(p);
-    // Some hundred terms of order 10.
-    EXPECT_NEAR(p.loss, loss, 1e-12 * std::max(1.0, loss)) << c;
+  const Array x(on, x_values), weight(on, in.weight);
+  const Array labels(on, DType::kInt32, in.labels);
+  const Array loss = Array::Poisoned(on, DType::kFloat64, 1);
+  const Array lse = Array::Poisoned(on, accumulator, c.tokens);
+  const Array dloss(on, DType::kFloat64, {kDloss});
+  const Array dx = Array::Poisoned(on, in.x.size());
+  const Array dweight = c.beta == 0
+                            ? Array::Poisoned(on, accumulator, in.weight.size())
+                            : Array(on, accumulator, in.old_dweight);
+  const int64_t bytes = HeadCrossEntropyWorkspaceBytes(
+      c.chunk, c.hidden, c.vocab, on.dtype, on.device);
+  const Array workspace = Array::Workspace(on, bytes);
+  const auto* labels_data = static_cast<const int32_t*>(labels.data());
+  auto* loss_data = static_cast<double*>(loss.data());
+  const auto* dloss_data = static_cast<const double*>(dloss.data());
+  void* const dx_data = want == Want::kDweight ? nullptr : dx.data();
+  void* const dweight_data = want == Want::kDx ? nullptr : dweight.data();
+  if (how == How::kAtOnce) {
+    HeadCrossEntropyForwardBackward({.x = x.data(),
+                                     .weight = weight.data(),
+                                     .labels = labels_data,
+                                     .loss = loss_data,
+                                     .dloss = dloss_data,
+                                     .dx = dx_data,
+                                     .dweight = dweight_data,
+                                     .dweight_beta = c.beta,
+                                     .workspace = workspace.data(),
+                                     .tokens = c.tokens,
+                                     .hidden = c.hidden,
+                                     .vocab = c.vocab,
+                                     .chunk = c.chunk,
+                                     .dtype = on.dtype},
+                                    StreamOf(on));
+    return {loss.Values()[0], {}, dx.Values(), dweight.Values()};
   }
+  HeadCrossEntropyForward({.x = x.data(),
+                           .weight = weight.data(),
+                           .labels = labels_data,
+                           .loss = loss_data,
+                           .lse = lse.data(),
+                           .workspace = workspace.data(),
+                           .tokens = c.tokens,
+                           .hidden = c.hidden,
+                           .vocab = c.vocab,
+                           .chunk = c.chunk,
+                           .dtype = on.dtype},
+                          StreamOf(on));
+  const Array fresh = Array::Workspace(on, bytes);
+  HeadCrossEntropyBackward({.x = x.data(),
+                            .weight = weight.data(),
+                            .labels = labels_data,
+                            .lse = lse.data(),
+                            .dloss = dloss_data,
+                            .dx = dx_data,
+                            .dweight = dweight_data,
+                            .dweight_beta = c.beta,
+                            .workspace = fresh.data(),
+                            .tokens = c.tokens,
+                            .hidden = c.hidden,
+                            .vocab = c.vocab,
+                            .chunk = c.chunk,
+                            .dtype = on.dtype},
+                           StreamOf(on));
+  return {loss.Values()[0], lse.Values(), dx.Values(), dweight.Values()};
 }
 
-TEST(HeadCrossEntropy, NoLabelIsNoLossAndNoGradient) {
-  for (float beta : {0.0f, 1.0f}) {
-    Problem<float> p({9, 8, 13, 4, Labels::kNone, beta});
-    p.Forward();
-    p.Backward();
-    EXPECT_EQ(p.loss, 0);
-    EXPECT_EQ(p.dx, std::vector<float>(9 * 8, 0.0f));
-    EXPECT_EQ(p.dweight,
-              beta == 0 ? std::vector<float>(13 * 8, 0.0f) : p.before);
-  }
-}
-
-TEST(HeadCrossEntropy, Float32IsFloat64) {
-  for (const Case& c : Cases()) {
-    Problem<float> p(c);
-    Problem<double> oracle(c);
-    p.Forward();
-    oracle.Forward();
-    // A logit sums H products of up to 1: sqrt(H) roundings of a sum of order
-    // sqrt(H)/3, which a softmax passes on relatively; dx sums over V, dweight
-    // over T of these.
-    const double epsilon = std::numeric_limits<float>::epsilon();
-    const double logit = epsilon * c.hidden;
-    EXPECT_NEAR(p.loss, oracle.loss, (1 + c.tokens) * logit) << c;
+// Everything token by token, with what it can be off by in `dtype`.
+//   A logit: H roundings of the sum of |x w|, u each; stored in bfloat16 one
+//   more of 2^-8: delta. The softmax and lse - logit move by twice the largest
+//   delta, exponentials and their sum by 2e-5 in float32 (cross_entropy_test);
+//   dlogits are rounded once in bfloat16. dx and dweight are sums of dlogits
+//   times w or x, with V or T roundings, and dx is stored in dtype.
+struct Literal {
+  Literal(const Inputs& in, DType dtype)
+      : lse(in.c.tokens),
+        lse_error(in.c.tokens),
+        dx(in.x.size()),
+        dx_error(in.x.size()),
+        dweight(in.weight.size()),
+        dweight_error(in.weight.size()) {
+    const Case& c = in.c;
+    const double u = dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
+    const double store = dtype == DType::kBFloat16 ? 0x1p-8 : u;
+    const double exponential = dtype == DType::kFloat64 ? 1e-14 : 2e-5;
+    if (c.beta == 1) dweight = in.old_dweight;
     for (int64_t t = 0; t < c.tokens; ++t) {
-      if (c.labels == Labels::kNone || p.labels[t] < 0) {
-        EXPECT_TRUE(std::isnan(p.lse[t])) << c << ": lse of an ignored token";
-      } else {
-        EXPECT_NEAR(p.lse[t], oracle.lse[t], logit + 8 * epsilon) << c;
+      if (in.labels[t] < 0) continue;
+      const double* x = in.x.data() + t * c.hidden;
+      Values z(c.vocab);
+      double sum = 0, delta = 0;
+      for (int64_t v = 0; v < c.vocab; ++v) {
+        const double* w = in.weight.data() + v * c.hidden;
+        double absolute = 0;
+        for (int64_t h = 0; h < c.hidden; ++h) {
+          z[v] += x[h] * w[h];
+          absolute += std::fabs(x[h] * w[h]);
+        }
+        delta =
+            std::max(delta, c.hidden * u * absolute + store * std::fabs(z[v]));
+        sum += std::exp(z[v]);
+      }
+      lse[t] = std::log(sum);
+      const int64_t label = static_cast<int64_t>(in.labels[t]);
+      lse_error[t] = 2 * delta + exponential + u * std::fabs(lse[t]);
+      loss += lse[t] - z[label];
+      loss_error += 2 * lse_error[t];
+      for (int64_t v = 0; v < c.vocab; ++v) {
+        const double p = std::exp(z[v] - lse[t]);
+        const double d = kDloss * (p - (v == label ? 1 : 0));
+        // The label's p - 1 is rounded where it is formed.
+        const double off = 2 * lse_error[t] * kDloss * p +
+                           (store + (c.vocab + c.tokens) * u) * std::fabs(d) +
+                           (v == label ? u * kDloss : 0);
+        for (int64_t h = 0; h < c.hidden; ++h) {
+          const int64_t w = v * c.hidden + h;
+          dx[t * c.hidden + h] += d * in.weight[w];
+          dx_error[t * c.hidden + h] += off * std::fabs(in.weight[w]);
+          dweight[w] += d * x[h];
+          dweight_error[w] += off * std::fabs(x[h]);
+        }
       }
     }
-    p.Backward();
-    oracle.Backward();
-    const double sums = epsilon * std::sqrt(c.vocab + c.tokens);
-    EXPECT_LT(Distance(p.dx, oracle.dx), logit + sums) << c;
-    EXPECT_LT(Distance(p.dweight, oracle.dweight), logit + sums) << c;
-    for (int64_t t = 0; t < c.tokens; ++t) {
-      if (p.labels[t] >= 0) continue;
-      for (int64_t h = 0; h < c.hidden; ++h)
-        ASSERT_EQ(p.dx[t * c.hidden + h], 0) << c;
+    for (size_t i = 0; i < dx.size(); ++i)
+      dx_error[i] += store * std::fabs(dx[i]);
+    // Added to what was there in some chunks, a rounding each.
+    for (size_t i = 0; i < dweight.size(); ++i)
+      dweight_error[i] += c.tokens * u * (1 + std::fabs(dweight[i]));
+  }
+
+  double loss = 0, loss_error = 0;
+  Values lse, lse_error, dx, dx_error, dweight, dweight_error;
+};
+
+void ExpectNear(const Values& got, const Values& wanted, const Values& error,
+                const char* what) {
+  ASSERT_EQ(got.size(), wanted.size());
+  for (size_t i = 0; i < got.size(); ++i)
+    ASSERT_NEAR(got[i], wanted[i], error[i]) << what << "[" << i << "]";
+}
+
+TEST_P(HeadCrossEntropyTest, IsTheFormula) {
+  for (const Case& c : Cases()) {
+    SCOPED_TRACE(testing::Message() << c);
+    const Inputs in(c);
+    for (const Backend& on : {backend(), Oracle()}) {
+      const Literal literal(in, on.dtype);
+      for (How how : {How::kApart, How::kAtOnce}) {
+        const Outputs out = Compute(on, in, how);
+        EXPECT_NEAR(out.loss, literal.loss, literal.loss_error);
+        ExpectNear(out.dx, literal.dx, literal.dx_error, "dx");
+        ExpectNear(out.dweight, literal.dweight, literal.dweight_error,
+                   "dweight");
+        for (int64_t t = 0; t < c.tokens; ++t) {
+          if (in.labels[t] < 0) {
+            for (int64_t h = 0; h < c.hidden; ++h)
+              ASSERT_EQ(out.dx[t * c.hidden + h], 0);
+            EXPECT_TRUE(out.lse.empty() || std::isnan(out.lse[t]))
+                << "lse of an ignored token";
+          } else if (!out.lse.empty()) {
+            EXPECT_NEAR(out.lse[t], literal.lse[t], literal.lse_error[t]);
+          }
+        }
+      }
     }
-    // Each gradient alone is the same.
-    Problem<float> alone = p;
-    alone.Backward(true, false);
-    EXPECT_EQ(alone.dx, p.dx) << c;
-    alone.Backward(false, true);
-    EXPECT_EQ(alone.dweight, p.dweight) << c;
+  }
+}
+
+TEST_P(HeadCrossEntropyTest, EachGradientAlone) {
+  for (How how : {How::kApart, How::kAtOnce}) {
+    const Inputs in({101, 31, 97, 17});
+    const Outputs both = Compute(backend(), in, how);
+    EXPECT_EQ(Compute(backend(), in, how, Want::kDx).dx, both.dx);
+    EXPECT_EQ(Compute(backend(), in, how, Want::kDweight).dweight,
+              both.dweight);
+  }
+}
+
+TEST_P(HeadCrossEntropyTest, NoLabelIsNoLossAndNoGradient) {
+  for (float beta : {0.0f, 1.0f}) {
+    const Inputs in({9, 8, 13, 4, Labels::kNone, beta});
+    const Outputs out = Compute(backend(), in);
+    EXPECT_EQ(out.loss, 0);
+    EXPECT_EQ(out.dx, Values(9 * 8, 0));
+    EXPECT_EQ(out.dweight, beta == 0 ? Values(13 * 8, 0) : in.old_dweight);
   }
 }
 
@@ -210,71 +281,54 @@ TEST(HeadCrossEntropy, GradientsAreCentralDifferences) {
                                          {16, 3, 5, 2},
                                          {5, 4, 3, 8, Labels::kAll},
                                          {6, 2, 7, 3, Labels::kSome, 1}}) {
-    Problem<double> p(c);
-    for (double& x : p.x) x = std::isnan(x) ? 0.5 : x;
-    p.Forward();
-    p.Backward();
-    Problem<double> moved = p;
+    const Inputs in(c);
+    const Outputs out = Compute(Oracle(), in);
+    Inputs moved = in;
     EXPECT_LT(GradCheck(
-                  [&](const std::vector<double>& x) {
+                  [&](const Values& x) {
                     moved.x = x;
-                    moved.Forward();
-                    return moved.loss * p.kDloss;
+                    return Compute(Oracle(), moved).loss * kDloss;
                   },
-                  p.x, p.dx),
+                  in.x, out.dx),
               1e-8)
         << c;
-    moved.x = p.x;
-    std::vector<double> dweight = p.dweight;
+    moved.x = in.x;
+    Values dweight = out.dweight;
     if (c.beta == 1)
-      for (int64_t i = 0; i < dweight.size(); ++i) dweight[i] -= p.before[i];
+      for (size_t i = 0; i < dweight.size(); ++i)
+        dweight[i] -= in.old_dweight[i];
     EXPECT_LT(GradCheck(
-                  [&](const std::vector<double>& weight) {
+                  [&](const Values& weight) {
                     moved.weight = weight;
-                    moved.Forward();
-                    return moved.loss * p.kDloss;
+                    return Compute(Oracle(), moved).loss * kDloss;
                   },
-                  p.weight, dweight),
+                  in.weight, dweight),
               1e-8)
         << c;
   }
 }
 
-TEST(HeadCrossEntropy, LargeLogits) {
-  Problem<float> p({20, 16, 50, 8, Labels::kAll});
-  Problem<double> oracle(p.c);
-  for (int64_t i = 0; i < p.x.size(); ++i) oracle.x[i] = p.x[i] *= 200;
-  p.Forward();
-  oracle.Forward();
-  // Logits of up to 3200 are off by some epsilon of that, a token.
-  EXPECT_NEAR(p.loss, oracle.loss, 20 * 4 * 3200 * 1.2e-7);
+TEST_P(HeadCrossEntropyTest, LargeLogits) {
+  Inputs in({20, 16, 50, 8, Labels::kAll});
+  for (double& x : in.x) x *= 256;
+  const Literal literal(in, backend().dtype);
+  EXPECT_NEAR(Compute(backend(), in).loss, literal.loss, literal.loss_error);
 }
 
-template <typename T>
-void ExpectSameWhateverTheThreads() {
-  const int before = NumThreads();
+TEST_P(HeadCrossEntropyTest, IsDeterministic) {
   for (const Case& c :
        {Case{300, 64, 1031, 128, Labels::kAll}, Case{67, 128, 1024, 1000}}) {
+    const Inputs in(c);
     SetNumThreads(1);
-    Problem<T> one(c);
-    one.Forward();
-    one.Backward();
+    const Outputs one = Compute(backend(), in);
     for (int threads : {2, 3}) {
       SetNumThreads(threads);
-      Problem<T> p(c);
-      p.Forward();
-      p.Backward();
-      EXPECT_EQ(p.loss, one.loss) << c;
-      EXPECT_EQ(p.dx, one.dx) << c;
-      EXPECT_EQ(p.dweight, one.dweight) << c;
+      const Outputs out = Compute(backend(), in);
+      EXPECT_EQ(out.loss, one.loss) << c;
+      EXPECT_EQ(out.dx, one.dx) << c;
+      EXPECT_EQ(out.dweight, one.dweight) << c;
     }
   }
-  SetNumThreads(before);
-}
-
-TEST(HeadCrossEntropy, SameWhateverTheThreads) {
-  ExpectSameWhateverTheThreads<float>();
-  ExpectSameWhateverTheThreads<double>();
 }
 
 }  // namespace

@@ -1,0 +1,151 @@
+#include <cmath>
+
+#include "absl/log/check.h"
+#include "kernels/base/cuda.cuh"
+#include "kernels/loss/cross_entropy.h"
+
+namespace mimo::kernels {
+namespace {
+
+constexpr int kThreads = 512;
+
+// e^x to 2 ulp and what |x| 2^-24 makes of it.
+__device__ float Exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+}
+
+__device__ float BlockMax(float x) {
+  __shared__ float tops[kThreads / kWarp];
+  x = WarpMax(x);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) tops[threadIdx.x / kWarp] = x;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kThreads / kWarp; ++w) x = fmaxf(x, tops[w]);
+  return x;
+}
+
+// log sum_v exp(z[v]), in one pass: every thread rescales its sum when its
+// largest logit grows.
+template <typename T, int kWidth>
+__device__ float LogSumExp(const T* z, int64_t vocab) {
+  float max = -INFINITY, sum = 0;
+#pragma unroll 4
+  for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth) {
+    float x[kWidth];
+    Load<kWidth>(z + v, x);
+    float top = max;
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) top = fmaxf(top, x[k]);
+    if (top > max) {
+      sum *= Exp(max - top);
+      max = top;
+    }
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) sum += Exp(x[k] - max);
+  }
+  const float top = BlockMax(max);
+  return top + logf(BlockSum<kThreads>(sum * Exp(max - top)));
+}
+
+// z = dloss * (exp(z - lse) - onehot(label))
+template <typename T, int kWidth>
+__device__ void ToGradient(T* z, int32_t label, float lse, float dloss,
+                           int64_t vocab) {
+#pragma unroll 4
+  for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth) {
+    float x[kWidth];
+    Load<kWidth>(z + v, x);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k)
+      x[k] = dloss * Exp(x[k] - lse) - (v + k == label ? dloss : 0);
+    Store<kWidth>(z + v, x);
+  }
+}
+
+// A row a block. kForward: lse (unless null) and loss are written, else lse is
+// read. kBackward: logits become dlogits; the second pass over the row finds it
+// in a cache.
+template <typename T, int kWidth, bool kForward, bool kBackward>
+__global__ void __launch_bounds__(kThreads)
+    RowKernel(T* logits, const int32_t* labels, float* lse, double* loss,
+              const double* dloss, int64_t vocab) {
+  const int64_t t = blockIdx.x;
+  const int32_t label = labels[t];
+  T* z = logits + t * vocab;
+  if (label < 0) {
+    if (kForward && threadIdx.x == 0) loss[t] = 0;
+    if constexpr (kBackward) {
+      const float zero[kWidth] = {};
+      for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth)
+        Store<kWidth>(z + v, zero);
+    }
+    return;
+  }
+  if (label >= vocab) __trap();
+  float l;
+  if constexpr (kForward) {
+    const float of_label = ToFloat(z[label]);
+    l = LogSumExp<T, kWidth>(z, vocab);  // its barriers: of_label is read
+    if (threadIdx.x == 0) {
+      if (lse != nullptr) lse[t] = l;
+      loss[t] = double{l} - of_label;
+    }
+  } else {
+    l = lse[t];
+  }
+  if constexpr (kBackward)
+    ToGradient<T, kWidth>(z, label, l, static_cast<float>(*dloss), vocab);
+}
+
+template <bool kForward, bool kBackward>
+void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
+            Stream stream) {
+  CHECK_GT(args.vocab, 0);
+  if (args.tokens == 0) return;
+  DispatchCudaFloat(args.dtype, [&]<typename T>() {
+    DispatchWidth<T>(args.vocab, {args.logits}, [&]<int kWidth>() {
+      RowKernel<T, kWidth, kForward, kBackward>
+          <<<args.tokens, kThreads, 0, RawStream(stream)>>>(
+              static_cast<T*>(args.logits), args.labels, lse, args.loss,
+              args.dloss, args.vocab);
+    });
+  });
+  MIMO_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+void CrossEntropyForwardCuda(const CrossEntropyForwardArgs& args,
+                             Stream stream) {
+  Launch<true, false>({.logits = const_cast<void*>(args.logits),
+                       .labels = args.labels,
+                       .loss = args.loss,
+                       .dloss = nullptr,
+                       .tokens = args.tokens,
+                       .vocab = args.vocab,
+                       .dtype = args.dtype},
+                      static_cast<float*>(args.lse), stream);
+}
+
+void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
+                              Stream stream) {
+  Launch<false, true>({.logits = args.logits,
+                       .labels = args.labels,
+                       .loss = nullptr,
+                       .dloss = args.dloss,
+                       .tokens = args.tokens,
+                       .vocab = args.vocab,
+                       .dtype = args.dtype},
+                      const_cast<float*>(static_cast<const float*>(args.lse)),
+                      stream);
+}
+
+void CrossEntropyForwardBackwardCuda(
+    const CrossEntropyForwardBackwardArgs& args, Stream stream) {
+  Launch<true, true>(args, nullptr, stream);
+}
+
+}  // namespace mimo::kernels

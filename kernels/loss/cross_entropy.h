@@ -1,0 +1,52 @@
+// Cross-entropy of rows of logits, forward, backward, and both in one pass.
+//   lse[t]  = log sum_v exp(logits[t,v])
+//   loss[t] = lse[t] - logits[t, labels[t]]                    0 where ignored
+//   dlogits = dloss * (exp(logits - lse) - onehot(labels))     0 where ignored
+// dlogits takes the place of logits. A row is ignored if its label is < 0; a
+// label past the vocabulary is fatal.
+// Numerics: in the accumulator dtype; exponents by ex2.approx on a GPU (2 ulp).
+// Bytes (the floor): forward T*V*size, backward and both 2*T*V*size.
+#ifndef MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
+#define MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
+
+#include <cstdint>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
+#include "kernels/base/stream.h"
+
+namespace mimo::kernels {
+
+struct CrossEntropyForwardArgs {
+  const void* logits;     // [T, V] dtype
+  const int32_t* labels;  // [T]
+  void* lse;              // [T] accumulator dtype; unset where ignored
+  double* loss;           // [T]
+  int64_t tokens, vocab;
+  DType dtype;
+};
+MIMO_OP(CrossEntropyForward, CrossEntropyForwardArgs);
+
+struct CrossEntropyBackwardArgs {
+  void* logits;           // [T, V] dtype; becomes dlogits
+  const int32_t* labels;  // [T]
+  const void* lse;        // [T] accumulator dtype
+  const double* dloss;    // [1]
+  int64_t tokens, vocab;
+  DType dtype;
+};
+MIMO_OP(CrossEntropyBackward, CrossEntropyBackwardArgs);
+
+struct CrossEntropyForwardBackwardArgs {
+  void* logits;           // [T, V] dtype; becomes dlogits
+  const int32_t* labels;  // [T]
+  double* loss;           // [T]
+  const double* dloss;    // [1]
+  int64_t tokens, vocab;
+  DType dtype;
+};
+MIMO_OP(CrossEntropyForwardBackward, CrossEntropyForwardBackwardArgs);
+
+}  // namespace mimo::kernels
+
+#endif  // MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
