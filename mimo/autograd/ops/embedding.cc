@@ -15,7 +15,7 @@ namespace {
 void Gather(const Context& ctx, const Tensor& table, const Tensor& index,
             const Tensor& out, bool accumulate) {
   kernels::GatherRows({.table = table.data(),
-                       .index = index.span<int32_t>().data(),
+                       .index = index.pointer<int32_t>(),
                        .out = out.data(),
                        .accumulate = accumulate,
                        .rows = index.numel(),
@@ -25,12 +25,19 @@ void Gather(const Context& ctx, const Tensor& table, const Tensor& index,
                       ctx.compute);
 }
 
+// unique: no row of the table is written twice.
 void ScatterAdd(const Context& ctx, const Tensor& rows, const Tensor& index,
-                const Tensor& table, float beta) {
+                const Tensor& table, float beta, bool unique) {
+  const Tensor workspace =
+      ctx.Empty({kernels::ScatterAddRowsWorkspaceBytes(index.numel(), unique,
+                                                       ctx.compute.device)},
+                DType::kUInt8);
   kernels::ScatterAddRows({.rows_in = rows.data(),
-                           .index = index.span<int32_t>().data(),
+                           .index = index.pointer<int32_t>(),
                            .table = table.data(),
                            .beta = beta,
+                           .unique = unique,
+                           .workspace = workspace.data(),
                            .rows = index.numel(),
                            .table_rows = table.dim(0),
                            .hidden = table.dim(1),
@@ -59,7 +66,7 @@ struct EmbedAndPlaceNode final : Node {
     }
     if (!weight->frozen) {
       ScatterAdd(ctx.exec(), dout, ids.get(), weight->main_grad,
-                 weight->NextBeta());
+                 weight->NextBeta(), /*unique=*/false);
     }
   }
 };
@@ -74,7 +81,8 @@ struct SelectRowsNode final : Node {
     const Tensor dout = ctx.Take(out_slot);
     if (!dout.defined()) return;
     const auto dx = ctx.GradFor(x_slot, x_shape, dout.dtype());
-    ScatterAdd(ctx.exec(), dout, index, dx.buffer, dx.accumulate ? 1 : 0);
+    ScatterAdd(ctx.exec(), dout, index, dx.buffer, dx.accumulate ? 1 : 0,
+               /*unique=*/true);
   }
 };
 
@@ -132,7 +140,8 @@ Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
   for (const PlacedRows& p : placed) {
     CHECK_EQ(p.rows.value.dim(0), p.positions.numel());
     CHECK_EQ(p.rows.value.dim(1), out.value.dim(1));
-    ScatterAdd(ctx, p.rows.value, p.positions, out.value, /*beta=*/1);
+    ScatterAdd(ctx, p.rows.value, p.positions, out.value, /*beta=*/1,
+               /*unique=*/true);
     record = record || p.rows.needs_grad();
   }
   if (ctx.tape == nullptr || !record) return out;

@@ -21,7 +21,8 @@ struct PlacedRows {
 Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
                   const std::vector<PlacedRows>& placed);
 
-// out[i,:] = x[index[i],:].  x [T, H], index [n] int32 -> [n, H]
+// out[i,:] = x[index[i],:], 0 where index[i] < 0; no row twice.
+// x [T, H], index [n] int32 -> [n, H]
 Var SelectRows(const Context& ctx, const Var& x, const Tensor& index);
 
 // The parts one after another. Each [n_i, H] -> [sum n_i, H]

@@ -9,9 +9,11 @@ namespace mimo {
 
 // Sum of the labelled tokens' cross-entropies: [1] float64.
 // x [T, H], weight [V, H], labels [T] int32 (the token that row t predicts; <
-// 0: ignored). Seed it with the gradient of the sum, [1] float64.
+// 0: ignored). Seed it with the gradient of the sum, [1] float64; given as
+// `dloss` already, it must be the same: the gradients are then taken during the
+// forward, a third of the backward's products less.
 Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
-             const Tensor& labels);
+             const Tensor& labels, const Tensor& dloss = {});
 
 }  // namespace mimo
 
