@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
@@ -19,7 +20,7 @@ struct SiluGateForwardArgs {
   int64_t tokens, features;  // T, F
   DType dtype;
 };
-void SiluGateForward(const SiluGateForwardArgs& args, Stream stream);
+MIMO_OP(SiluGateForward, SiluGateForwardArgs);
 
 struct SiluGateBackwardArgs {
   const void* x;   // [T, 2F] dtype
@@ -28,7 +29,7 @@ struct SiluGateBackwardArgs {
   int64_t tokens, features;
   DType dtype;
 };
-void SiluGateBackward(const SiluGateBackwardArgs& args, Stream stream);
+MIMO_OP(SiluGateBackward, SiluGateBackwardArgs);
 
 }  // namespace mimo::kernels
 

@@ -44,13 +44,13 @@ void Backward(const SiluGateBackwardArgs& args) {
 
 }  // namespace
 
-void SiluGateForward(const SiluGateForwardArgs& args, Stream) {
+void SiluGateForwardCpu(const SiluGateForwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.features, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() { Forward<T>(args); });
 }
 
-void SiluGateBackward(const SiluGateBackwardArgs& args, Stream) {
+void SiluGateBackwardCpu(const SiluGateBackwardArgs& args) {
   CHECK_GE(args.tokens, 0);
   CHECK_GT(args.features, 0);
   DispatchCpuFloat(args.dtype, [&]<typename T>() { Backward<T>(args); });
