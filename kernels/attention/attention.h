@@ -9,7 +9,8 @@
 //   dq = scale sum_j dz k,  dk = scale sum_i,n dz q,  dv = sum_i,n p do
 // Key j of sample b is hidden from query i when j >= key_lengths[b], or when
 // causal and j > i + Sk - Sq (queries are the last Sq positions: the KV cache's
-// rule). A query that sees no key gets o = 0, lse = -inf and no gradient.
+// rule). A query that sees no key gets o = 0, lse = -inf and no gradient. What
+// padding holds does not matter, but it is finite.
 // Never holds an Sq x Sk matrix: blocks of both with an online softmax.
 // Packed samples of different lengths: with cu_seqlens, sample b's tokens are
 // rows cu_seqlens[b] to cu_seqlens[b+1] of q, k, v and out, and Sq = Sk is the

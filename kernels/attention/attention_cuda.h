@@ -12,7 +12,10 @@ namespace mimo::kernels {
 
 // kCudnnUnordered is for comparison: its backward adds with atomics, which is
 // faster and differs from run to run.
-enum class AttentionWay { kCudnn, kCudnnUnordered, kSimple };
+enum class AttentionWay { kSm90, kCudnn, kCudnnUnordered, kSimple };
+inline constexpr AttentionWay kAttentionWays[] = {
+    AttentionWay::kSm90, AttentionWay::kCudnn, AttentionWay::kCudnnUnordered,
+    AttentionWay::kSimple};
 absl::string_view Name(AttentionWay way);
 
 // Whether the way takes these arguments, whatever the pointers (but null ones).
@@ -33,19 +36,19 @@ bool AttentionForwardSm90Takes(const AttentionForwardArgs& args);
 bool AttentionBackwardSm90Takes(const AttentionBackwardArgs& args);
 bool AttentionForwardCudnnTakes(const AttentionForwardArgs& args);
 bool AttentionBackwardCudnnTakes(const AttentionBackwardArgs& args,
-                                 bool unordered = false);
+                                 bool unordered);
 
 void AttentionForwardSm90(const AttentionForwardArgs& args, Stream stream);
 void AttentionBackwardSm90(const AttentionBackwardArgs& args, Stream stream);
 void AttentionForwardCudnn(const AttentionForwardArgs& args, Stream stream);
 void AttentionBackwardCudnn(const AttentionBackwardArgs& args, Stream stream,
-                            bool unordered = false);
+                            bool unordered);
 void AttentionForwardSimple(const AttentionForwardArgs& args, Stream stream);
 void AttentionBackwardSimple(const AttentionBackwardArgs& args, Stream stream);
 
 int64_t AttentionBackwardSm90WorkspaceBytes(const AttentionShape& shape);
 int64_t AttentionBackwardCudnnWorkspaceBytes(const AttentionShape& shape,
-                                             bool unordered = false);
+                                             bool unordered);
 int64_t AttentionBackwardSimpleWorkspaceBytes(const AttentionShape& shape);
 
 }  // namespace mimo::kernels

@@ -109,7 +109,7 @@ std::unique_ptr<cudnn::Plan> BuildForward(const Key& key,
   Graph graph;
   Masks masks;
   const auto scale = graph.Scalar(s.scale);
-  masks.hidden = graph.Scalar(-kInfinity);
+  if (s.causal || key.padded) masks.hidden = graph.Scalar(-kInfinity);
   const auto q = Rows(graph, key, s.heads, s.seq_q, key.q_stride, 0, false);
   const auto k = Rows(graph, key, s.kv_heads, s.seq_k, key.kv_stride,
                       key.kv_batch_stride, true);
@@ -158,7 +158,7 @@ std::unique_ptr<cudnn::Plan> BuildBackward(const Key& key,
   Graph graph;
   Masks masks;
   const auto scale = graph.Scalar(s.scale), one = graph.Scalar(1);
-  masks.hidden = graph.Scalar(-kInfinity);
+  if (s.causal || key.padded) masks.hidden = graph.Scalar(-kInfinity);
   const auto q = Rows(graph, key, s.heads, s.seq_q, key.q_stride, 0, false);
   const auto k = Rows(graph, key, s.kv_heads, s.seq_k, key.kv_stride, 0, true);
   const auto v = Rows(graph, key, s.kv_heads, s.seq_k, key.kv_stride, 0, true);
@@ -319,6 +319,10 @@ const Plan* BackwardPlan(const AttentionBackwardArgs& args, bool unordered) {
                             .backward = true,
                             .unordered = unordered});
 }
+
+// In an order that is always the same, cuDNN's backward keeps all of dz: 2 B N
+// Sq Sk bytes. No more than this.
+constexpr int64_t kMostWorkspaceBytes = int64_t{4} << 30;
 
 // What the backward's workspace holds, in this order.
 struct BackwardWorkspace {
