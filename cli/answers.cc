@@ -57,8 +57,7 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
     MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0));
     const MicroBatch batch = Collate({sample}, data.format->tokenizer.pad_id());
     labels[i] = batch.LabelledTokens();
-    MIMO_ASSIGN_OR_RETURN(const Var loss, LossSum(ctx, model, batch));
-    losses[i] = loss.value.span<double>()[0];
+    MIMO_ASSIGN_OR_RETURN(losses[i], LossSum(ctx, model, batch));
     MIMO_ASSIGN_OR_RETURN(answers[i],
                           Ask(ctx, model, *data.format, split.conversations[i],
                               std::move(sample)));

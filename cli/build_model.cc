@@ -1,10 +1,9 @@
 #include "cli/build_model.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
@@ -18,16 +17,20 @@ absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
                         MimoModel::Build(config, registry, meta));
   double bytes = 0;
   for (const Parameter* p : counted->Parameters()) {
-    // A trained weight has a gradient and two moments.
-    bytes += static_cast<double>(p->data.bytes()) * (p->frozen ? 1 : 4);
+    bytes += p->data.bytes();
+    if (p->frozen) continue;
+    // A gradient and two moments, and the master copy of a 16-bit weight.
+    const int copies = p->data.dtype() == DType::kBFloat16 ? 4 : 3;
+    bytes += copies * p->main_grad.bytes();
   }
-  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) *
-                        static_cast<double>(sysconf(_SC_PAGESIZE));
+  const Device device = build.allocator->stream().device;
+  const double memory = DeviceMemory(device).total_bytes;
   if (bytes > memory) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "model: %.1f GiB of weights, gradients and moments, wanted at most "
-        "this machine's %.1f GiB of memory",
-        bytes / (1 << 30), memory / (1 << 30)));
+        "the %.1f GiB of memory of this %s",
+        bytes / (1 << 30), memory / (1 << 30),
+        device == Device::kCpu ? "machine" : "GPU"));
   }
   return MimoModel::Build(config, registry, std::move(build));
 }

@@ -10,7 +10,7 @@
 namespace mimo {
 
 // MimoModel::Build, after an error in place of a model whose weights, gradients
-// and optimizer state would not fit into this machine's memory.
+// and optimizer state would not fit into the device's memory.
 absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
     const MimoModelConfig& config, const ModuleRegistry& registry,
     BuildContext build);

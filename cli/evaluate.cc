@@ -15,6 +15,7 @@
 #include "cli/answers.h"
 #include "cli/args.h"
 #include "cli/commands.h"
+#include "cli/compute.h"
 #include "cli/config.h"
 #include "cli/open_model.h"
 #include "cli/run_data.h"
@@ -108,12 +109,11 @@ absl::Status Report(const Corpus& corpus, const Split& split,
 absl::Status EvaluateTensors(const OpenedModel& opened,
                              const std::string& path) {
   MIMO_ASSIGN_OR_RETURN(const MicroBatch batch, ReadTensorBatch(path));
-  MIMO_ASSIGN_OR_RETURN(const Var loss,
+  MIMO_ASSIGN_OR_RETURN(const double loss,
                         LossSum(opened.context(), *opened.model, batch));
   std::cout << absl::StrFormat(
       "{\"split\": \"validation\", \"lm_loss\": %.17g}\n",
-      loss.value.span<double>()[0] /
-          std::max<int64_t>(batch.LabelledTokens(), 1));
+      loss / std::max<int64_t>(batch.LabelledTokens(), 1));
   return absl::OkStatus();
 }
 
@@ -128,6 +128,7 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
   args.Flag("contact-sheet", "F.png", "draw pictures, questions and answers");
   args.Flag("cells", "N", "how many of them (24)");
   args.Flag("json", "", "a JSON object a split instead of tables");
+  AddComputeFlags(args, "auto");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
@@ -148,8 +149,9 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
                         ReadRunConfig(path, args.positional()));
   MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
   const DataConfig& config = run.data;
+  MIMO_ASSIGN_OR_RETURN(const Compute compute, ReadCompute(args, "auto"));
   MIMO_ASSIGN_OR_RETURN(const OpenedModel opened,
-                        OpenModel(checkpoint, DType::kFloat32, registry));
+                        OpenModel(checkpoint, compute, registry));
   if (config.type == DataType::kTensors) {
     return EvaluateTensors(opened, config.path);
   }

@@ -8,13 +8,18 @@
 #include "absl/strings/str_cat.h"
 #include "cli/args.h"
 #include "cli/commands.h"
+#include "cli/compute.h"
 #include "cli/open_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/train/tensors_source.h"
 #include "models/hf/checkpoint.h"
+#include "models/mimo_model/mimo_stage.h"
 
 namespace mimo {
+
+// Results are compared between machines, so the GPU is asked for.
+constexpr char kDefaultDevice[] = "cpu";
 
 absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   Args args("forward", "one forward, and backward, of a checkpoint");
@@ -23,8 +28,7 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   args.Flag("outputs", "O.safetensors",
             "logits, loss, image_features, grad.<name>");
   args.Flag("grads", "", "the loss's gradient of every parameter too");
-  args.Flag("device", "cpu|cuda", "where to compute (cpu)");
-  args.Flag("dtype", "float32|float64", "in what to compute (float32)");
+  AddComputeFlags(args, kDefaultDevice);
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
     std::cout << args.Usage();
@@ -34,16 +38,11 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
                         args.Required("checkpoint"));
   MIMO_ASSIGN_OR_RETURN(const std::string inputs, args.Required("inputs"));
   MIMO_ASSIGN_OR_RETURN(const std::string outputs, args.Required("outputs"));
-  if (args.String("device", "cpu") != "cpu") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("forward: --device: \"", args.String("device"),
-                     "\", wanted cpu (mimo computes on the CPU so far)"));
-  }
-  MIMO_ASSIGN_OR_RETURN(const DType dtype,
-                        ReadComputeDType(args.String("dtype", "float32")));
+  MIMO_ASSIGN_OR_RETURN(const Compute compute,
+                        ReadCompute(args, kDefaultDevice));
   MIMO_ASSIGN_OR_RETURN(
       const OpenedModel opened,
-      OpenModel(checkpoint, dtype, registry, args.Has("grads")));
+      OpenModel(checkpoint, compute, registry, args.Has("grads")));
   const MimoModel& model = *opened.model;
   const LanguageModel& lm = model.language_model();
   MIMO_ASSIGN_OR_RETURN(const MicroBatch batch, ReadTensorBatch(inputs));
@@ -57,13 +56,11 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   Tape tape;
   Context ctx = opened.context();
   if (args.Has("grads")) ctx.tape = &tape;
-  const ModalityInputs modality_inputs = model.InputsOf(ctx, batch);
-  MIMO_ASSIGN_OR_RETURN(const Var hidden,
-                        model.Forward(ctx, batch.input_ids, batch.batch,
-                                      batch.seq, modality_inputs));
+  MIMO_ASSIGN_OR_RETURN(const ModelInputs prepared, model.Prepare(ctx, batch));
+  MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, prepared));
   out["logits"] = lm.Logits(ctx, hidden.value)
                       .Reshape({batch.batch, batch.seq, lm.vocab_size()});
-  for (const auto& [modality, encoder_inputs] : modality_inputs) {
+  for (const auto& [modality, encoder_inputs] : prepared.modalities) {
     if (modality != "images") continue;
     MIMO_ASSIGN_OR_RETURN(
         const Var features,
@@ -71,9 +68,8 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
     out["image_features"] = features.value;
   }
   if (labelled > 0) {
-    MIMO_ASSIGN_OR_RETURN(const Tensor targets, model.Targets(ctx, batch));
-    const Var loss = lm.Loss(ctx, hidden, targets);
-    const double mean = loss.value.span<double>()[0] / labelled;
+    const Var loss = LossSum(ctx, model, prepared, hidden);
+    const double mean = HostValue(loss.value) / labelled;
     out["loss"] =
         Tensor::From<float>(*opened.allocator, {1}, {static_cast<float>(mean)});
     if (args.Has("grads")) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/args.h"
 #include "cli/commands.h"
+#include "cli/compute.h"
 #include "cli/open_model.h"
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
@@ -43,6 +44,7 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
   args.Flag("top-k", "N", "sample among the N likeliest; 0: all (0)");
   args.Flag("top-p", "X", "and among those that reach X together (1)");
   args.Flag("seed", "N", "of sampling (0)");
+  AddComputeFlags(args, "auto");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
     std::cout << args.Usage();
@@ -52,8 +54,9 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
                         args.Required("checkpoint"));
   MIMO_ASSIGN_OR_RETURN(const std::string prompt, args.Required("prompt"));
   MIMO_ASSIGN_OR_RETURN(GenerateOptions options, ReadOptions(args));
+  MIMO_ASSIGN_OR_RETURN(const Compute compute, ReadCompute(args, "auto"));
   MIMO_ASSIGN_OR_RETURN(const OpenedModel opened,
-                        OpenModel(checkpoint, DType::kFloat32, registry));
+                        OpenModel(checkpoint, compute, registry));
   MIMO_ASSIGN_OR_RETURN(Tokenizer tokenizer,
                         Tokenizer::Load(args.String(
                             "tokenizer", opened.folder + "/tokenizer.model")));

@@ -23,14 +23,8 @@ bool IsHuggingFaceFolder(const std::string& path) {
   return Exists(path + "/config.json") && !Exists(path + "/state.json");
 }
 
-absl::StatusOr<DType> ReadComputeDType(const std::string& name) {
-  if (name == "float32") return DType::kFloat32;
-  if (name == "float64") return DType::kFloat64;
-  return absl::InvalidArgumentError(absl::StrCat(
-      "--dtype: \"", name, "\", wanted float32 or float64 on the CPU"));
-}
-
-absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
+absl::StatusOr<OpenedModel> OpenModel(const std::string& path,
+                                      const Compute& compute,
                                       const ModuleRegistry& registry,
                                       bool thaw) {
   OpenedModel opened;
@@ -61,10 +55,10 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
     model.freeze_modality_encoders.clear();
     model.freeze_modality_projections.clear();
   }
-  opened.allocator = std::make_unique<Allocator>();
+  opened.allocator = std::make_unique<Allocator>(compute.stream);
   auto built = BuildModel(model, registry,
                           {.allocator = opened.allocator.get(),
-                           .dtype = dtype,
+                           .dtype = compute.dtype,
                            .initialize = false,
                            .trainable = thaw});
   if (!built.ok()) {

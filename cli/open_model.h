@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "cli/compute.h"
 #include "mimo/config/config_node.h"
 #include "models/llava/model_section.h"
 #include "models/mimo_model/mimo_model.h"
@@ -26,11 +27,9 @@ struct OpenedModel {
 bool Exists(const std::string& path);
 bool IsHuggingFaceFolder(const std::string& path);
 
-// float32 or float64 by its name: what the CPU computes in.
-absl::StatusOr<DType> ReadComputeDType(const std::string& name);
-
 // `thaw`: every parameter gets a gradient, whatever the checkpoint froze.
-absl::StatusOr<OpenedModel> OpenModel(const std::string& path, DType dtype,
+absl::StatusOr<OpenedModel> OpenModel(const std::string& path,
+                                      const Compute& compute,
                                       const ModuleRegistry& registry,
                                       bool thaw = false);
 

@@ -11,6 +11,7 @@
 #include "cli/args.h"
 #include "cli/build_model.h"
 #include "cli/commands.h"
+#include "cli/compute.h"
 #include "cli/config.h"
 #include "cli/open_model.h"
 #include "cli/run_data.h"
@@ -89,9 +90,13 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
       Sources sources, MakeSources(data, section.model,
                                    run.train.micro_batch_size, run.train.seed));
 
-  Allocator allocator;
+  MIMO_ASSIGN_OR_RETURN(
+      const Compute compute,
+      ChooseCompute("train.", run.train.device, run.train.dtype));
+  Allocator allocator(compute.stream);
   auto model = BuildModel(section.model, registry,
                           {.allocator = &allocator,
+                           .dtype = compute.dtype,
                            .seed = static_cast<uint64_t>(run.train.seed),
                            .initialize = section.pretrained.empty()});
   if (!model.ok()) {

@@ -21,7 +21,7 @@ absl::Status CheckDevice(Device device) {
   return CheckCuda();
 #else
   return absl::FailedPreconditionError(
-      "device cuda: this binary was built without CUDA, wanted one built "
+      "this binary was built without CUDA, wanted one built "
       "where a CUDA toolkit is found");
 #endif
 }
@@ -86,6 +86,16 @@ void Synchronize(Stream stream) {
 void WaitFor(Stream later, Stream earlier) {
   if (later.device == Device::kCpu || later.raw == earlier.raw) return;
   MIMO_ON_CUDA(WaitForCuda(later, earlier));
+}
+
+void BeginRange(Device device, const std::string& name) {
+  if (device == Device::kCpu) return;
+  MIMO_ON_CUDA(BeginRangeCuda(name));
+}
+
+void EndRange(Device device) {
+  if (device == Device::kCpu) return;
+  MIMO_ON_CUDA(EndRangeCuda());
 }
 
 }  // namespace mimo

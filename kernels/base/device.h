@@ -43,6 +43,11 @@ void Synchronize(Stream stream);
 // Work enqueued on `later` from now on waits for what is on `earlier` now.
 void WaitFor(Stream later, Stream earlier);
 
+// A range of the host thread that profilers show by name (NVTX); ranges nest.
+// Nothing on the CPU.
+void BeginRange(Device device, const std::string& name);
+void EndRange(Device device);
+
 }  // namespace mimo
 
 #endif  // MIMO_KERNELS_BASE_DEVICE_H_

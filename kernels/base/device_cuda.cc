@@ -1,6 +1,7 @@
 #include "kernels/base/device_cuda.h"
 
 #include <cuda_runtime.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/cuda_check.h"
@@ -25,7 +26,7 @@ absl::Status CheckCuda() {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "device cuda: no GPU (",
+        "no GPU (",
         error == cudaSuccess ? "none is visible" : cudaGetErrorString(error),
         "), wanted an NVIDIA GPU of compute capability 9.0"));
   }
@@ -33,8 +34,8 @@ absl::Status CheckCuda() {
   const cudaDeviceProp found = Properties();
   if (found.major != 9) {
     return absl::FailedPreconditionError(
-        absl::StrCat("device cuda: ", found.name, " has compute capability ",
-                     found.major, ".", found.minor, ", wanted 9.0 (Hopper)"));
+        absl::StrCat(found.name, " has compute capability ", found.major, ".",
+                     found.minor, ", wanted 9.0 (Hopper)"));
   }
   return absl::OkStatus();
 }
@@ -101,5 +102,8 @@ void WaitForCuda(Stream later, Stream earlier) {
   MIMO_CUDA_CHECK(cudaStreamWaitEvent(Raw(later), event, 0));
   MIMO_CUDA_CHECK(cudaEventDestroy(event));
 }
+
+void BeginRangeCuda(const std::string& name) { nvtxRangePushA(name.c_str()); }
+void EndRangeCuda() { nvtxRangePop(); }
 
 }  // namespace mimo

@@ -18,6 +18,8 @@ void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream);
 void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream);
 void SynchronizeCuda(Stream stream);
 void WaitForCuda(Stream later, Stream earlier);
+void BeginRangeCuda(const std::string& name);
+void EndRangeCuda();
 
 }  // namespace mimo
 

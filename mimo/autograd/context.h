@@ -14,7 +14,7 @@ class Tape;
 
 struct Context {
   Allocator* allocator;
-  Stream compute;
+  Stream compute = allocator->stream();
   Tape* tape = nullptr;  // null: nothing is recorded (evaluation, generation)
 
   Tensor Empty(Shape shape, DType dtype) const {

@@ -6,6 +6,7 @@
 #include "absl/log/check.h"
 #include "absl/strings/string_view.h"
 #include "kernels/elementwise/add.h"
+#include "mimo/autograd/module_scope.h"
 
 namespace mimo {
 namespace {
@@ -15,7 +16,10 @@ uint64_t Digest(const Tensor& tensor) {
   (void)tensor;
   return 0;
 #else
-  if (!tensor.defined() || tensor.bytes() == 0) return 0;
+  if (!tensor.defined() || tensor.bytes() == 0 ||
+      tensor.device() != Device::kCpu) {
+    return 0;
+  }
   return absl::HashOf(absl::string_view(static_cast<const char*>(tensor.data()),
                                         tensor.bytes()));
 #endif
@@ -42,9 +46,17 @@ void Tape::Backward(const Context& exec, std::vector<Seed> seeds) {
   BackwardContext ctx(*this, exec);
   for (Seed& seed : seeds) ctx.PassGrad(seed.slot, std::move(seed.grad));
   seeds.clear();
+  Context untaped = exec;  // backwards record nothing
+  untaped.tape = nullptr;
   while (!nodes_.empty()) {
-    nodes_.back()->Backward(ctx);
-    nodes_.pop_back();
+    // As far as the scope goes.
+    const std::string* path = nodes_.back()->scope_;
+    std::optional<ModuleScope> scope;
+    if (path != nullptr) scope.emplace(untaped, *path);
+    do {
+      nodes_.back()->Backward(ctx);
+      nodes_.pop_back();
+    } while (!nodes_.empty() && nodes_.back()->scope_ == path);
   }
 }
 

@@ -63,6 +63,10 @@ class Node {
   virtual ~Node() = default;
   virtual const char* name() const = 0;
   virtual void Backward(BackwardContext& ctx) = 0;
+
+ private:
+  friend class Tape;
+  const std::string* scope_ = nullptr;  // the ModuleScope it was appended in
 };
 
 class Tape {
@@ -70,7 +74,10 @@ class Tape {
   // A value from outside whose gradient is wanted.
   Var Input(Tensor value) { return {std::move(value), NewSlot()}; }
   Slot NewSlot();
-  void Append(std::unique_ptr<Node> node) { nodes_.push_back(std::move(node)); }
+  void Append(std::unique_ptr<Node> node) {
+    node->scope_ = scope_;
+    nodes_.push_back(std::move(node));
+  }
   int64_t nodes() const { return static_cast<int64_t>(nodes_.size()); }
 
   struct Seed {
@@ -84,8 +91,10 @@ class Tape {
 
  private:
   friend class BackwardContext;
+  friend class ModuleScope;
   std::vector<std::unique_ptr<Node>> nodes_;
-  std::vector<Tensor> grads_;  // by slot
+  std::vector<Tensor> grads_;           // by slot
+  const std::string* scope_ = nullptr;  // the innermost ModuleScope's path
 };
 
 // What a node's Backward sees.

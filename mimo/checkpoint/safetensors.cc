@@ -239,10 +239,16 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
         absl::StrCat(path_, ": tensor ", name, ": ", ToString(info->shape),
                      ", wanted ", ToString(out.shape())));
   }
+  Allocator host;
+  const bool on_host = out.device() == Device::kCpu;
+  Tensor here = on_host ? out : Tensor(host, out.shape(), out.dtype());
   const absl::Status status =
       ConvertElements(mapping_.get() + data_begin_ + info->offset, info->dtype,
-                      out.data(), out.dtype(), out.numel());
-  if (status.ok()) return status;
+                      here.data(), out.dtype(), out.numel());
+  if (status.ok()) {
+    if (!on_host) Tensor(out).CopyFrom(here);
+    return status;
+  }
   return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", name,
                                                   ": ", status.message()));
 }
@@ -280,10 +286,14 @@ absl::Status WriteSafeTensors(
   MIMO_RETURN_IF_ERROR(file.Write(text.data(), text.size()));
   std::vector<char> converted;
   for (const SafeTensorToWrite& entry : tensors) {
-    const char* data = static_cast<const char*>(entry.tensor.data());
-    const DType dtype = entry.tensor.dtype();
+    Allocator host;
+    const Tensor here = entry.tensor.device() == Device::kCpu
+                            ? entry.tensor
+                            : entry.tensor.Clone(host);
+    const char* data = static_cast<const char*>(here.data());
+    const DType dtype = here.dtype();
     if (dtype == entry.dtype) {
-      MIMO_RETURN_IF_ERROR(file.Write(data, entry.tensor.bytes()));
+      MIMO_RETURN_IF_ERROR(file.Write(data, here.bytes()));
       continue;
     }
     constexpr int64_t kChunk = 1 << 20;

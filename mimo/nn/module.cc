@@ -53,8 +53,9 @@ Parameter& Module::AddParameter(absl::string_view name, Shape shape,
   parameter->name = build_.Child(name).path;
   parameter->frozen = !build_.trainable;
   const auto make = [&](DType dtype) {
-    return build_.meta ? Tensor::Meta(shape, dtype)
-                       : Tensor(*build_.allocator, shape, dtype);
+    if (build_.meta) return Tensor::Meta(shape, dtype);
+    const AllocationTag tag(*build_.allocator, build_.path);
+    return Tensor(*build_.allocator, shape, dtype);
   };
   parameter->data = make(build_.dtype);
   if (build_.trainable)
@@ -65,7 +66,7 @@ Parameter& Module::AddParameter(absl::string_view name, Shape shape,
                          .seed = build_.seed,
                          .stream = StableHash(parameter->name),
                          .dtype = build_.dtype},
-                        init.mean, init.std, Stream{});
+                        init.mean, init.std, build_.allocator->stream());
   }
   parameters_.push_back(std::move(parameter));
   return *parameters_.back();

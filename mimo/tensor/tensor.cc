@@ -18,7 +18,10 @@ std::string ToString(absl::Span<const int64_t> shape) {
 }
 
 Tensor::Tensor(Allocator& allocator, Shape shape, DType dtype)
-    : shape_(std::move(shape)), dtype_(dtype), defined_(true) {
+    : stream_(allocator.stream()),
+      shape_(std::move(shape)),
+      dtype_(dtype),
+      defined_(true) {
   for (int64_t dim : shape_) CHECK_GE(dim, 0) << ToString(shape_);
   storage_ = allocator.Allocate(bytes());
 }
@@ -65,11 +68,11 @@ void Tensor::CopyFrom(const Tensor& source) {
   CHECK(source.shape_ == shape_ && source.dtype_ == dtype_)
       << ToString(source.shape_) << " " << Name(source.dtype_) << " into "
       << ToString(shape_) << " " << Name(dtype_);
-  if (bytes() > 0) std::memcpy(data(), source.data(), bytes());
+  const Stream stream = device() == Device::kCpu ? source.stream_ : stream_;
+  CopyBytes(data(), source.data(), bytes(), stream);
+  if (device() == Device::kCpu) Synchronize(stream);
 }
 
-void Tensor::Zero() {
-  if (bytes() > 0) std::memset(data(), 0, bytes());
-}
+void Tensor::Zero() { FillBytes(data(), 0, bytes(), stream_); }
 
 }  // namespace mimo

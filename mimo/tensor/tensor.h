@@ -1,16 +1,18 @@
-// Tensor: a contiguous row-major array: storage + offset + shape + dtype.
-// Copies share the storage. A default Tensor is undefined (no storage).
+// Tensor: a contiguous row-major array: storage + offset + shape + dtype, on
+// its allocator's device. Copies share the storage. A default Tensor is
+// undefined (no storage). What these members do to a GPU's memory is queued on
+// the allocator's stream.
 #ifndef MIMO_MIMO_TENSOR_TENSOR_H_
 #define MIMO_MIMO_TENSOR_TENSOR_H_
 
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <string>
 
 #include "absl/container/inlined_vector.h"
 #include "absl/log/check.h"
 #include "absl/types/span.h"
+#include "kernels/base/device.h"
 #include "kernels/base/dtype.h"
 #include "mimo/tensor/allocator.h"
 
@@ -45,12 +47,20 @@ class Tensor {
   DType dtype() const { return dtype_; }
 
   void* data() const { return static_cast<char*>(storage_.get()) + offset_; }
+  Device device() const { return stream_.device; }
+  // The address, for a kernel.
   template <typename T>
-  absl::Span<T> span() const {
+  T* pointer() const {
     CHECK(DTypeOf<T>::value == dtype_)
         << "tensor is " << Name(dtype_) << ", read as "
         << Name(DTypeOf<T>::value);
-    return absl::MakeSpan(static_cast<T*>(data()), numel());
+    return static_cast<T*>(data());
+  }
+  // The values of a tensor in host memory.
+  template <typename T>
+  absl::Span<T> span() const {
+    CHECK(device() == Device::kCpu) << "a GPU's memory, read by the host";
+    return absl::MakeSpan(pointer<T>(), numel());
   }
 
   // Views of the same storage.
@@ -59,13 +69,16 @@ class Tensor {
   // Whether this handle is the storage's only owner.
   bool unique() const { return storage_.use_count() == 1; }
 
-  Tensor Clone(Allocator& allocator) const;
-  void CopyFrom(const Tensor& source);  // same shape and dtype
+  Tensor Clone(Allocator& allocator) const;  // perhaps of another device
+  // Same shape and dtype; either may be on a GPU. Into host memory, it is there
+  // on return.
+  void CopyFrom(const Tensor& source);
   void Zero();
 
  private:
   std::shared_ptr<void> storage_;
   int64_t offset_ = 0;  // bytes
+  Stream stream_;       // the allocator's
   Shape shape_;
   DType dtype_ = DType::kFloat32;
   bool defined_ = false;
@@ -76,9 +89,7 @@ Tensor Tensor::From(Allocator& allocator, Shape shape,
                     absl::Span<const T> values) {
   Tensor tensor(allocator, std::move(shape), DTypeOf<T>::value);
   CHECK_EQ(tensor.numel(), static_cast<int64_t>(values.size()));
-  if (!values.empty()) {
-    std::memcpy(tensor.data(), values.data(), tensor.bytes());
-  }
+  CopyBytes(tensor.data(), values.data(), tensor.bytes(), allocator.stream());
   return tensor;
 }
 

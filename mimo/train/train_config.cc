@@ -32,9 +32,13 @@ absl::Status TrainConfig::Validate() const {
         ", wanted a multiple of micro_batch_size, ", micro_batch_size));
   }
   MIMO_RETURN_IF_ERROR(AtLeast(0, "seed", seed));
-  if (dtype != "float32") {
+  if (device != "auto" && device != "cpu" && device != "cuda") {
     return absl::InvalidArgumentError(
-        absl::StrCat("dtype: ", dtype, ", wanted float32"));
+        absl::StrCat("device: ", device, ", wanted auto, cpu or cuda"));
+  }
+  if (dtype != "float32" && dtype != "bfloat16") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype: ", dtype, ", wanted float32 or bfloat16"));
   }
   MIMO_RETURN_IF_ERROR(AtLeast(0, "eval_interval", eval_interval));
   return AtLeast(1, "eval_iters", eval_iters);

@@ -16,9 +16,10 @@ struct TrainConfig {
   int64_t micro_batch_size = 1;   // samples of one forward and backward
   int64_t global_batch_size = 1;  // samples of one update
   int64_t seed = 1234;
-  std::string dtype = "float32";
-  int64_t eval_interval = 0;  // iterations between validations; 0: none
-  int64_t eval_iters = 10;    // global batches of one validation
+  std::string device = "auto";    // cpu, cuda; auto: the GPU if there is one
+  std::string dtype = "float32";  // bfloat16 too on a GPU
+  int64_t eval_interval = 0;      // iterations between validations; 0: none
+  int64_t eval_iters = 10;        // global batches of one validation
 
   template <typename V>
   void Fields(V& v) {
@@ -26,6 +27,7 @@ struct TrainConfig {
     v("micro_batch_size", micro_batch_size);
     v("global_batch_size", global_batch_size);
     v("seed", seed);
+    v("device", device);
     v("dtype", dtype);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/patch/patches.h"
+#include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/embedding.h"
 #include "mimo/config/check.h"
 
@@ -102,6 +103,7 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
                      ", wanted [images, ", config_.num_channels, ", ",
                      config_.image_size, ", ", config_.image_size, "]"));
   }
+  const ModuleScope scope(ctx, path());
   const int64_t images = wanted[0], patches = config_.patches();
   const int64_t tokens = patches + 1;
   Var x{ctx.Empty({images * patches, config_.num_channels * config_.patch_size *

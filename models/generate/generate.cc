@@ -5,18 +5,21 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/random/philox.h"
+#include "mimo/checkpoint/convert.h"
 
 namespace mimo {
 namespace {
 
 std::vector<double> Doubles(const Tensor& logits) {
+  Allocator host;
+  const Tensor here = logits.Clone(host);
   std::vector<double> out(logits.numel());
-  DispatchCpuFloat(logits.dtype(), [&]<typename T>() {
-    std::copy(logits.span<T>().begin(), logits.span<T>().end(), out.begin());
-  });
+  CHECK_OK(ConvertElements(here.data(), here.dtype(), out.data(),
+                           DType::kFloat64, here.numel()));
   return out;
 }
 
@@ -95,10 +98,12 @@ absl::StatusOr<std::vector<int32_t>> Generate(const Context& ctx,
   while (static_cast<int64_t>(out.size()) < options.max_new_tokens) {
     const int64_t seq = next.size();
     if (!out.empty() && cached + seq > lm.max_sequence_length()) break;
+    MIMO_ASSIGN_OR_RETURN(
+        const ModelInputs prepared,
+        model.Prepare(untaped, next, 1, seq,
+                      cached == 0 ? inputs : ModalityInputs(), cached));
     MIMO_ASSIGN_OR_RETURN(const Var hidden,
-                          model.Forward(untaped, next, 1, seq,
-                                        out.empty() ? inputs : ModalityInputs(),
-                                        &caches, cached));
+                          model.Forward(untaped, prepared, &caches));
     cached += seq;
     const Tensor logits =
         lm.Logits(untaped, hidden.value.Rows(seq - 1, seq));  // [1, V]

@@ -27,7 +27,9 @@ TEST_F(GenerateTest, CachedGenerationIsTheUncachedArgmax) {
   ASSERT_EQ(generated->size(), 8u);
   for (int32_t token : *generated) {
     ASSERT_NE(token, kImageToken);  // which a prompt could not hold as text
-    const auto hidden = model->Forward(ctx, prompt, 1, prompt.size(), inputs);
+    const auto prepared = model->Prepare(ctx, prompt, 1, prompt.size(), inputs);
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    const auto hidden = model->Forward(ctx, *prepared);
     ASSERT_TRUE(hidden.ok()) << hidden.status();
     const Tensor logits = model->language_model().Logits(
         ctx, hidden->value.Rows(prompt.size() - 1, prompt.size()));

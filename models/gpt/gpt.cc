@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/rotary/rotary.h"
+#include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/head_loss.h"
 #include "mimo/config/check.h"
 
@@ -87,15 +88,18 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
   if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
   const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
-  cos_ = Tensor(*this->build().allocator, shape, table);
-  sin_ = Tensor(*this->build().allocator, shape, table);
-  kernels::RotaryTable(cos_.data(), sin_.data(), shape[0], config.head_dim(),
+  Allocator host;
+  const Tensor cos(host, shape, table), sin(host, shape, table);
+  kernels::RotaryTable(cos.data(), sin.data(), shape[0], config.head_dim(),
                        config.rotary_base, this->build().dtype);
+  cos_ = cos.Clone(*this->build().allocator);
+  sin_ = sin.Clone(*this->build().allocator);
 }
 
 Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches,
                       int64_t cached) const {
+  const ModuleScope scope(ctx, path());
   std::vector<int32_t> positions;
   positions.reserve(batch * seq);
   for (int64_t b = 0; b < batch; ++b) {
@@ -116,6 +120,7 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
 
 Var GptModel::Loss(const Context& ctx, const Var& hidden,
                    const Tensor& targets) const {
+  const ModuleScope scope(ctx, path());
   return HeadLoss(ctx, hidden, head_, targets);
 }
 

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/cast.h"
 #include "mimo/autograd/ops/embedding.h"
 
 namespace mimo {
@@ -131,36 +132,40 @@ absl::StatusOr<Var> ModalitySubmodule::Forward(
 }
 
 absl::StatusOr<TokenLayout> LayOutTokens(
-    absl::Span<const int32_t> input_ids,
+    Allocator& allocator, absl::Span<const int32_t> input_ids,
     const std::map<std::string, int64_t>& special_token_ids,
     int64_t vocab_size) {
-  TokenLayout layout;
-  layout.text_ids.assign(input_ids.begin(), input_ids.end());
-  std::map<int32_t, std::vector<int32_t>*> special;
-  for (const auto& [modality, id] : special_token_ids) {
-    special[static_cast<int32_t>(id)] = &layout.positions[modality];
-  }
+  std::vector<int32_t> text_ids(input_ids.begin(), input_ids.end());
+  std::map<int32_t, std::vector<int32_t>> positions;
+  for (const auto& [modality, id] : special_token_ids) positions[id];
   for (size_t t = 0; t < input_ids.size(); ++t) {
-    const auto found = special.find(input_ids[t]);
-    if (found != special.end()) {
-      layout.text_ids[t] = -1;
-      found->second->push_back(static_cast<int32_t>(t));
+    const auto found = positions.find(input_ids[t]);
+    if (found != positions.end()) {
+      text_ids[t] = -1;
+      found->second.push_back(static_cast<int32_t>(t));
     } else if (input_ids[t] < 0 || input_ids[t] >= vocab_size) {
       return Invalid(
           "", absl::StrCat("input_ids: token ", input_ids[t], " at position ",
                            t, ", wanted 0 to ", vocab_size - 1));
     }
   }
+  const auto upload = [&](const std::vector<int32_t>& values) {
+    return Tensor::From<int32_t>(allocator,
+                                 {static_cast<int64_t>(values.size())}, values);
+  };
+  TokenLayout layout{upload(text_ids), {}};
+  for (const auto& [modality, id] : special_token_ids)
+    layout.positions[modality] = upload(positions[id]);
   return layout;
 }
 
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     const Context& ctx, const TokenLayout& layout, Parameter& embedding,
     const std::vector<std::pair<std::string, Var>>& modality_embeddings) {
-  if (layout.text_ids.empty() && modality_embeddings.empty()) {
+  if (!layout.text_ids.defined() && modality_embeddings.empty()) {
     return Invalid("", "No modality embeddings provided");
   }
-  std::map<std::string, std::vector<int32_t>> unfilled = layout.positions;
+  std::map<std::string, Tensor> unfilled = layout.positions;
   std::vector<PlacedRows> placed;
   for (const auto& [modality, rows] : modality_embeddings) {
     const auto found = layout.positions.find(modality);
@@ -169,7 +174,7 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
                                       "modality ",
                                       modality));
     }
-    const int64_t tokens = found->second.size();
+    const int64_t tokens = found->second.numel();
     if (tokens != rows.value.dim(0)) {
       return Invalid("",
                      absl::StrCat("Number of ", modality, " tokens (", tokens,
@@ -177,21 +182,17 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
                                   " embeddings (", rows.value.dim(0), ")"));
     }
     unfilled.erase(modality);
-    placed.push_back(
-        {rows, Tensor::From<int32_t>(*ctx.allocator, {tokens}, found->second)});
+    placed.push_back({rows, found->second});
   }
   for (const auto& [modality, positions] : unfilled) {
-    if (!positions.empty()) {
+    if (positions.numel() > 0) {
       return Invalid(
           "", absl::StrCat("Number of ", modality, " tokens (",
-                           positions.size(), ") does not match number of ",
+                           positions.numel(), ") does not match number of ",
                            modality, " embeddings (0)"));
     }
   }
-  const int64_t tokens = layout.text_ids.size();
-  return EmbedAndPlace(
-      ctx, Tensor::From<int32_t>(*ctx.allocator, {tokens}, layout.text_ids),
-      embedding, placed);
+  return EmbedAndPlace(ctx, layout.text_ids, embedding, placed);
 }
 
 absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
@@ -280,12 +281,9 @@ absl::StatusOr<Var> MimoModel::ModalityFeatures(
   return features;
 }
 
-absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
-                                       absl::Span<const int32_t> input_ids,
-                                       int64_t batch, int64_t seq,
-                                       const ModalityInputs& inputs,
-                                       std::vector<KvCache>* caches,
-                                       int64_t cached) const {
+absl::StatusOr<ModelInputs> MimoModel::Prepare(
+    const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
+    int64_t seq, ModalityInputs modalities, int64_t cached) const {
   const int64_t limit = language_model_->max_sequence_length();
   if (cached + seq > limit) {
     return Invalid("", absl::StrCat("input_ids: sequence of ", cached + seq,
@@ -293,15 +291,49 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                     "max_sequence_length ",
                                     limit));
   }
-  // Tokens after the first are generated ones: text, whatever their id.
   MIMO_ASSIGN_OR_RETURN(
-      const TokenLayout layout,
-      LayOutTokens(input_ids,
+      TokenLayout layout,
+      LayOutTokens(*ctx.allocator, input_ids,
                    cached == 0 ? config_.special_token_ids
                                : std::map<std::string, int64_t>(),
                    language_model_->vocab_size()));
+  return ModelInputs{.batch = batch,
+                     .seq = seq,
+                     .cached = cached,
+                     .layout = std::move(layout),
+                     .modalities = std::move(modalities)};
+}
+
+absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
+                                               const MicroBatch& batch) const {
+  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
+                        Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
+                                InputsOf(ctx, batch)));
+  const std::vector<int32_t> following =
+      ShiftLabels(batch.labels, batch.batch, batch.seq);
+  const int64_t vocab = language_model_->vocab_size();
+  std::vector<int32_t> rows, targets;
+  for (size_t t = 0; t < following.size(); ++t) {
+    if (following[t] == kIgnoreLabel) continue;
+    if (following[t] < 0 || following[t] >= vocab) {
+      return Invalid(
+          "", absl::StrCat("labels: token ", following[t], ", wanted 0 to ",
+                           vocab - 1, " or ", kIgnoreLabel));
+    }
+    rows.push_back(static_cast<int32_t>(t));
+    targets.push_back(following[t]);
+  }
+  const int64_t labelled = rows.size();
+  inputs.loss_rows = Tensor::From<int32_t>(*ctx.allocator, {labelled}, rows);
+  inputs.targets = Tensor::From<int32_t>(*ctx.allocator, {labelled}, targets);
+  return inputs;
+}
+
+absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
+                                       const ModelInputs& inputs,
+                                       std::vector<KvCache>* caches) const {
   std::vector<std::pair<std::string, Var>> embeddings;
-  for (const auto& [modality, encoder_inputs] : inputs) {
+  for (const auto& [modality, encoder_inputs] : inputs.modalities) {
     if (encoder_inputs.empty()) continue;
     MIMO_ASSIGN_OR_RETURN(Var rows,
                           ModalityFeatures(ctx, modality, encoder_inputs));
@@ -309,9 +341,10 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
   }
   MIMO_ASSIGN_OR_RETURN(
       const Var aligned,
-      AlignEmbeddingsByTokenPositions(ctx, layout, language_model_->embedding(),
-                                      embeddings));
-  return language_model_->Forward(ctx, aligned, batch, seq, caches, cached);
+      AlignEmbeddingsByTokenPositions(
+          ctx, inputs.layout, language_model_->embedding(), embeddings));
+  return language_model_->Forward(ctx, aligned, inputs.batch, inputs.seq,
+                                  caches, inputs.cached);
 }
 
 ModalityInputs MimoModel::InputsOf(const Context& ctx,
@@ -320,11 +353,8 @@ ModalityInputs MimoModel::InputsOf(const Context& ctx,
   for (const auto& [name, items] : batch.modalities) {
     if (items.shape.empty() || items.shape[0] == 0) continue;
     const Shape shape(items.shape.begin(), items.shape.end());
-    Tensor values(*ctx.allocator, shape, dtype());
-    DispatchCpuFloat(dtype(), [&]<typename T>() {
-      std::copy(items.values.begin(), items.values.end(),
-                values.span<T>().begin());
-    });
+    const Tensor values = Cast(
+        ctx, Tensor::From<float>(*ctx.allocator, shape, items.values), dtype());
     const auto found = modalities_.find(name);
     if (found == modalities_.end()) {
       inputs[name]["?"] = values;  // Forward names what is wrong
@@ -335,22 +365,6 @@ ModalityInputs MimoModel::InputsOf(const Context& ctx,
     }
   }
   return inputs;
-}
-
-absl::StatusOr<Tensor> MimoModel::Targets(const Context& ctx,
-                                          const MicroBatch& batch) const {
-  const std::vector<int32_t> targets =
-      ShiftLabels(batch.labels, batch.batch, batch.seq);
-  const int64_t vocab = language_model_->vocab_size();
-  for (int32_t target : targets) {
-    if (target >= vocab || (target < 0 && target != kIgnoreLabel)) {
-      return Invalid("",
-                     absl::StrCat("labels: token ", target, ", wanted 0 to ",
-                                  vocab - 1, " or ", kIgnoreLabel));
-    }
-  }
-  return Tensor::From<int32_t>(*ctx.allocator, {batch.batch * batch.seq},
-                               targets);
 }
 
 std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,

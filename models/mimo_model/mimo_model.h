@@ -53,16 +53,29 @@ class ModalitySubmodule : public Module {
   Projection* projection_ = nullptr;  // or null: features pass as they are
 };
 
-// Where each modality's rows go in a flattened batch.
+// Where each modality's rows go in a flattened batch; int32, on the device.
 struct TokenLayout {
-  std::vector<int32_t> text_ids;  // [B*S] the id; -1 at special tokens
-  std::map<std::string, std::vector<int32_t>> positions;  // of special tokens
+  Tensor text_ids;  // [B*S] the id; -1 at special tokens
+  std::map<std::string, Tensor> positions;  // of special tokens, each [n]
 };
 // Errors: an id that is neither special nor in [0, vocab_size).
 absl::StatusOr<TokenLayout> LayOutTokens(
-    absl::Span<const int32_t> input_ids,
+    Allocator& allocator, absl::Span<const int32_t> input_ids,
     const std::map<std::string, int64_t>& special_token_ids,
     int64_t vocab_size);
+
+// A batch on the device: all that a pass reads. Preparing one checks what the
+// host knows and uploads; running it then reads no value on the host, so that
+// a pass can be captured and replayed.
+struct ModelInputs {
+  int64_t batch, seq;  // B, S
+  int64_t cached;      // tokens before these, in the caches
+  TokenLayout layout;
+  ModalityInputs modalities;  // raw: e.g. pixels
+  // What the labelled rows predict; undefined when there are no labels.
+  Tensor loss_rows;  // [L] int32: rows of [B*S] that have a target
+  Tensor targets;    // [L] int32: the token that follows
+};
 
 // Embeddings [B*S, H]: text by the language model's table, and each modality's
 // rows [n, H] at its special tokens, in order.
@@ -79,13 +92,20 @@ class MimoModel : public Module {
       const MimoModelConfig& config, const ModuleRegistry& registry,
       BuildContext build);
 
-  // input_ids [B*S] -> final hidden states [B*S, H].
-  absl::StatusOr<Var> Forward(const Context& ctx,
-                              absl::Span<const int32_t> input_ids,
-                              int64_t batch, int64_t seq,
-                              const ModalityInputs& inputs,
-                              std::vector<KvCache>* caches = nullptr,
-                              int64_t cached = 0) const;
+  // A whole batch; every encoder of a modality gets all of its items. Errors:
+  // what Forward would, and a label that the vocabulary does not have.
+  absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
+                                      const MicroBatch& batch) const;
+  // Token ids [B*S] with inputs that are on the device already, no labels.
+  // After `cached` ones, tokens are generated: text, whatever their id.
+  absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
+                                      absl::Span<const int32_t> input_ids,
+                                      int64_t batch, int64_t seq,
+                                      ModalityInputs modalities = {},
+                                      int64_t cached = 0) const;
+  // -> final hidden states [B*S, H].
+  absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
+                              std::vector<KvCache>* caches = nullptr) const;
   // Projected rows of one modality [n, H].
   absl::StatusOr<Var> ModalityFeatures(
       const Context& ctx, const std::string& modality,
@@ -95,10 +115,6 @@ class MimoModel : public Module {
   const MimoModelConfig& config() const { return config_; }
   DType dtype() const { return build().dtype; }
 
-  // What each row of a batch predicts, [B*S] int32. Error: a label that the
-  // vocabulary does not have.
-  absl::StatusOr<Tensor> Targets(const Context& ctx,
-                                 const MicroBatch& batch) const;
   // A batch's items as inputs: every encoder of a modality gets them all.
   ModalityInputs InputsOf(const Context& ctx, const MicroBatch& batch) const;
 

@@ -9,9 +9,15 @@
 
 namespace mimo {
 
-// The sum of the labelled tokens' losses, recorded on ctx.tape.
-absl::StatusOr<Var> LossSum(const Context& ctx, const MimoModel& model,
-                            const MicroBatch& batch);
+// The sum of the labelled tokens' losses, [1] float64, recorded on ctx.tape;
+// `hidden` is the model's Forward of the same inputs.
+Var LossSum(const Context& ctx, const MimoModel& model,
+            const ModelInputs& inputs, const Var& hidden);
+// The number in a loss.
+double HostValue(const Tensor& loss);
+// Both for a batch whose gradient nobody wants.
+absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
+                               const MicroBatch& batch);
 
 class MimoStage : public TrainStage {
  public:

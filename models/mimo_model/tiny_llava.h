@@ -84,8 +84,9 @@ class MimoModelTest : public ::testing::Test {
   }
   std::string ForwardError(const MimoModel& model, const MicroBatch& batch) {
     const Context ctx{.allocator = &allocator_};
-    auto out = model.Forward(ctx, batch.input_ids, batch.batch, batch.seq,
-                             model.InputsOf(ctx, batch));
+    const auto inputs = model.Prepare(ctx, batch);
+    if (!inputs.ok()) return std::string(inputs.status().message());
+    const auto out = model.Forward(ctx, *inputs);
     return out.ok() ? "" : std::string(out.status().message());
   }
   Allocator allocator_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/module_scope.h"
 #include "mimo/config/check.h"
 
 namespace mimo {
@@ -39,6 +40,7 @@ MultimodalProjector::MultimodalProjector(BuildContext build,
 
 Var MultimodalProjector::Forward(const Context& ctx,
                                  const Var& features) const {
+  const ModuleScope scope(ctx, path());
   if (fc2_ == nullptr) return fc1_.Forward(ctx, features);
   return fc2_->Forward(ctx, fc1_.Forward(ctx, features, config_.activation));
 }

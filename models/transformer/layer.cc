@@ -8,6 +8,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/elementwise/copy_2d.h"
 #include "mimo/autograd/checkpoint.h"
+#include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/attention.h"
 
 namespace mimo {
@@ -127,6 +128,7 @@ TransformerLayer::TransformerLayer(BuildContext build,
 Residual TransformerLayer::Forward(const Context& ctx, const Residual& x,
                                    const Sequence& sequence,
                                    KvCache* cache) const {
+  const ModuleScope scope(ctx, path());
   const NormOutput a = input_norm_.Forward(ctx, x.stream, x.pending);
   const Var attended = attention_.Forward(ctx, a.normalized, sequence, cache);
   const NormOutput m = mlp_norm_.Forward(ctx, a.sum, attended);

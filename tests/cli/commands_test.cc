@@ -176,8 +176,8 @@ TEST_F(Trained, PlanCountsTheRealModel) {
   const auto plan = nlohmann::json::parse(
       Out({"plan", "--config", folder_ + "/config.yaml", "--json",
            "model.freeze_modality_encoders.images=true"}));
-  const auto opened =
-      OpenModel(folder_ + "/save", DType::kFloat32, BuiltinModules());
+  const auto opened = OpenModel(folder_ + "/save", {Stream(), DType::kFloat32},
+                                BuiltinModules());
   ASSERT_TRUE(opened.ok()) << opened.status();
   int64_t all = 0, vision = 0;
   for (const Parameter* p : opened->model->Parameters()) {

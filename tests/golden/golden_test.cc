@@ -99,7 +99,8 @@ TEST_P(Golden, Reference) {
 }
 
 TEST_P(Golden, Greedy) {
-  const auto opened = OpenModel(folder_, DType::kFloat32, BuiltinModules());
+  const auto opened =
+      OpenModel(folder_, {Stream(), DType::kFloat32}, BuiltinModules());
   ASSERT_TRUE(opened.ok()) << opened.status();
   const auto all = ReadTensorBatch(folder_ + "/golden.safetensors");
   ASSERT_TRUE(all.ok());

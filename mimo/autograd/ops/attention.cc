@@ -22,7 +22,7 @@ struct Heads {
 };
 
 const int32_t* Lengths(const Tensor& key_lengths) {
-  return key_lengths.defined() ? key_lengths.span<int32_t>().data() : nullptr;
+  return key_lengths.defined() ? key_lengths.pointer<int32_t>() : nullptr;
 }
 
 struct AttentionNode final : Node {
@@ -39,6 +39,10 @@ struct AttentionNode final : Node {
     const auto dqkv = ctx.GradFor(qkv_slot, x.shape(), x.dtype());
     CHECK(!dqkv.accumulate) << "Attention must be the projection's only user";
     const Heads in(x, shape), grad(dqkv.buffer, shape);
+    const Tensor workspace =
+        ctx.exec().Empty({kernels::AttentionBackwardWorkspaceBytes(
+                             shape, x.dtype(), ctx.exec().compute.device)},
+                         DType::kUInt8);
     kernels::AttentionBackward({.shape = shape,
                                 .q = in.q,
                                 .k = in.k,
@@ -54,6 +58,7 @@ struct AttentionNode final : Node {
                                 .dv = grad.v,
                                 .dq_stride = x.dim(1),
                                 .dkv_stride = x.dim(1),
+                                .workspace = workspace.data(),
                                 .dtype = x.dtype()},
                                ctx.exec().compute);
   }

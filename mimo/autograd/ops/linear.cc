@@ -19,7 +19,7 @@ struct Turn {
     kernels::Rotary({.x = qkv.data(),
                      .cos = rotary.cos.data(),
                      .sin = rotary.sin.data(),
-                     .positions = rotary.positions.span<int32_t>().data(),
+                     .positions = rotary.positions.pointer<int32_t>(),
                      .tokens = qkv.dim(0),
                      .heads = heads,
                      .head_dim = head_dim,

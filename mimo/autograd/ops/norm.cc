@@ -49,9 +49,10 @@ struct AddNormNode final : Node {
 
   void BackwardRms(const Context& exec, const Tensor& s, const Tensor& dy,
                    void* dx, bool accumulate) {
-    const Tensor workspace = exec.Empty(
-        {kernels::RmsNormBackwardWorkspaceBytes(s.dim(0), s.dim(1), s.dtype())},
-        DType::kUInt8);
+    const Tensor workspace =
+        exec.Empty({kernels::RmsNormBackwardWorkspaceBytes(
+                       s.dim(0), s.dim(1), s.dtype(), s.device())},
+                   DType::kUInt8);
     kernels::RmsNormBackward(
         {.x = s.data(),
          .weight = weight->data.data(),
@@ -71,8 +72,8 @@ struct AddNormNode final : Node {
   void BackwardLayer(const Context& exec, const Tensor& s, const Tensor& dy,
                      void* dx, bool accumulate) {
     const Tensor workspace =
-        exec.Empty({kernels::LayerNormBackwardWorkspaceBytes(s.dim(0), s.dim(1),
-                                                             s.dtype())},
+        exec.Empty({kernels::LayerNormBackwardWorkspaceBytes(
+                       s.dim(0), s.dim(1), s.dtype(), s.device())},
                    DType::kUInt8);
     kernels::LayerNormBackward(
         {.x = s.data(),

@@ -1,0 +1,29 @@
+// ModuleScope: marks the work of a module. What is allocated in it counts for
+// the module, and profilers show its work, forward and backward, as a range of
+// the module's name. The innermost scope wins.
+#ifndef MIMO_MIMO_AUTOGRAD_MODULE_SCOPE_H_
+#define MIMO_MIMO_AUTOGRAD_MODULE_SCOPE_H_
+
+#include <string>
+
+#include "mimo/autograd/context.h"
+
+namespace mimo {
+
+class ModuleScope {
+ public:
+  // `path` outlives the tape of ctx.
+  ModuleScope(const Context& ctx, const std::string& path);
+  ~ModuleScope();
+  ModuleScope(const ModuleScope&) = delete;
+  ModuleScope& operator=(const ModuleScope&) = delete;
+
+ private:
+  const Context& ctx_;
+  const std::string* outer_;  // the tape's scope before
+  AllocationTag tag_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_MODULE_SCOPE_H_
