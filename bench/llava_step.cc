@@ -1,31 +1,37 @@
-// The whole training step of a LLaVA config on random data: time, tokens/s, the
-// share of this machine's own sgemm peak that it reaches, and memory.
+// The whole training step of a LLaVA config on random data: one JSON line, of
+// the numbers that docs/metrics.md defines.
 //
-//   bazel run -c opt //bench:llava_step -- [--config F] [--batch B] [--seq S]
-//       [--labelled L] [--seconds N] [--describe]
+//   llava_step [--config F.yaml] [--device D] [--batch B] [--seq S]
+//              [--labelled L] [--seconds N] [--phases] [--describe] [a.b=c ...]
 //
-// The defaults are what the default job gives a step on average.
 // One step = forward and backward of B samples of S tokens (one image each, the
-// last L tokens labelled), the global norm, clipping and AdamW.
-// GFLOP a step, forward and backward (3 times the forward's products):
-//   layers   6 * weights * tokens        of both towers and the projector
-//   head     6 * H * V * labelled        (ignored rows are not computed)
-//   attention  12 * B * S^2 * N * D      half of it where causal
-// The head's second forward in the backward is not counted.
+// last L tokens labelled) in micro-batches of train.micro_batch_size, the
+// global norm, clipping and AdamW. B is the config's global batch; S and L are
+// a mock data set's (as long as the model takes, labels on all that follows the
+// image), else what the default job gives a step on average. Weights are drawn
+// on the device. a.b=c override the config's values.
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <functional>
 #include <iostream>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/log/check.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "bench/step_flops.h"
 #include "cli/args.h"
+#include "cli/build_model.h"
+#include "cli/compute.h"
+#include "cli/config.h"
 #include "cli/working_directory.h"
+#include "kernels/base/device.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/gemm/gemm.h"
@@ -44,9 +50,10 @@ double Seconds(Clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
 
-// Median seconds of `run` over about `seconds`, five runs at least.
-double Median(double seconds, const std::function<void()>& run) {
-  for (int i = 0; i < 3; ++i) run();
+// Median seconds of `run`, which waits for its work, over about `seconds`; five
+// runs at least.
+double Median(double seconds, absl::FunctionRef<void()> run) {
+  for (int i = 0; i < 2; ++i) run();
   std::vector<double> times;
   const Clock::time_point start = Clock::now();
   while (times.size() < 5 || Seconds(Clock::now() - start) < seconds) {
@@ -59,138 +66,165 @@ double Median(double seconds, const std::function<void()>& run) {
   return times[times.size() / 2];
 }
 
-double SgemmPeakGflops() {
-  constexpr int64_t kSize = 1536;
-  std::vector<float> a(kSize * kSize), b(kSize * kSize), c(kSize * kSize);
-  kernels::FillNormal({.out = a.data(),
-                       .size = kSize * kSize,
-                       .seed = 1,
-                       .stream = 1,
-                       .dtype = DType::kFloat32},
-                      0, 1, {});
-  kernels::FillNormal({.out = b.data(),
-                       .size = kSize * kSize,
-                       .seed = 1,
-                       .stream = 2,
-                       .dtype = DType::kFloat32},
-                      0, 1, {});
-  const double seconds = Median(1, [&] {
-    kernels::Gemm({.a = a.data(),
-                   .b = b.data(),
-                   .c = c.data(),
-                   .m = kSize,
-                   .n = kSize,
-                   .k = kSize,
-                   .dtype = DType::kFloat32},
-                  {});
+// FLOP a second of a large product: 8192^3 in bfloat16 or 1536^3 in float32.
+double GemmRate(Allocator& allocator) {
+  const Stream stream = allocator.stream();
+  const bool cuda = stream.device == Device::kCuda;
+  const int64_t size = cuda ? 8192 : 1536;
+  const DType dtype = cuda ? DType::kBFloat16 : DType::kFloat32;
+  const Tensor a(allocator, {size, size}, dtype);
+  const Tensor b(allocator, {size, size}, dtype);
+  const Tensor c(allocator, {size, size}, dtype);
+  for (const auto& [x, id] : {std::pair(a, 1), std::pair(b, 2)}) {
+    kernels::FillNormal({.out = x.data(),
+                         .size = size * size,
+                         .seed = 1,
+                         .stream = static_cast<uint64_t>(id),
+                         .dtype = dtype},
+                        0, 1, stream);
+  }
+  constexpr int kTimes = 5;
+  const double seconds = Median(0.2, [&] {
+    for (int i = 0; i < kTimes; ++i) {
+      kernels::Gemm({.a = a.data(),
+                     .b = b.data(),
+                     .c = c.data(),
+                     .m = size,
+                     .n = size,
+                     .k = size,
+                     .transpose_b = true,
+                     .dtype = dtype},
+                    stream);
+    }
+    Synchronize(stream);
   });
-  return 2.0 * kSize * kSize * kSize / seconds / 1e9;
+  return kTimes * 2.0 * size * size * size / seconds;
 }
 
-struct Options {
-  int64_t batch, seq, labelled;
-};
-
-MicroBatch RandomBatch(const LlavaConfig& config, const Options& options) {
+std::vector<MicroBatch> RandomBatches(const LlavaConfig& config,
+                                      const StepSize& size, int64_t micro) {
   const int64_t image_tokens = config.vision.features();
   const int32_t image = config.special_token_ids.at(kImages);
   PhiloxSequence random(7, 0);
-  std::vector<Sample> samples(options.batch);
-  for (Sample& sample : samples) {
-    for (int64_t s = 0; s < options.seq; ++s) {
-      int32_t id = random.Below(config.language.vocab_size);
-      if (id == image) id = (id + 1) % config.language.vocab_size;
-      if (s >= 1 && s <= image_tokens) id = image;
-      sample.input_ids.push_back(id);
-      sample.labels.push_back(
-          s >= options.seq - options.labelled ? id : kIgnoreLabel);
-    }
-    const int64_t size = config.vision.image_size;
-    ModalityItem item{{config.vision.num_channels, size, size}, {}};
-    for (int64_t i = 0; i < config.vision.num_channels * size * size; ++i) {
-      item.values.push_back(random.Normal());
-    }
-    sample.modalities[kImages] = {std::move(item)};
-  }
-  return Collate(samples, 0);
-}
-
-double GflopPerStep(const LlavaConfig& config, const Options& options,
-                    const std::vector<Parameter*>& parameters) {
-  double layers = 0;
-  const double text_tokens = options.batch * options.seq;
-  const double patches = options.batch * config.vision.patches();
-  const double vision_tokens = patches + options.batch;
-  for (const Parameter* p : parameters) {
-    if (p->frozen || p->data.rank() < 2) continue;
-    const double size = p->data.numel();
-    const bool vision = p->name.find("encoders") != std::string::npos;
-    if (p->name.find("embedding.weight") != std::string::npos) {
-      if (p->name.find("patch_") != std::string::npos) {
-        layers += 4 * size * patches;  // pixels need no gradient
+  std::vector<MicroBatch> batches;
+  for (int64_t done = 0; done < size.batch; done += micro) {
+    std::vector<Sample> samples(micro);
+    for (Sample& sample : samples) {
+      for (int64_t s = 0; s < size.seq; ++s) {
+        int32_t id = random.Below(config.language.vocab_size);
+        if (id == image) id = (id + 1) % config.language.vocab_size;
+        if (s >= 1 && s <= image_tokens) id = image;
+        sample.input_ids.push_back(id);
+        sample.labels.push_back(s >= size.seq - size.labelled ? id
+                                                              : kIgnoreLabel);
       }
-    } else if (p->name.find("head.weight") != std::string::npos) {
-      layers += 6 * size * options.batch * options.labelled;
-    } else if (p->name.find("projections") != std::string::npos) {
-      layers += 6 * size * options.batch * config.vision.features();
-    } else {
-      layers += 6 * size * (vision ? vision_tokens : text_tokens);
+      const int64_t edge = config.vision.image_size;
+      ModalityItem item{{config.vision.num_channels, edge, edge}, {}};
+      for (int64_t i = 0; i < config.vision.num_channels * edge * edge; ++i) {
+        item.values.push_back(random.Normal());
+      }
+      sample.modalities[kImages] = {std::move(item)};
     }
+    batches.push_back(Collate(samples, 0));
   }
-  if (config.language.tie_word_embeddings) {
-    layers += 6.0 * config.language.vocab_size * config.language.hidden_size *
-              options.batch * options.labelled;
-  }
-  const double causal = 6.0 * text_tokens * options.seq *
-                        config.language.num_attention_heads *
-                        config.language.head_dim() * config.language.num_layers;
-  const double full = 12.0 * vision_tokens * (config.vision.patches() + 1) *
-                      config.vision.hidden_size * config.vision.layers_used();
-  return (layers + causal + full) / 1e9;
+  return batches;
 }
 
-std::string Describe(const LlavaConfig& config, const Options& options,
-                     double seconds) {
+// What PyTorch's side needs to make the same step (bench/baselines).
+std::string Describe(const std::string& name, const LlavaConfig& config,
+                     const StepSize& size, double seconds) {
+  const auto frozen = config.freeze_modality_encoders.find(kImages);
   return absl::StrFormat(
-      R"({"language": {"num_layers": %d, "hidden_size": %d, )"
+      R"({"config": "%s", "language": {"num_layers": %d, "hidden_size": %d, )"
       R"("ffn_hidden_size": %d, "num_attention_heads": %d, )"
       R"("num_query_groups": %d, "vocab_size": %d, )"
       R"("max_sequence_length": %d}, "vision": {"num_layers": %d, )"
       R"("hidden_size": %d, "ffn_hidden_size": %d, )"
       R"("num_attention_heads": %d, "image_size": %d, "patch_size": %d, )"
-      R"("feature_layer": %d}, "image_token": %d, "batch": %d, "seq": %d, )"
+      R"("feature_layer": %d}, "freeze_language_model": %v, )"
+      R"("freeze_vision": %v, "image_token": %d, "batch": %d, "seq": %d, )"
       R"("labelled": %d, "seconds": %g})",
-      config.language.num_layers, config.language.hidden_size,
+      name, config.language.num_layers, config.language.hidden_size,
       config.language.ffn_hidden_size, config.language.num_attention_heads,
       config.language.groups(), config.language.vocab_size,
       config.language.max_sequence_length, config.vision.num_layers,
       config.vision.hidden_size, config.vision.ffn_hidden_size,
       config.vision.num_attention_heads, config.vision.image_size,
       config.vision.patch_size, config.vision.feature_layer,
-      config.special_token_ids.at(kImages), options.batch, options.seq,
-      options.labelled, seconds);
+      config.freeze_language_model,
+      frozen != config.freeze_modality_encoders.end() && frozen->second,
+      config.special_token_ids.at(kImages), size.batch, size.seq, size.labelled,
+      seconds);
 }
 
-absl::Status Run(const std::vector<std::string>& words) {
+// A step in pieces, each waited for: `"name": milliseconds, ...`. The language
+// model's forward is the whole one less the encoders', which run once more.
+std::string Phases(MimoModel& model, Allocator& allocator, AdamW& optimizer,
+                   const std::vector<MicroBatch>& batches, double scale) {
+  std::vector<std::pair<std::string, double>> phases = {
+      {"upload", 0}, {"encode", 0},   {"language", 0},
+      {"head", 0},   {"backward", 0}, {"update", 0}};
+  Clock::time_point begin;
+  const auto done = [&](int phase) {
+    Synchronize(allocator.stream());
+    const Clock::time_point now = Clock::now();
+    phases[phase].second += 1e3 * Seconds(now - std::exchange(begin, now));
+  };
+  for (const MicroBatch& batch : batches) {
+    Tape tape;
+    Context ctx{.allocator = &allocator};
+    Synchronize(allocator.stream());
+    begin = Clock::now();
+    const auto inputs = model.Prepare(ctx, batch);
+    CHECK_OK(inputs);
+    done(0);
+    CHECK_OK(
+        model.ModalityFeatures(ctx, kImages, inputs->modalities.at(kImages)));
+    const double before = phases[1].second;
+    done(1);
+    phases[2].second -= phases[1].second - before;
+    ctx.tape = &tape;
+    const auto hidden = model.Forward(ctx, *inputs);
+    CHECK_OK(hidden);
+    done(2);
+    const Var loss = LossSum(ctx, model, *inputs, *hidden);
+    done(3);
+    std::vector<Tape::Seed> seeds(1);
+    seeds[0].grad = Tensor::From<double>(allocator, {1}, {scale});
+    seeds[0].slot = loss.slot;
+    tape.Backward(ctx, std::move(seeds));
+    done(4);
+  }
+  optimizer.Step(1e-5);
+  done(5);
+  for (Parameter* p : model.Parameters()) p->ForgetGrad();
+  return absl::StrJoin(phases, ", ", [](std::string* out, const auto& phase) {
+    absl::StrAppendFormat(out, R"("%s": %.2f)", phase.first, phase.second);
+  });
+}
+
+absl::Status Run(const std::vector<std::string>& words,
+                 Clock::time_point start) {
   Args args("llava_step", "times the training step of a LLaVA config");
-  args.Flag("config", "F.yaml", "default configs/flags.yaml");
-  args.Flag("batch", "B", "samples of a step (32)");
-  args.Flag("seq", "S", "tokens of a sample (40)");
-  args.Flag("labelled", "L", "labelled tokens of a sample (8)");
+  args.Flag("config", "F.yaml", "(configs/flags.yaml)");
+  args.Flag("device", "cpu|cuda|auto", "(train.device of the config)");
+  args.Flag("batch", "B", "samples of a step (train.global_batch_size)");
+  args.Flag("seq", "S", "tokens of a sample (40; as the model with mock data)");
+  args.Flag("labelled", "L",
+            "labelled tokens of a sample (8; all after the image with mock)");
   args.Flag("seconds", "N", "how long to measure (5)");
+  args.Flag("phases", "", "print the milliseconds of a step's phases too");
   args.Flag("describe", "", "print the sizes as JSON and do nothing else");
+  args.Positional("a.b=c", "values that win over the config's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
     std::cout << args.Usage();
     return absl::OkStatus();
   }
-  Options options;
-  MIMO_ASSIGN_OR_RETURN(options.batch, args.Int("batch", 32));
-  MIMO_ASSIGN_OR_RETURN(options.seq, args.Int("seq", 40));
-  MIMO_ASSIGN_OR_RETURN(options.labelled, args.Int("labelled", 8));
-  MIMO_ASSIGN_OR_RETURN(const double seconds, args.Double("seconds", 5));
+  const std::string path = args.String("config", "configs/flags.yaml");
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
-                        LoadYaml(args.String("config", "configs/flags.yaml")));
+                        ReadRunConfig(path, args.positional()));
+  MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
   const ModuleRegistry registry = BuiltinModules();
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));
@@ -198,44 +232,93 @@ absl::Status Run(const std::vector<std::string>& words) {
     return absl::InvalidArgumentError("model.type: not llava, wanted llava");
   }
   const LlavaConfig& config = *section.llava;
-  if (options.seq < 1 + config.vision.features() + options.labelled) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "--seq: %d, wanted at least %d (an image and the labelled tokens)",
-        options.seq, 1 + config.vision.features() + options.labelled));
+  const int64_t longest = config.language.max_sequence_length;
+  const int64_t image = 1 + config.vision.features();
+  const bool mock = run.data.type == DataType::kMock;
+  StepSize size;
+  MIMO_ASSIGN_OR_RETURN(size.batch,
+                        args.Int("batch", run.train.global_batch_size));
+  MIMO_ASSIGN_OR_RETURN(size.seq, args.Int("seq", mock ? longest : 40));
+  MIMO_ASSIGN_OR_RETURN(size.labelled,
+                        args.Int("labelled", mock ? size.seq - image : 8));
+  MIMO_ASSIGN_OR_RETURN(const double seconds, args.Double("seconds", 5));
+  if (size.labelled < 1 || size.seq < image + size.labelled) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("--seq: %d, wanted at least %d (an image and the "
+                        "labelled tokens)",
+                        size.seq, image + std::max<int64_t>(size.labelled, 1)));
   }
+  const int64_t micro = std::min(run.train.micro_batch_size, size.batch);
+  if (size.batch < 1 || size.batch % micro != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "--batch: %d, wanted a multiple of train.micro_batch_size, %d",
+        size.batch, micro));
+  }
+  std::string name = path.substr(path.rfind('/') + 1);
+  name = name.substr(0, name.find('.'));
   if (args.Has("describe")) {
-    std::cout << Describe(config, options, seconds) << "\n";
+    std::cout << Describe(name, config, size, seconds) << "\n";
     return absl::OkStatus();
   }
 
-  Allocator allocator;
-  MIMO_ASSIGN_OR_RETURN(const auto model,
-                        MimoModel::Build(section.model, registry,
-                                         {.allocator = &allocator, .seed = 1}));
+  MIMO_ASSIGN_OR_RETURN(
+      const Compute compute,
+      ChooseCompute("train.", args.String("device", run.train.device),
+                    run.train.dtype));
+  Allocator allocator(compute.stream);
+  MIMO_ASSIGN_OR_RETURN(
+      const auto model,
+      BuildModel(section.model, registry,
+                 {.allocator = &allocator, .dtype = compute.dtype, .seed = 1}));
   MimoStage stage(*model, allocator);
-  AdamW optimizer(OptimizerConfig{}, model->Parameters(), allocator);
-  const MicroBatch batch = RandomBatch(config, options);
-  const double scale = 1.0 / batch.LabelledTokens();
-  allocator.ResetPeak();
-  const double step = Median(seconds, [&] {
-    CHECK_OK(stage.ForwardBackward(batch, scale).status());
-    optimizer.Step(1e-3);
+  AdamW optimizer(run.optimizer, model->Parameters(), allocator);
+  const std::vector<MicroBatch> batches = RandomBatches(config, size, micro);
+  int64_t labelled = 0;
+  for (const MicroBatch& batch : batches) labelled += batch.LabelledTokens();
+  const double scale = 1.0 / labelled;
+  const auto step = [&] {
+    for (const MicroBatch& batch : batches) {
+      CHECK_OK(stage.ForwardBackward(batch, scale));
+    }
+    optimizer.Step(1e-5);
     for (Parameter* p : model->Parameters()) p->ForgetGrad();
-  });
-  const double peak = SgemmPeakGflops();
-  const double gflop = GflopPerStep(config, options, model->Parameters());
-  const double tokens = options.batch * options.seq / step;
+    Synchronize(compute.stream);
+  };
+  step();
+  const double first = Seconds(Clock::now() - start);
+  allocator.ResetPeak();
+  const double median = Median(seconds, step);
+  const AllocatorStats tensors = allocator.stats();
+  const bool cuda = compute.stream.device == Device::kCuda;
+  const MemoryInfo memory = DeviceMemory(compute.stream.device);
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
+  const int64_t peak = cuda ? memory.total_bytes - memory.free_bytes
+                            : int64_t{1024} * usage.ru_maxrss;
+  const std::string phases =
+      args.Has("phases") ? Phases(*model, allocator, optimizer, batches, scale)
+                         : "";
+  const double gemm = GemmRate(allocator);
+  const double rate = StepFlops(config, size) / median;
+  const std::string device = DeviceName(compute.stream.device);
+  const bool hopper =
+      absl::StrContains(device, "H100") || absl::StrContains(device, "H200");
+  constexpr double kHopperPeak = 989.4e12;  // dense bf16, SXM's datasheet
+  constexpr double kGiB = 1 << 30;
   std::cout << absl::StrFormat(
-      R"({"what": "mimo", "threads": %d, "ms": %.3f, )"
-      R"("tokens_per_second": %.0f, "gflop": %.4f, "gflop_per_second": %.1f, )"
-      R"("sgemm_peak": %.1f, "share_of_peak": %.3f, "tensors_peak_mib": %.1f, )"
-      R"("peak_mib": %.1f})"
+      R"({"what": "mimo", "config": "%s", "device": "%s", "dtype": "%s", )"
+      R"("threads": %d, "batch": %d, "micro_batch": %d, "seq": %d, )"
+      R"("ms": %.3f, "tokens_per_second": %.0f, "tflop": %.6g, )"
+      R"("mfu": %.3f, "gemm_tflops": %.4g, "share_of_gemm": %.3f, )"
+      R"("peak_gib": %.3f, "tensors_gib": %.3f, "reserved_gib": %.3f, )"
+      R"("first_step_s": %.1f%s})"
       "\n",
-      NumThreads(), 1e3 * step, tokens, gflop, gflop / step, peak,
-      gflop / step / peak, allocator.stats().peak_bytes / 1048576.0,
-      usage.ru_maxrss / 1024.0);
+      name, device, Name(compute.dtype), NumThreads(), size.batch, micro,
+      size.seq, 1e3 * median, size.batch * size.seq / median,
+      rate * median * 1e-12, rate / (hopper ? kHopperPeak : gemm), gemm * 1e-12,
+      rate / gemm, peak / kGiB, tensors.peak_bytes / kGiB,
+      tensors.reserved_bytes / kGiB, first,
+      phases.empty() ? "" : absl::StrCat(R"(, "phases": {)", phases, "}"));
   return absl::OkStatus();
 }
 
@@ -243,8 +326,9 @@ absl::Status Run(const std::vector<std::string>& words) {
 }  // namespace mimo
 
 int main(int argc, char** argv) {
+  const auto start = std::chrono::steady_clock::now();
   mimo::EnterUsersFolder();
-  const absl::Status status = mimo::Run({argv + 1, argv + argc});
+  const absl::Status status = mimo::Run({argv + 1, argv + argc}, start);
   if (status.ok()) return 0;
   std::cerr << "llava_step: " << status.message() << "\n";
   return 2;

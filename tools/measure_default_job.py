@@ -69,7 +69,7 @@ for i, seed in enumerate(seeds):
     seconds.append(train(seed, folder))
     sheet = ["--contact-sheet", "docs/images/flags.png"] if i == 0 else []
     runs.append(tables(output(MIMO, "evaluate", "--config", CONFIG, "--checkpoint", folder, *sheet)))
-step = json.loads(output("bazel-bin/bench/llava_step"))
+step = json.loads(output("bazel-bin/bench/llava_step", "--device", "cpu"))
 
 lines = [f"Measured on {datetime.date.today()} at commit {output('git', 'rev-parse', '--short', 'HEAD').strip()}, "
          f"{cpu()}, {step['threads']} threads. {len(seeds)} seeds, {min(seeds_s := [round(s) for s in seconds])} to "
@@ -85,9 +85,9 @@ for split, label in BARS.items():
         lines.append(f"| {label} | {kind} | {asked:.0f} | **{exact[0]:.1f} - {exact[-1]:.1f} %** | {chance:.1f} % | "
                      f"{majority:.1f} % | {nearest:.1f} % |")
 lines += ["", f"The training step (32 samples of 40 tokens, `bench/llava_step`): {step['ms']:.0f} ms, "
-          f"{step['tokens_per_second']:.0f} tokens/s, {step['gflop_per_second']:.0f} GFLOP/s, "
-          f"{100 * step['share_of_peak']:.0f} % of this machine's own sgemm peak ({step['sgemm_peak']:.0f} GFLOP/s), "
-          f"{step['peak_mib']:.0f} MiB of memory at the most.", ""]
+          f"{step['tokens_per_second']:.0f} tokens/s, {1e6 * step['tflop'] / step['ms']:.0f} GFLOP/s, "
+          f"{100 * step['share_of_gemm']:.0f} % of this machine's own sgemm peak ({1e3 * step['gemm_tflops']:.0f} GFLOP/s), "
+          f"{1024 * step['peak_gib']:.0f} MiB of memory at the most.", ""]
 text = "\n".join(lines)
 open(RESULT, "w").write(text)
 readme = open("README.md").read()
