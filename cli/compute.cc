@@ -40,8 +40,7 @@ void AddComputeFlags(Args& args, const std::string& default_device) {
   args.Flag("device", "cpu|cuda|auto",
             absl::StrCat("where; auto: on a GPU if there is one (",
                          default_device, ")"));
-  args.Flag("dtype", "D",
-            "float32; a GPU: or bfloat16; CPU: or float64 (float32)");
+  args.Flag("dtype", "D", "float32, bfloat16 (GPU) or float64 (CPU)");
 }
 
 absl::StatusOr<Compute> ReadCompute(const Args& args,

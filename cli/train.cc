@@ -123,7 +123,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
       options.checkpoint_metadata = weights.metadata();
     }
   }
-  MimoStage stage(**model, allocator);
+  MimoStage stage(**model, allocator, run.train.cuda_graph);
   StopSignal stop;
   options.validation = sources.validation.get();
   options.checkpoint_files["config.yaml"] = KeptConfig(root, section);

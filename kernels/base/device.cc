@@ -88,6 +88,16 @@ void WaitFor(Stream later, Stream earlier) {
   MIMO_ON_CUDA(WaitForCuda(later, earlier));
 }
 
+void BeginCapture(Stream stream) { MIMO_ON_CUDA(BeginCaptureCuda(stream)); }
+
+std::shared_ptr<void> EndCapture(Stream stream) {
+  MIMO_ON_CUDA(EndCaptureCuda(stream));
+}
+
+void Replay(const std::shared_ptr<void>& captured, Stream stream) {
+  MIMO_ON_CUDA(ReplayCuda(captured.get(), stream));
+}
+
 void BeginRange(Device device, const std::string& name) {
   if (device == Device::kCpu) return;
   MIMO_ON_CUDA(BeginRangeCuda(name));

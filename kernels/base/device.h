@@ -4,6 +4,7 @@
 #define MIMO_KERNELS_BASE_DEVICE_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -42,6 +43,12 @@ void FillBytes(void* memory, int value, int64_t bytes, Stream stream);
 void Synchronize(Stream stream);
 // Work enqueued on `later` from now on waits for what is on `earlier` now.
 void WaitFor(Stream later, Stream earlier);
+
+// Between the two, what is enqueued on a GPU's stream is recorded, not run. The
+// result runs it again, on the same addresses.
+void BeginCapture(Stream stream);
+std::shared_ptr<void> EndCapture(Stream stream);
+void Replay(const std::shared_ptr<void>& captured, Stream stream);
 
 // A range of the host thread that profilers show by name (NVTX); ranges nest.
 // Nothing on the CPU.

@@ -103,6 +103,28 @@ void WaitForCuda(Stream later, Stream earlier) {
   MIMO_CUDA_CHECK(cudaEventDestroy(event));
 }
 
+// Relaxed: an allocator may ask for memory meanwhile.
+void BeginCaptureCuda(Stream stream) {
+  MIMO_CUDA_CHECK(
+      cudaStreamBeginCapture(Raw(stream), cudaStreamCaptureModeRelaxed));
+}
+
+std::shared_ptr<void> EndCaptureCuda(Stream stream) {
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  MIMO_CUDA_CHECK(cudaStreamEndCapture(Raw(stream), &graph));
+  MIMO_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  MIMO_CUDA_CHECK(cudaGraphDestroy(graph));
+  return std::shared_ptr<void>(executable, [](void* p) {
+    cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(p));
+  });
+}
+
+void ReplayCuda(void* captured, Stream stream) {
+  MIMO_CUDA_CHECK(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(captured), Raw(stream)));
+}
+
 void BeginRangeCuda(const std::string& name) { nvtxRangePushA(name.c_str()); }
 void EndRangeCuda() { nvtxRangePop(); }
 

@@ -18,6 +18,9 @@ void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream);
 void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream);
 void SynchronizeCuda(Stream stream);
 void WaitForCuda(Stream later, Stream earlier);
+void BeginCaptureCuda(Stream stream);
+std::shared_ptr<void> EndCaptureCuda(Stream stream);
+void ReplayCuda(void* captured, Stream stream);
 void BeginRangeCuda(const std::string& name);
 void EndRangeCuda();
 

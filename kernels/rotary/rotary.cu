@@ -14,14 +14,17 @@ constexpr int kThreads = 128;
 // blockDim.y-th head by them.
 template <typename T, int kWidth>
 __global__ void RotaryKernel(T* x, const float* cos, const float* sin,
-                             const int32_t* positions, int64_t heads,
+                             const int32_t* positions, int64_t seq,
+                             int64_t first_position, int64_t heads,
                              int64_t half, int64_t stride, int64_t max_position,
                              float sign) {
-  const int64_t position = positions[blockIdx.x];
+  const int64_t position = positions != nullptr
+                               ? positions[blockIdx.x]
+                               : first_position + blockIdx.x % seq;
   if (position < 0 || position >= max_position) {
     if (threadIdx.x == 0 && threadIdx.y == 0) {
-      printf("Rotary: positions[%u] is %lld, not in [0, %lld)\n", blockIdx.x,
-             static_cast<long long>(position),
+      printf("Rotary: the position of row %u is %lld, not in [0, %lld)\n",
+             blockIdx.x, static_cast<long long>(position),
              static_cast<long long>(max_position));
     }
     __trap();
@@ -70,8 +73,9 @@ void RotaryCuda(const RotaryArgs& args, Stream stream) {
       RotaryKernel<T, kWidth>
           <<<args.tokens, dim3(columns, heads), 0, RawStream(stream)>>>(
               static_cast<T*>(args.x), static_cast<const float*>(args.cos),
-              static_cast<const float*>(args.sin), args.positions, args.heads,
-              half, args.stride, args.max_position, args.inverse ? -1 : 1);
+              static_cast<const float*>(args.sin), args.positions, args.seq,
+              args.first_position, args.heads, half, args.stride,
+              args.max_position, args.inverse ? -1 : 1);
     };
     if (args.stride % kVector<T> == 0) {
       DispatchWidth<T>(half, {args.x, args.cos, args.sin}, launch);

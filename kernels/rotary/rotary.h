@@ -16,10 +16,13 @@
 namespace mimo::kernels {
 
 struct RotaryArgs {
-  void* x;                   // [T, stride] dtype; N heads of D from column 0
-  const void* cos;           // [max_position, D/2] accumulator dtype
-  const void* sin;           // [max_position, D/2] accumulator dtype
-  const int32_t* positions;  // [T], each in [0, max_position)
+  void* x;          // [T, stride] dtype; N heads of D from column 0
+  const void* cos;  // [max_position, D/2] accumulator dtype
+  const void* sin;  // [max_position, D/2] accumulator dtype
+  // [T], each in [0, max_position); null: sequences of `seq` tokens each, from
+  // first_position on.
+  const int32_t* positions = nullptr;
+  int64_t seq = 0, first_position = 0;
   int64_t tokens, heads, head_dim, stride, max_position;
   bool inverse = false;  // true: the backward
   DType dtype;

@@ -14,10 +14,12 @@ void Rotate(const RotaryArgs& args) {
   const T sign = args.inverse ? -1 : 1;
   ParallelFor(args.tokens, RowGrain(width), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const int64_t position = args.positions[t];
+      const int64_t position = args.positions != nullptr
+                                   ? args.positions[t]
+                                   : args.first_position + t % args.seq;
       CHECK(position >= 0 && position < args.max_position)
-          << "Rotary: positions[" << t << "] is " << position << ", not in [0, "
-          << args.max_position << ")";
+          << "Rotary: the position of row " << t << " is " << position
+          << ", not in [0, " << args.max_position << ")";
       const T* cos = static_cast<const T*>(args.cos) + position * half;
       const T* sin = static_cast<const T*>(args.sin) + position * half;
       for (int64_t n = 0; n < args.heads; ++n) {

@@ -174,7 +174,7 @@ TEST(RotaryDeathTest, PositionPastTheTable) {
                        .max_position = 1,
                        .dtype = DType::kFloat32},
                       Stream()),
-               "positions\\[0\\] is 1, not in \\[0, 1\\)");
+               "the position of row 0 is 1, not in \\[0, 1\\)");
 }
 
 }  // namespace

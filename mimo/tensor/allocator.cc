@@ -142,6 +142,11 @@ void Allocator::ResetPeak() {
   state_->stats.peak_bytes = state_->stats.live_bytes;
 }
 
+void Allocator::ReleaseKept() {
+  absl::MutexLock lock(&state_->mutex);
+  state_->FreeKept();
+}
+
 AllocationTag::AllocationTag(Allocator& allocator, absl::string_view tag)
     : allocator_(allocator) {
   Allocator::State& state = *allocator.state_;

@@ -39,6 +39,8 @@ class Allocator {
   Stream stream() const { return stream_; }
   AllocatorStats stats() const;
   void ResetPeak();
+  // Gives the system back what is kept and not in use.
+  void ReleaseKept();
 
  private:
   friend class AllocationTag;

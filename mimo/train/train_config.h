@@ -18,6 +18,7 @@ struct TrainConfig {
   int64_t seed = 1234;
   std::string device = "auto";    // cpu, cuda; auto: the GPU if there is one
   std::string dtype = "float32";  // bfloat16 too on a GPU
+  bool cuda_graph = true;         // a GPU: capture a pass, replay it
   int64_t eval_interval = 0;      // iterations between validations; 0: none
   int64_t eval_iters = 10;        // global batches of one validation
 
@@ -29,6 +30,7 @@ struct TrainConfig {
     v("seed", seed);
     v("device", device);
     v("dtype", dtype);
+    v("cuda_graph", cuda_graph);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);
   }

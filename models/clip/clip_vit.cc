@@ -125,13 +125,7 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
       ctx, {x, Var()}, {.batch = images, .seq = tokens}, config_.layers_used());
   x = r.pending.value.defined() ? Add(ctx, r.stream, r.pending) : r.stream;
   if (config_.feature_select_strategy == FeatureSelect::kFull) return x;
-  std::vector<int32_t> keep;  // all but the class tokens
-  keep.reserve(images * patches);
-  for (int64_t n = 0; n < images; ++n) {
-    for (int64_t p = 0; p < patches; ++p) keep.push_back(n * tokens + 1 + p);
-  }
-  return SelectRows(
-      ctx, x, Tensor::From<int32_t>(*ctx.allocator, {images * patches}, keep));
+  return DropClassTokens(ctx, x, tokens);
 }
 
 }  // namespace mimo

@@ -100,28 +100,20 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches,
                       int64_t cached) const {
   const ModuleScope scope(ctx, path());
-  std::vector<int32_t> positions;
-  positions.reserve(batch * seq);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t s = 0; s < seq; ++s) positions.push_back(cached + s);
-  }
-  const Sequence sequence = {
-      .batch = batch,
-      .seq = seq,
-      .rotary = Rotary{cos_, sin_,
-                       Tensor::From<int32_t>(*ctx.allocator, {batch * seq},
-                                             positions)},
-      .caches = caches,
-      .cached = cached};
+  const Sequence sequence = {.batch = batch,
+                             .seq = seq,
+                             .rotary = Rotary{cos_, sin_, seq, cached},
+                             .caches = caches,
+                             .cached = cached};
   const Residual x =
       layers_.Forward(ctx, {embeddings, Var()}, sequence, layers_.size());
   return final_norm_.Forward(ctx, x.stream, x.pending).normalized;
 }
 
-Var GptModel::Loss(const Context& ctx, const Var& hidden,
-                   const Tensor& targets) const {
+Var GptModel::Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
+                   const Tensor& dloss) const {
   const ModuleScope scope(ctx, path());
-  return HeadLoss(ctx, hidden, head_, targets);
+  return HeadLoss(ctx, hidden, head_, targets, dloss);
 }
 
 Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {

@@ -23,8 +23,8 @@ class GptModel : public LanguageModel {
   Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
               int64_t seq, std::vector<KvCache>* caches,
               int64_t cached) const override;
-  Var Loss(const Context& ctx, const Var& hidden,
-           const Tensor& targets) const override;
+  Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
+           const Tensor& dloss) const override;
   Tensor Logits(const Context& ctx, const Tensor& hidden) const override;
   std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
                                   int64_t capacity) const override;

@@ -8,6 +8,9 @@
 namespace mimo {
 namespace {
 
+// Labelled rows come in multiples of it on a GPU: few shapes to capture.
+constexpr size_t kRowsStep = 128;
+
 absl::Status Invalid(absl::string_view path, absl::string_view why) {
   return absl::InvalidArgumentError(
       path.empty() ? std::string(why) : absl::StrCat(path, ": ", why));
@@ -323,9 +326,17 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
     rows.push_back(static_cast<int32_t>(t));
     targets.push_back(following[t]);
   }
-  const int64_t labelled = rows.size();
-  inputs.loss_rows = Tensor::From<int32_t>(*ctx.allocator, {labelled}, rows);
-  inputs.targets = Tensor::From<int32_t>(*ctx.allocator, {labelled}, targets);
+  const bool all = rows.size() == following.size();
+  if (!all && ctx.compute.device != Device::kCpu) {
+    const size_t padded = (rows.size() + kRowsStep - 1) / kRowsStep * kRowsStep;
+    rows.resize(padded, -1);
+    targets.resize(padded, -1);
+  }
+  const Shape shape = {static_cast<int64_t>(rows.size())};
+  if (!all) {
+    inputs.loss_rows = Tensor::From<int32_t>(*ctx.allocator, shape, rows);
+  }
+  inputs.targets = Tensor::From<int32_t>(*ctx.allocator, shape, targets);
   return inputs;
 }
 

@@ -72,8 +72,9 @@ struct ModelInputs {
   int64_t cached;      // tokens before these, in the caches
   TokenLayout layout;
   ModalityInputs modalities;  // raw: e.g. pixels
-  // What the labelled rows predict; undefined when there are no labels.
-  Tensor loss_rows;  // [L] int32: rows of [B*S] that have a target
+  // What the labelled rows predict; undefined when there are no labels. Behind
+  // the labelled ones there may be some of -1, so that batches have few sizes.
+  Tensor loss_rows;  // [L] int32: rows of [B*S]; undefined: L = B*S, all
   Tensor targets;    // [L] int32: the token that follows
 };
 

@@ -27,10 +27,11 @@ class LanguageModel : public Module {
   virtual Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches = nullptr,
                       int64_t cached = 0) const = 0;
-  // Sum of the cross-entropies of `targets` [B*S] (what each row predicts; < 0:
-  // ignored): [1] float64.
-  virtual Var Loss(const Context& ctx, const Var& hidden,
-                   const Tensor& targets) const = 0;
+  // Sum of the cross-entropies of rows `hidden` [L, H] with `targets` [L] (what
+  // each row predicts; < 0: ignored): [1] float64. `dloss`: the gradient that
+  // the sum will be seeded with, when it is known already.
+  virtual Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
+                   const Tensor& dloss) const = 0;
   virtual Tensor Logits(const Context& ctx, const Tensor& hidden) const = 0;
   virtual std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
                                           int64_t capacity) const = 0;

@@ -86,6 +86,40 @@ struct SelectRowsNode final : Node {
   }
 };
 
+// Patches between a buffer with class tokens and one without.
+void CopyPatches(const Context& ctx, const Tensor& with, const Tensor& without,
+                 int64_t tokens, bool drop) {
+  const int64_t hidden = with.dim(1), images = with.dim(0) / tokens;
+  char* patches =
+      static_cast<char*>(with.data()) + hidden * SizeOf(with.dtype());
+  const int64_t stride = tokens * hidden, columns = stride - hidden;
+  kernels::Copy2d({.src = drop ? patches : without.data(),
+                   .src_stride = drop ? stride : columns,
+                   .dst = drop ? without.data() : patches,
+                   .dst_stride = drop ? columns : stride,
+                   .rows = images,
+                   .columns = columns,
+                   .dtype = with.dtype()},
+                  ctx.compute);
+}
+
+struct DropClassTokensNode final : Node {
+  Slot x_slot, out_slot;
+  Shape x_shape;
+  int64_t tokens;
+
+  const char* name() const override { return "DropClassTokens"; }
+
+  void Backward(BackwardContext& ctx) override {
+    const Tensor dout = ctx.Take(out_slot);
+    if (!dout.defined()) return;
+    auto dx = ctx.GradFor(x_slot, x_shape, dout.dtype());
+    CHECK(!dx.accumulate) << "DropClassTokens must be the tokens' only user";
+    dx.buffer.Zero();
+    CopyPatches(ctx.exec(), dx.buffer, dout, tokens, /*drop=*/false);
+  }
+};
+
 struct ConcatRowsNode final : Node {
   std::vector<Slot> slots;
   std::vector<int64_t> begins;  // first row of each part, then the end
@@ -228,6 +262,21 @@ Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
   node->position = &position;
   ctx.tape->Append(std::move(node));
   return y;
+}
+
+Var DropClassTokens(const Context& ctx, const Var& x, int64_t tokens) {
+  CHECK_EQ(x.value.dim(0) % tokens, 0);
+  const int64_t images = x.value.dim(0) / tokens;
+  Var out{ctx.Empty({images * (tokens - 1), x.value.dim(1)}, x.value.dtype())};
+  CopyPatches(ctx, x.value, out.value, tokens, /*drop=*/true);
+  if (ctx.tape == nullptr || !x.needs_grad()) return out;
+  auto node = std::make_unique<DropClassTokensNode>();
+  node->x_slot = x.slot;
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  node->x_shape = x.value.shape();
+  node->tokens = tokens;
+  ctx.tape->Append(std::move(node));
+  return out;
 }
 
 }  // namespace mimo

@@ -33,6 +33,10 @@ Var ConcatRows(const Context& ctx, const std::vector<Var>& parts);
 Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
                  Parameter& position);
 
+// The rows of VisionTokens without each image's first, its class token.
+// x [N*tokens, H] -> [N*(tokens-1), H]
+Var DropClassTokens(const Context& ctx, const Var& x, int64_t tokens);
+
 }  // namespace mimo
 
 #endif  // MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_

@@ -14,10 +14,11 @@ namespace mimo {
 Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
            Activation activation = Activation::kIdentity);
 
-// Angles of the rotary embedding, and the position of every token.
+// Angles of the rotary embedding, and where each sequence begins.
 struct Rotary {
-  Tensor cos, sin;   // [max_position, D/2] accumulator dtype
-  Tensor positions;  // [T] int32
+  Tensor cos, sin;  // [max_position, D/2] accumulator dtype
+  int64_t seq;      // tokens of a sequence
+  int64_t first_position;
 };
 
 // The fused projection of attention: Linear, then the rotary embedding on the
