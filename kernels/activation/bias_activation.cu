@@ -86,10 +86,9 @@ void Dispatch(Activation activation, F&& f) {
 }
 
 // Rows whose loads a thread issues together.
-constexpr int kRows = 4;
+constexpr int kForwardRows = 4;
 
-// A thread has kWidth columns and goes down the rows from blockIdx.y in steps
-// of gridDim.y.
+// A thread has kWidth columns of every gridDim.y-th row.
 template <typename T, typename A, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     ForwardKernel(const T* x, const T* bias, T* y, T* z, int64_t tokens,
@@ -99,15 +98,15 @@ __global__ void __launch_bounds__(kThreads)
   float b[kWidth] = {};
   if (bias != nullptr) Load<kWidth>(bias + f, b);
   for (int64_t first = blockIdx.y; first < tokens;
-       first += int64_t{kRows} * gridDim.y) {
-    float v[kRows][kWidth];
+       first += int64_t{kForwardRows} * gridDim.y) {
+    float v[kForwardRows][kWidth];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kForwardRows; ++r) {
       const int64_t t = first + int64_t{r} * gridDim.y;
       if (t < tokens) Load<kWidth>(x + t * features + f, v[r]);
     }
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kForwardRows; ++r) {
       const int64_t t = first + int64_t{r} * gridDim.y;
       if (t >= tokens) break;
 #pragma unroll
@@ -120,56 +119,45 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// As above; each block row sums its part of dbias: partial [gridDim.y, F], or
-// null. The identity has no x and no dx.
+constexpr int kBackwardWarps = 16, kBackwardBlocksPerSm = 2;
+
+// A block has the columns of one warp, kWarp * kWidth, and its warps share the
+// rows out with those of the blocks below it; what they sum is added in shared
+// memory into a row of partial [gridDim.y, F], which may be null. The identity
+// has no x and no dx.
 template <typename T, typename A, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBackwardWarps* kWarp, kBackwardBlocksPerSm)
     BackwardKernel(const T* x, const T* bias, const T* dy, T* dx,
                    float* partial, int64_t tokens, int64_t features) {
   constexpr bool kIdentity = std::is_same_v<A, Identity>;
-  const int64_t f = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
-  if (f >= features) return;
+  static_assert(kBackwardWarps >= kWidth);
+  __shared__ float sums[kBackwardWarps][kWidth][kWarp];
+  const int lane = threadIdx.x, warp = threadIdx.y;
+  const int64_t f = (int64_t{blockIdx.x} * kWarp + lane) * kWidth;
+  const int64_t step = int64_t{gridDim.y} * kBackwardWarps;
   float b[kWidth] = {}, sum[kWidth] = {};
-  if (bias != nullptr) Load<kWidth>(bias + f, b);
-  for (int64_t first = blockIdx.y; first < tokens;
-       first += int64_t{kRows} * gridDim.y) {
-    float v[kRows][kWidth], g[kRows][kWidth];
+  if (bias != nullptr && f < features) Load<kWidth>(bias + f, b);
+  for (int64_t t = int64_t{blockIdx.y} * kBackwardWarps + warp;
+       t < tokens && f < features; t += step) {
+    float v[kWidth], g[kWidth];
+    if constexpr (!kIdentity) Load<kWidth>(x + t * features + f, v);
+    Load<kWidth>(dy + t * features + f, g);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t t = first + int64_t{r} * gridDim.y;
-      if (t >= tokens) break;
-      if constexpr (!kIdentity) Load<kWidth>(x + t * features + f, v[r]);
-      Load<kWidth>(dy + t * features + f, g[r]);
+    for (int i = 0; i < kWidth; ++i) {
+      if constexpr (!kIdentity) g[i] *= A::Derivative(v[i] + b[i]);
+      sum[i] += g[i];
     }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t t = first + int64_t{r} * gridDim.y;
-      if (t >= tokens) break;
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) {
-        if constexpr (!kIdentity) g[r][i] *= A::Derivative(v[r][i] + b[i]);
-        sum[i] += g[r][i];
-      }
-      if constexpr (!kIdentity) Store<kWidth>(dx + t * features + f, g[r]);
-    }
+    if constexpr (!kIdentity) Store<kWidth>(dx + t * features + f, g);
   }
   if (partial == nullptr) return;
-  for (int i = 0; i < kWidth; ++i)
-    partial[blockIdx.y * features + f + i] = sum[i];
-}
-
-// Blocks across the columns, and at most `rows` down the tokens.
-dim3 Grid(int64_t tokens, int64_t features, int width, int64_t rows) {
-  return dim3(CeilDiv(features, kThreads * width),
-              std::min(CeilDiv(tokens, kRows), rows));
-}
-
-// Of the backward: what runs at one time, and no more partial sums than that.
-int64_t BackwardRows(int64_t features, int width) {
-  constexpr int kBlocksPerSm = 4;
-  const int64_t across = CeilDiv(features, kThreads * width);
-  return std::clamp<int64_t>(kBlocksPerSm * NumSms() / across, 1,
-                             kCudaPartialRows);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) sums[warp][i][lane] = sum[i];
+  __syncthreads();
+  if (warp >= kWidth || f >= features) return;  // warp i adds columns f + i
+  float total = 0;
+#pragma unroll
+  for (int w = 0; w < kBackwardWarps; ++w) total += sums[w][warp][lane];
+  partial[blockIdx.y * features + f + warp] = total;
 }
 
 }  // namespace
@@ -182,7 +170,9 @@ void BiasActivationForwardCuda(const BiasActivationForwardArgs& args,
     DispatchWidth<T>(
         args.features, {args.x, args.bias, args.y, args.z}, [&]<int kWidth>() {
           Dispatch(args.activation, [&]<typename A>() {
-            const dim3 grid = Grid(args.tokens, args.features, kWidth, 1 << 14);
+            const dim3 grid(
+                CeilDiv(args.features, kThreads * kWidth),
+                std::min<int64_t>(CeilDiv(args.tokens, kForwardRows), 1 << 14));
             ForwardKernel<T, A, kWidth>
                 <<<grid, kThreads, 0, RawStream(stream)>>>(
                     static_cast<const T*>(args.x),
@@ -211,15 +201,19 @@ void BiasActivationBackwardCuda(const BiasActivationBackwardArgs& args,
           args.features, {args.x, args.bias, args.dy, args.dx},
           [&]<int kWidth>() {
             Dispatch(args.activation, [&]<typename A>() {
-              const dim3 grid = Grid(args.tokens, args.features, kWidth,
-                                     BackwardRows(args.features, kWidth));
-              rows = grid.y;
+              // What runs at one time.
+              const int64_t columns = CeilDiv(args.features, kWarp * kWidth);
+              rows = std::min(
+                  {std::max<int64_t>(kBackwardBlocksPerSm * NumSms() / columns,
+                                     1),
+                   CeilDiv(args.tokens, kBackwardWarps), kCudaPartialRows});
               BackwardKernel<T, A, kWidth>
-                  <<<grid, kThreads, 0, RawStream(stream)>>>(
-                      static_cast<const T*>(args.x),
-                      static_cast<const T*>(args.bias),
-                      static_cast<const T*>(args.dy), static_cast<T*>(args.dx),
-                      partial, args.tokens, args.features);
+                  <<<dim3(columns, rows), dim3(kWarp, kBackwardWarps), 0,
+                     RawStream(stream)>>>(static_cast<const T*>(args.x),
+                                          static_cast<const T*>(args.bias),
+                                          static_cast<const T*>(args.dy),
+                                          static_cast<T*>(args.dx), partial,
+                                          args.tokens, args.features);
             });
           });
     });

@@ -10,8 +10,9 @@
 // Flops (the floor): 2 M N K. K = 0 gives beta * c; beta = 0 never reads c.
 // CPU: OpenBLAS on one thread a block, the blocks shared out by ParallelFor.
 // CUDA: cuBLASLt; true float32, or bfloat16 with float32 sums; deterministic.
-// Its GELU epilogue is the tanh form, and takes bias and z along; every other
-// activation is a kernel after the product.
+// A bfloat16 product may be rounded before beta * c or the bias is added. Its
+// GELU epilogue is the tanh form, of the hardware's tanh, and takes bias and z
+// along; every other activation is a kernel after the product.
 #ifndef MIMO_KERNELS_GEMM_GEMM_H_
 #define MIMO_KERNELS_GEMM_GEMM_H_
 

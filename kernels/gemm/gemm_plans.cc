@@ -197,15 +197,15 @@ bool GemmPlans::Run(const GemmArgs& args, cudaStream_t stream) {
   return true;
 }
 
-// Rounds of all candidates, so that all see the same clocks and temperature,
-// each after the cache was filled with other data, as in a step. The first
-// round warms up, and after the second only the near ones go on. The medians
-// count; cuBLASLt's own choice stays unless another is 1 % faster.
+// Every time is taken after the cache was filled with other data, as in a step.
+// A GPU's clocks move by more than candidates differ: all run in turn, and the
+// fastest then runs in turn with cuBLASLt's own choice, which stays unless the
+// other is 1 % faster in the median pair.
 int GemmPlans::Fastest(GemmProblem& problem,
                        const std::vector<cublasLtMatmulAlgo_t>& candidates,
                        const GemmArgs& args, cudaStream_t stream) {
-  constexpr int kRounds = 12;
-  constexpr float kNear = 1.15, kGain = 0.99;
+  constexpr int kRounds = 5, kPairs = 11;
+  constexpr float kGain = 0.99;
   constexpr int64_t kCacheBytes = 64 << 20;  // more than Hopper's 50 MB
   GemmArgs trial = args;
   // c is added to by the caller's product alone.
@@ -217,39 +217,42 @@ int GemmPlans::Fastest(GemmProblem& problem,
   cudaEvent_t begin, end;
   MIMO_CUDA_CHECK(cudaEventCreate(&begin));
   MIMO_CUDA_CHECK(cudaEventCreate(&end));
+  const auto milliseconds = [&](size_t i) {
+    MIMO_CUDA_CHECK(cudaMemsetAsync(scratch, 0, kCacheBytes, stream));
+    MIMO_CUDA_CHECK(cudaEventRecord(begin, stream));
+    const cublasStatus_t status = Launch(problem, candidates[i], trial, stream);
+    MIMO_CUDA_CHECK(cudaEventRecord(end, stream));
+    MIMO_CUDA_CHECK(cudaEventSynchronize(end));
+    float time;
+    MIMO_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
+    return status == CUBLAS_STATUS_SUCCESS
+               ? time
+               : std::numeric_limits<float>::infinity();
+  };
+  const auto median = [](std::vector<float> values) {
+    const auto middle = values.begin() + values.size() / 2;
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+  };
   std::vector<std::vector<float>> times(candidates.size());
-  float least = std::numeric_limits<float>::infinity();
-  for (int round = 0; round < kRounds; ++round) {
+  for (int round = 0; round <= kRounds; ++round) {
     for (size_t i = 0; i < candidates.size(); ++i) {
-      if (round > 1 && (times[i].empty() || times[i][0] > kNear * least))
-        continue;
-      MIMO_CUDA_CHECK(cudaMemsetAsync(scratch, 0, kCacheBytes, stream));
-      MIMO_CUDA_CHECK(cudaEventRecord(begin, stream));
-      const cublasStatus_t status =
-          Launch(problem, candidates[i], trial, stream);
-      MIMO_CUDA_CHECK(cudaEventRecord(end, stream));
-      MIMO_CUDA_CHECK(cudaEventSynchronize(end));
-      float ms;
-      MIMO_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-      if (round == 0 || status != CUBLAS_STATUS_SUCCESS) continue;
-      times[i].push_back(ms);
-      least = std::min(least, ms);
+      const float time = milliseconds(i);
+      if (round > 0) times[i].push_back(time);  // the first warms up
     }
   }
+  size_t best = 0;
+  for (size_t i = 1; i < candidates.size(); ++i)
+    if (median(times[i]) < median(times[best])) best = i;
+  std::vector<float> ratios;
+  for (int pair = 0; pair < kPairs; ++pair) {
+    const float first = milliseconds(0);
+    ratios.push_back(milliseconds(best) / first);
+  }
+  if (median(ratios) > kGain) best = 0;
   MIMO_CUDA_CHECK(cudaEventDestroy(begin));
   MIMO_CUDA_CHECK(cudaEventDestroy(end));
   MIMO_CUDA_CHECK(cudaFree(scratch));
-  int best = -1;
-  float best_time = std::numeric_limits<float>::infinity();
-  for (size_t i = 0; i < candidates.size(); ++i) {
-    std::vector<float>& all = times[i];
-    if (all.size() != kRounds - 1) continue;
-    const auto median = all.begin() + all.size() / 2;
-    std::nth_element(all.begin(), median, all.end());
-    if (*median >= (best == 0 ? kGain : 1) * best_time) continue;
-    best_time = *median;
-    best = i;
-  }
   return best;
 }
 
