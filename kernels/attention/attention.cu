@@ -9,14 +9,17 @@ namespace mimo::kernels {
 namespace {
 
 // The way for a class of shapes. Measured on an H100 with attention_cuda_bench,
-// TFLOP/s of sm90 against cudnn's (an order fixed) and simple's, forward and
+// TFLOP/s of sm90, cudnn (its sums in a fixed order) and simple, forward and
 // backward, head size 128 causal unless said otherwise:
-//   B  4 N 32 S  2048         553 : 529 : 23    403 : 361 : 11
-//   B  2 N 32 S  4096         625 : 587         474 : 407
-//   B  1 N 32 S 16384         685 : 661         499 : 475
-//   B  8 N 32 S   704         322 : 318         231 : 233
-//   B 32 N 16 S   577 D 64    295 : 282 : 17    227 : 163 : 13    full
-//   B  8 N 16 S   729 D 72          243 : 12          170 :  5    full
+//   B  4 N 32       S  2048         553 529 23    403 361 11
+//   B  2 N 32       S  4096         632 587       474 407
+//   B  2 N 32 G 8   S  4096         639 587       393 406
+//   B  1 N 32       S 16384         685 661       499 475
+//   B  8 N 32       S   704         332 318       231 233
+//   B 32 N 16       S   577 D 64    302 282 17    229 164 13    full
+//   B  8 N 16       S   729 D 72        243 12        170  5    full
+// Where sm90 and cudnn are close it is sm90: cuDNN compiles for a second for
+// every shape, and its backward keeps dz.
 AttentionWay Preferred(const AttentionShape& s, DType dtype) {
   if (dtype != DType::kBFloat16) return AttentionWay::kSimple;
   if (s.head_dim == 64 || s.head_dim == 128) return AttentionWay::kSm90;
@@ -58,11 +61,7 @@ struct Functions {
 
 // By AttentionWay.
 constexpr Functions kFunctions[] = {
-    {"sm90", AttentionForwardSm90Takes,
-     [](const AttentionBackwardArgs& args) {
-       // Its copies reach behind the last of packed rows.
-       return args.cu_seqlens == nullptr && AttentionBackwardSm90Takes(args);
-     },
+    {"sm90", AttentionForwardSm90Takes, AttentionBackwardSm90Takes,
      AttentionForwardSm90, AttentionBackwardSm90,
      AttentionBackwardSm90WorkspaceBytes},
     {"cudnn", AttentionForwardCudnnTakes,
