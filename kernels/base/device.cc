@@ -98,6 +98,20 @@ void Replay(const std::shared_ptr<void>& captured, Stream stream) {
   MIMO_ON_CUDA(ReplayCuda(captured.get(), stream));
 }
 
+Event RecordEvent(Stream stream) {
+  if (stream.device == Device::kCpu) {
+    return {std::chrono::steady_clock::now(), nullptr};
+  }
+  MIMO_ON_CUDA(RecordCudaEvent(stream));
+}
+
+double SecondsBetween(const Event& from, const Event& to) {
+  if (from.raw == nullptr) {
+    return std::chrono::duration<double>(to.host - from.host).count();
+  }
+  MIMO_ON_CUDA(CudaSecondsBetween(from.raw.get(), to.raw.get()));
+}
+
 void BeginRange(Device device, const std::string& name) {
   if (device == Device::kCpu) return;
   MIMO_ON_CUDA(BeginRangeCuda(name));

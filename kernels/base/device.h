@@ -3,6 +3,7 @@
 #ifndef MIMO_KERNELS_BASE_DEVICE_H_
 #define MIMO_KERNELS_BASE_DEVICE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -49,6 +50,16 @@ void WaitFor(Stream later, Stream earlier);
 void BeginCapture(Stream stream);
 std::shared_ptr<void> EndCapture(Stream stream);
 void Replay(const std::shared_ptr<void>& captured, Stream stream);
+
+// A moment of a stream: when what was enqueued before it is done.
+struct Event {
+  std::chrono::steady_clock::time_point host;  // when it was recorded
+  std::shared_ptr<void> raw;                   // a GPU's; null on the CPU
+};
+Event RecordEvent(Stream stream);
+// Seconds between two of one stream that Synchronize has passed, to about a
+// microsecond.
+double SecondsBetween(const Event& from, const Event& to);
 
 // A range of the host thread that profilers show by name (NVTX); ranges nest.
 // Nothing on the CPU.

@@ -125,6 +125,24 @@ void ReplayCuda(void* captured, Stream stream) {
       cudaGraphLaunch(static_cast<cudaGraphExec_t>(captured), Raw(stream)));
 }
 
+Event RecordCudaEvent(Stream stream) {
+  const auto now = std::chrono::steady_clock::now();
+  cudaEvent_t event;
+  MIMO_CUDA_CHECK(cudaEventCreate(&event));
+  MIMO_CUDA_CHECK(cudaEventRecord(event, Raw(stream)));
+  return {now, std::shared_ptr<void>(event, [](void* p) {
+            cudaEventDestroy(static_cast<cudaEvent_t>(p));
+          })};
+}
+
+double CudaSecondsBetween(void* from, void* to) {
+  float milliseconds;
+  MIMO_CUDA_CHECK(cudaEventElapsedTime(&milliseconds,
+                                       static_cast<cudaEvent_t>(from),
+                                       static_cast<cudaEvent_t>(to)));
+  return 1e-3 * milliseconds;
+}
+
 void BeginRangeCuda(const std::string& name) { nvtxRangePushA(name.c_str()); }
 void EndRangeCuda() { nvtxRangePop(); }
 

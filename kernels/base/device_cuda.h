@@ -21,6 +21,8 @@ void WaitForCuda(Stream later, Stream earlier);
 void BeginCaptureCuda(Stream stream);
 std::shared_ptr<void> EndCaptureCuda(Stream stream);
 void ReplayCuda(void* captured, Stream stream);
+Event RecordCudaEvent(Stream stream);
+double CudaSecondsBetween(void* from, void* to);
 void BeginRangeCuda(const std::string& name);
 void EndRangeCuda();
 

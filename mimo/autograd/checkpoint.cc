@@ -4,6 +4,8 @@
 #include <memory>
 #include <utility>
 
+#include "mimo/autograd/profiler.h"
+
 namespace mimo {
 namespace {
 
@@ -23,7 +25,11 @@ struct CheckpointNode final : Node {
                                                 : child.Input(inputs[i].get()));
     }
     std::vector<Tape::Seed> seeds;
-    const std::vector<Var> outputs = body(exec, again);
+    std::vector<Var> outputs;
+    {
+      const ProfileRange range(exec, "recompute");
+      outputs = body(exec, again);
+    }
     for (size_t i = 0; i < outputs.size(); ++i) {
       seeds.push_back({outputs[i].slot, ctx.Take(output_slots[i])});
     }

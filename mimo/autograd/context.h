@@ -10,12 +10,14 @@
 
 namespace mimo {
 
+class Profiler;
 class Tape;
 
 struct Context {
   Allocator* allocator;
   Stream compute = allocator->stream();
   Tape* tape = nullptr;  // null: nothing is recorded (evaluation, generation)
+  Profiler* profiler = nullptr;  // null: nothing is measured
 
   Tensor Empty(Shape shape, DType dtype) const {
     return Tensor(*allocator, std::move(shape), dtype);

@@ -1,19 +1,21 @@
 // ModuleScope: marks the work of a module. What is allocated in it counts for
-// the module, and profilers show its work, forward and backward, as a range of
-// the module's name. The innermost scope wins.
+// the module (the innermost scope wins), and profilers (ours, NVTX) show it as
+// a range of the module's path, with " backward" behind it in the backward.
 #ifndef MIMO_MIMO_AUTOGRAD_MODULE_SCOPE_H_
 #define MIMO_MIMO_AUTOGRAD_MODULE_SCOPE_H_
 
 #include <string>
 
 #include "mimo/autograd/context.h"
+#include "mimo/autograd/profiler.h"
 
 namespace mimo {
 
 class ModuleScope {
  public:
   // `path` outlives the tape of ctx.
-  ModuleScope(const Context& ctx, const std::string& path);
+  ModuleScope(const Context& ctx, const std::string& path,
+              bool backward = false);
   ~ModuleScope();
   ModuleScope(const ModuleScope&) = delete;
   ModuleScope& operator=(const ModuleScope&) = delete;
@@ -22,6 +24,7 @@ class ModuleScope {
   const Context& ctx_;
   const std::string* outer_;  // the tape's scope before
   AllocationTag tag_;
+  ProfileRange range_;
 };
 
 }  // namespace mimo

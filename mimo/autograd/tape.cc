@@ -52,7 +52,7 @@ void Tape::Backward(const Context& exec, std::vector<Seed> seeds) {
     // As far as the scope goes.
     const std::string* path = nodes_.back()->scope_;
     std::optional<ModuleScope> scope;
-    if (path != nullptr) scope.emplace(untaped, *path);
+    if (path != nullptr) scope.emplace(untaped, *path, /*backward=*/true);
     do {
       nodes_.back()->Backward(ctx);
       nodes_.pop_back();

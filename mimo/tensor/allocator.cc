@@ -137,6 +137,11 @@ AllocatorStats Allocator::stats() const {
   return stats;
 }
 
+int64_t Allocator::live_bytes() const {
+  absl::MutexLock lock(&state_->mutex);
+  return state_->stats.live_bytes;
+}
+
 void Allocator::ResetPeak() {
   absl::MutexLock lock(&state_->mutex);
   state_->stats.peak_bytes = state_->stats.live_bytes;

@@ -38,6 +38,7 @@ class Allocator {
 
   Stream stream() const { return stream_; }
   AllocatorStats stats() const;
+  int64_t live_bytes() const;  // stats().live_bytes
   void ResetPeak();
   // Gives the system back what is kept and not in use.
   void ReleaseKept();

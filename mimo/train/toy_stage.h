@@ -49,6 +49,8 @@ class ToyStage : public TrainStage {
     return Run(batch, grad);
   }
 
+  void SetProfiler(Profiler*) override {}
+
   std::vector<float> Weights() {
     std::vector<float> all;
     for (Parameter* parameter : Parameters()) {

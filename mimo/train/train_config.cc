@@ -40,6 +40,7 @@ absl::Status TrainConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("dtype: ", dtype, ", wanted float32 or bfloat16"));
   }
+  MIMO_RETURN_IF_ERROR(NotEmpty("gemm_plans", gemm_plans));
   MIMO_RETURN_IF_ERROR(AtLeast(0, "eval_interval", eval_interval));
   return AtLeast(1, "eval_iters", eval_iters);
 }
@@ -54,7 +55,10 @@ absl::Status CheckpointConfig::Validate() const {
 absl::Status LoggingConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(AtLeast(1, "log_interval", log_interval));
   MIMO_RETURN_IF_ERROR(NotEmpty("metrics", metrics));
-  return NotEmpty("tensorboard_dir", tensorboard_dir);
+  MIMO_RETURN_IF_ERROR(NotEmpty("tensorboard_dir", tensorboard_dir));
+  MIMO_RETURN_IF_ERROR(NotEmpty("profile", profile));
+  MIMO_RETURN_IF_ERROR(AtLeast(0, "profile_after", profile_after));
+  return AtLeast(1, "profile_iters", profile_iters);
 }
 
 }  // namespace mimo

@@ -63,6 +63,11 @@ struct LoggingConfig {
   std::optional<std::string> metrics;          // JSONL file
   std::optional<std::string> tensorboard_dir;  // folder of event files
   bool progress = true;                        // on stderr
+  // A trace of profile_iters iterations, when profile_after of this run are
+  // done.
+  std::optional<std::string> profile;  // JSON file
+  int64_t profile_after = 2;
+  int64_t profile_iters = 3;
 
   template <typename V>
   void Fields(V& v) {
@@ -70,6 +75,9 @@ struct LoggingConfig {
     v("metrics", metrics);
     v("tensorboard_dir", tensorboard_dir);
     v("progress", progress);
+    v("profile", profile);
+    v("profile_after", profile_after);
+    v("profile_iters", profile_iters);
   }
   absl::Status Validate() const;
 };

@@ -10,6 +10,8 @@
 
 namespace mimo {
 
+class Profiler;
+
 class TrainStage {
  public:
   virtual ~TrainStage() = default;
@@ -24,6 +26,9 @@ class TrainStage {
                                                  double loss_scale) = 0;
   // The sum of the labelled tokens' losses alone.
   virtual absl::StatusOr<double> Loss(const MicroBatch& batch) = 0;
+
+  // Measures from now on what the stage does; null: nothing any more.
+  virtual void SetProfiler(Profiler* profiler) = 0;
 };
 
 }  // namespace mimo

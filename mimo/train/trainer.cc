@@ -98,6 +98,7 @@ Trainer::Trainer(TrainerOptions options, TrainStage& stage, BatchSource& source,
     : options_(std::move(options)),
       stage_(stage),
       source_(source),
+      ctx_{.allocator = &allocator},
       optimizer_(options_.optimizer, stage.Parameters(), allocator),
       progress_(options_.out, isatty(fileno(options_.out)) != 0) {}
 
@@ -147,8 +148,24 @@ absl::Status Trainer::OpenLogs() {
         events_,
         EventFile::Open(*logging.tensorboard_dir, iteration_ + 1, absl::Now()));
   }
+  if (logging.profile) {
+    MIMO_ASSIGN_OR_RETURN(profile_, AppendFile::Open(*logging.profile, 0));
+  }
   logged_iteration_ = iteration_;
   return absl::OkStatus();
+}
+
+void Trainer::StartProfile() {
+  ctx_.profiler = &profiler_.emplace(ctx_.compute);
+  stage_.SetProfiler(ctx_.profiler);
+}
+
+absl::Status Trainer::EndProfile() {
+  stage_.SetProfiler(nullptr);
+  ctx_.profiler = nullptr;
+  const std::string trace = profiler_->Trace();
+  profiler_.reset();
+  return profile_->Append(trace);
 }
 
 absl::StatusOr<TrainResult> Trainer::Run() {
@@ -156,8 +173,14 @@ absl::StatusOr<TrainResult> Trainer::Run() {
   TrainResult result;
   const absl::Time start = SteadyNow();
   const int64_t first = iteration_;
+  const int64_t profile_from = first + options_.logging.profile_after;
   while (iteration_ < train.train_iters && !result.stopped) {
+    if (profile_ && iteration_ == profile_from) StartProfile();
     MIMO_ASSIGN_OR_RETURN(const Step step, RunIteration());
+    if (profiler_ &&
+        iteration_ == profile_from + options_.logging.profile_iters) {
+      MIMO_RETURN_IF_ERROR(EndProfile());
+    }
     result.lm_loss = step.lm_loss;
     MIMO_RETURN_IF_ERROR(CountSkipped(step));
     MIMO_RETURN_IF_ERROR(Log(step));
@@ -182,6 +205,11 @@ absl::StatusOr<TrainResult> Trainer::Run() {
     }
     result.stopped = options_.stop_requested && options_.stop_requested();
   }
+  if (profiler_) MIMO_RETURN_IF_ERROR(EndProfile());
+  if (profile_ && iteration_ <= profile_from) {
+    progress_.Say(absl::StrCat("logging.profile: only ", iteration_ - first,
+                               " iterations were run, none was profiled"));
+  }
   MIMO_RETURN_IF_ERROR(Save());
   if (result.stopped) {
     progress_.Say(absl::StrCat(
@@ -198,11 +226,13 @@ absl::StatusOr<TrainResult> Trainer::Run() {
 absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   const absl::Time start = SteadyNow();
   Step step = {};
+  ProfileRange range(ctx_, absl::StrCat("iteration ", iteration_ + 1));
   // The loss is a mean over the whole global batch, so its labels are counted
   // before the first backward.
   std::vector<MicroBatch> batches;
   int64_t labelled = 0;
   for (int64_t i = 0; i < options_.train.MicroBatches(); ++i) {
+    const ProfileRange data(ctx_, "data");
     MIMO_ASSIGN_OR_RETURN(MicroBatch batch, source_.Next());
     labelled += batch.LabelledTokens();
     step.tokens += Tokens(batch);
@@ -219,15 +249,20 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   step.lm_loss = Mean(sum, labelled);
   step.learning_rate =
       LearningRate(options_.optimizer, options_.train.train_iters, iteration_);
-  if (std::isfinite(sum)) {
-    optimizer_.Step(step.learning_rate);
-  } else {
-    optimizer_.Skip();
+  {
+    const ProfileRange update(ctx_, "update");
+    if (std::isfinite(sum)) {
+      optimizer_.Step(step.learning_rate);
+    } else {
+      optimizer_.Skip();
+    }
+    step.grad_norm = optimizer_.norm();
   }
-  step.grad_norm = optimizer_.norm();
   for (Parameter* parameter : stage_.Parameters()) parameter->ForgetGrad();
   ++iteration_;
   step.time = SteadyNow() - start;
+  range.Set("lm_loss", step.lm_loss);
+  range.Set("tokens", step.tokens);
   return step;
 }
 

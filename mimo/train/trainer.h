@@ -15,8 +15,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "mimo/autograd/profiler.h"
 #include "mimo/optim/adamw.h"
 #include "mimo/optim/optimizer_config.h"
+#include "mimo/train/append_file.h"
 #include "mimo/train/batch_source.h"
 #include "mimo/train/event_file.h"
 #include "mimo/train/metrics_file.h"
@@ -77,6 +79,8 @@ class Trainer {
           Allocator& allocator);
   absl::Status Resume();
   absl::Status OpenLogs();
+  void StartProfile();
+  absl::Status EndProfile();
   absl::StatusOr<Step> RunIteration();
   absl::Status CountSkipped(const Step& step);
   absl::Status Log(const Step& step);
@@ -87,10 +91,13 @@ class Trainer {
   TrainerOptions options_;
   TrainStage& stage_;
   BatchSource& source_;
+  Context ctx_;
   AdamW optimizer_;
   Progress progress_;
   std::optional<MetricsFile> metrics_;
   std::optional<EventFile> events_;
+  std::optional<AppendFile> profile_;
+  std::optional<Profiler> profiler_;  // while it measures
 
   int64_t iteration_ = 0;
   int64_t consumed_samples_ = 0;

@@ -5,6 +5,7 @@
 #include "absl/log/check.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/embedding.h"
+#include "mimo/autograd/profiler.h"
 
 namespace mimo {
 namespace {
@@ -69,8 +70,13 @@ absl::StatusOr<Tensor> MimoStage::Run(const Context& ctx,
   Tape tape;
   Context taped = ctx;
   taped.tape = &tape;
-  MIMO_ASSIGN_OR_RETURN(const Var hidden, model_.Forward(taped, inputs));
-  Var loss = LossSum(taped, model_, inputs, hidden, dloss);
+  Var loss;
+  {
+    const ProfileRange range(ctx, "forward");
+    MIMO_ASSIGN_OR_RETURN(const Var hidden, model_.Forward(taped, inputs));
+    loss = LossSum(taped, model_, inputs, hidden, dloss);
+  }
+  const ProfileRange range(ctx, "backward");
   tape.Backward(taped, {{loss.slot, dloss}});
   return std::move(loss.value);
 }
@@ -99,7 +105,7 @@ absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs, model_.Prepare(ctx_, batch));
   Tensor dloss = Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale});
   Pass* pass = nullptr;
-  if (capture_) {
+  if (capture_ && ctx_.profiler == nullptr) {
     std::vector<int64_t> key = KeyOf(inputs, model_.Parameters());
     const auto found = passes_.find(key);
     if (found != passes_.end()) {

@@ -39,6 +39,8 @@ class MimoStage : public TrainStage {
   absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
                                          double loss_scale) override;
   absl::StatusOr<double> Loss(const MicroBatch& batch) override;
+  // What is measured runs uncaptured.
+  void SetProfiler(Profiler* profiler) override { ctx_.profiler = profiler; }
 
  private:
   // A forward and backward of one shape.

@@ -42,6 +42,7 @@ SelfAttention::SelfAttention(BuildContext build,
 
 Var SelfAttention::Forward(const Context& ctx, const Var& x,
                            const Sequence& sequence, KvCache* cache) const {
+  const ModuleScope scope(ctx, path());
   const Var qkv = QkvLinear(ctx, x, qkv_.weight(), qkv_.bias(),
                             sequence.rotary ? &*sequence.rotary : nullptr,
                             config_.heads, config_.kv_heads, config_.head_dim);
@@ -109,6 +110,7 @@ FeedForward::FeedForward(BuildContext build, const TransformerConfig& config)
                                  config.init_std)) {}
 
 Var FeedForward::Forward(const Context& ctx, const Var& x) const {
+  const ModuleScope scope(ctx, path());
   if (config_.gated) {
     return fc2_.Forward(ctx, SiluGate(ctx, fc1_.Forward(ctx, x)));
   }
