@@ -21,6 +21,9 @@ void LayerNormForwardCuda(const LayerNormForwardArgs& args, Stream stream) {
 }
 
 void LayerNormBackwardCuda(const LayerNormBackwardArgs& args, Stream stream) {
+  CHECK((args.dweight == nullptr && args.dbias == nullptr) ||
+        args.tokens == 0 || args.workspace != nullptr)
+      << "LayerNorm: dweight and dbias need a workspace";
   int64_t partial_rows = 0;
   float* workspace = static_cast<float*>(args.workspace);
   float* dweight = args.dweight == nullptr ? nullptr : workspace;

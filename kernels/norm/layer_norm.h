@@ -8,7 +8,7 @@
 // ds is the gradient of x and of residual alike.
 // Source: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 4.
 // Numerics: two passes over a row (mean, then variance) in the accumulator
-// dtype. Bytes (the floor): as RmsNorm's.
+// dtype; else as RmsNorm. Bytes (the floor): as RmsNorm's.
 #ifndef MIMO_KERNELS_NORM_LAYER_NORM_H_
 #define MIMO_KERNELS_NORM_LAYER_NORM_H_
 

@@ -19,6 +19,9 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args, Stream stream) {
 }
 
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args, Stream stream) {
+  CHECK(args.dweight == nullptr || args.tokens == 0 ||
+        args.workspace != nullptr)
+      << "RmsNorm: dweight needs a workspace";
   int64_t partial_rows = 0;
   float* partial =
       args.dweight == nullptr ? nullptr : static_cast<float*>(args.workspace);

@@ -2,6 +2,7 @@
 
 #include "absl/log/check.h"
 #include "kernels/base/cuda.cuh"
+#include "kernels/elementwise/copy_units.cuh"
 #include "kernels/patch/patches.h"
 
 namespace mimo::kernels {
@@ -9,27 +10,27 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A line of an image, [W], a block: consecutive threads take consecutive
-// pixels.
-template <bool kForward, typename T>
-__global__ void PatchKernel(const T* in, T* out, int channels, int height,
-                            int width, int size) {
-  const int64_t line = blockIdx.x;  // (n * C + c) * H + h
+// A line of an image a block; consecutive threads take consecutive Units of it,
+// of which a line has `width` and a patch's part of it `run`.
+template <bool kForward, typename Unit>
+__global__ void PatchKernel(const Unit* in, Unit* out, int channels, int height,
+                            int width, int size, int run) {
+  const int line = blockIdx.x;  // (n * C + c) * H + h
   const int h = line % height, c = line / height % channels;
-  const int64_t n = line / height / channels;
-  const int i = h / size, grid_h = height / size, grid_w = width / size;
-  const int64_t patch = int64_t{channels} * size * size;
-  const int64_t row = (n * grid_h + i) * grid_w;
-  const int64_t column = (int64_t{c} * size + h % size) * size;
+  const int n = line / height / channels;
+  const int i = h / size, grid_h = height / size, grid_w = width / run;
+  const int64_t patch = int64_t{channels} * size * run;
+  const int64_t row = (int64_t{n} * grid_h + i) * grid_w;
+  const int64_t column = (int64_t{c} * size + h % size) * run;
   for (int w = threadIdx.x; w < width; w += kThreads) {
-    const int j = w / size;
+    const int j = w / run;
     const bool dropped = i >= grid_h || j >= grid_w;
-    const int64_t pixel = line * width + w;
-    const int64_t element = (row + j) * patch + column + w % size;
+    const int64_t pixel = int64_t{line} * width + w;
+    const int64_t element = (row + j) * patch + column + w % run;
     if constexpr (kForward) {
       if (!dropped) out[element] = in[pixel];
     } else {
-      out[pixel] = dropped ? FromFloat<T>(0) : in[element];
+      out[pixel] = dropped ? Unit{} : in[element];
     }
   }
 }
@@ -42,11 +43,14 @@ void LaunchPatches(const PatchArgs& args, Stream stream) {
   CHECK_GE(args.height, args.patch_size);
   CHECK_GE(args.width, args.patch_size);
   if (args.images == 0) return;
-  DispatchCudaFloat(args.dtype, [&]<typename T>() {
-    PatchKernel<kForward, T><<<args.images * args.channels * args.height,
-                               kThreads, 0, RawStream(stream)>>>(
-        static_cast<const T*>(args.in), static_cast<T*>(args.out),
-        args.channels, args.height, args.width, args.patch_size);
+  const int64_t size = SizeOf(args.dtype);
+  const int64_t width = args.width * size, run = args.patch_size * size;
+  DispatchUnit({width, run}, {args.in, args.out}, [&]<typename Unit>() {
+    PatchKernel<kForward, Unit><<<args.images * args.channels * args.height,
+                                  kThreads, 0, RawStream(stream)>>>(
+        static_cast<const Unit*>(args.in), static_cast<Unit*>(args.out),
+        args.channels, args.height, width / sizeof(Unit), args.patch_size,
+        run / sizeof(Unit));
   });
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
@@ -54,10 +58,10 @@ void LaunchPatches(const PatchArgs& args, Stream stream) {
 // A row of y, [H], a block.
 template <typename T, int kWidth>
 __global__ void TokensForwardKernel(const T* x, const T* class_token,
-                                    const T* position, T* y, int64_t patches,
+                                    const T* position, T* y, int patches,
                                     int64_t hidden) {
-  const int64_t offset = class_token == nullptr ? 0 : 1;
-  const int64_t tokens = offset + patches;
+  const int offset = class_token == nullptr ? 0 : 1;
+  const int tokens = offset + patches;
   const int64_t n = blockIdx.x / tokens, token = blockIdx.x % tokens;
   const T* from = token < offset ? class_token
                                  : x + (n * patches + token - offset) * hidden;
