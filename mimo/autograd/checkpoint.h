@@ -2,7 +2,9 @@
 //
 // Runs body(ctx, inputs) without recording it and keeps the inputs alone; the
 // backward runs the body again on a child tape and walks that. The body must be
-// a pure function of its inputs and of parameters.
+// a pure function of its inputs and of parameters. In the second run, in which
+// alone ctx.tape is not null, nobody reads the values of its outputs: they may
+// be undefined.
 // Source: Chen et al. 2016, arXiv:1604.06174.
 #ifndef MIMO_MIMO_AUTOGRAD_CHECKPOINT_H_
 #define MIMO_MIMO_AUTOGRAD_CHECKPOINT_H_

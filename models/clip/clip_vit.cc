@@ -31,6 +31,10 @@ absl::Status ClipVitConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(CheckValue(position_embedding_std >= 0,
                                   "position_embedding_std",
                                   position_embedding_std, ">= 0"));
+  const int64_t recomputed = recompute_layers.value_or(0);
+  MIMO_RETURN_IF_ERROR(CheckValue(recomputed >= 0 && recomputed <= num_layers,
+                                  "recompute_layers", recomputed,
+                                  "0 to num_layers"));
   if (hidden_size % num_attention_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("hidden_size: ", hidden_size, ", wanted a multiple of ",
@@ -82,8 +86,10 @@ ClipVit::ClipVit(BuildContext build, const ClipVitConfig& config)
               .gated = false,
               .activation = config.activation,
               .causal = false,
-              .init_std = config.init_std},
-          config.num_layers, /*recompute=*/false)) {
+              .init_std = config.init_std,
+              .recompute = config.recompute,
+              .recompute_layers = config.recompute_layers},
+          config.num_layers)) {
   AddChild<NormLayer>("post_norm", NormKind::kLayer, config.hidden_size,
                       config.norm_epsilon)
       .Freeze();

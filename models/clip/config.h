@@ -4,12 +4,14 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "kernels/activation/bias_activation.h"
 #include "mimo/config/fields.h"
+#include "models/transformer/recompute.h"
 
 namespace mimo {
 
@@ -50,8 +52,10 @@ struct ClipVitConfig {
   FeatureSelect feature_select_strategy = FeatureSelect::kDefault;
   double norm_epsilon = 1e-5;
   Activation activation = Activation::kQuickGelu;
-  double init_std = 0.02;                // of weights at the start
-  double position_embedding_std = 0.02;  // of positions and the class token
+  double init_std = 0.02;                   // of weights at the start
+  double position_embedding_std = 0.02;     // of positions and the class token
+  Recompute recompute = Recompute::kOff;    // activation checkpointing
+  std::optional<int64_t> recompute_layers;  // of the first so many; else of all
 
   template <typename V>
   void Fields(V& v) {
@@ -68,6 +72,8 @@ struct ClipVitConfig {
     v("activation", activation);
     v("init_std", init_std);
     v("position_embedding_std", position_embedding_std);
+    v("recompute", recompute);
+    v("recompute_layers", recompute_layers);
   }
   absl::Status Validate() const;
 

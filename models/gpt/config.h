@@ -3,8 +3,10 @@
 #define MIMO_MODELS_GPT_CONFIG_H_
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
+#include "models/transformer/recompute.h"
 
 namespace mimo {
 
@@ -21,7 +23,8 @@ struct GptConfig {
   double norm_epsilon = 1e-5;
   bool tie_word_embeddings = false;
   double init_std = 0.02;  // of weights and the token embedding at the start
-  bool recompute_activations = false;  // activation checkpointing, a layer each
+  Recompute recompute = Recompute::kOff;    // activation checkpointing
+  std::optional<int64_t> recompute_layers;  // of the first so many; else of all
 
   template <typename V>
   void Fields(V& v) {
@@ -37,7 +40,8 @@ struct GptConfig {
     v("norm_epsilon", norm_epsilon);
     v("tie_word_embeddings", tie_word_embeddings);
     v("init_std", init_std);
-    v("recompute_activations", recompute_activations);
+    v("recompute", recompute);
+    v("recompute_layers", recompute_layers);
   }
   absl::Status Validate() const;
 

@@ -25,7 +25,9 @@ TransformerConfig Transformer(const GptConfig& config) {
           .gated = true,
           .activation = Activation::kSilu,
           .causal = true,
-          .init_std = config.init_std};
+          .init_std = config.init_std,
+          .recompute = config.recompute,
+          .recompute_layers = config.recompute_layers};
 }
 
 }  // namespace
@@ -47,6 +49,10 @@ absl::Status GptConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(
       CheckValue(norm_epsilon > 0, "norm_epsilon", norm_epsilon, "> 0"));
   MIMO_RETURN_IF_ERROR(CheckValue(init_std >= 0, "init_std", init_std, ">= 0"));
+  const int64_t recomputed = recompute_layers.value_or(0);
+  MIMO_RETURN_IF_ERROR(CheckValue(recomputed >= 0 && recomputed <= num_layers,
+                                  "recompute_layers", recomputed,
+                                  "0 to num_layers"));
   if (kv_channels == 0 && hidden_size % num_attention_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "hidden_size: ", hidden_size, ", wanted a multiple of ",
@@ -76,8 +82,7 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
                               {config.vocab_size, config.hidden_size},
                               {.std = config.init_std})),
       layers_(AddChild<TransformerStack>("layers", transformer_,
-                                         config.num_layers,
-                                         config.recompute_activations)),
+                                         config.num_layers)),
       final_norm_(AddChild<NormLayer>("final_norm", NormKind::kRms,
                                       config.hidden_size, config.norm_epsilon)),
       head_(config.tie_word_embeddings

@@ -77,19 +77,23 @@ TEST_F(MimoModelTest, Float32FollowsFloat64) {
 
 TEST_F(MimoModelTest, RecomputingActivationsChangesNoBit) {
   LlavaConfig config = Tiny();
-  std::vector<std::vector<float>> grads[2];
-  for (bool recompute : {false, true}) {
-    config.language.recompute_activations = recompute;
+  std::vector<std::vector<std::vector<float>>> grads;
+  for (Recompute recompute :
+       {Recompute::kOff, Recompute::kSelective, Recompute::kFull}) {
+    config.language.recompute = recompute;
+    config.vision.recompute = recompute;
     auto model = Build(config);
     MimoStage stage(*model, allocator_);
     ASSERT_TRUE(stage.ForwardBackward(TwoSamples(), 0.5).ok());
+    grads.emplace_back();
     for (Parameter* p : model->Parameters()) {
       if (p->frozen) continue;
       const auto grad = p->Grad().span<float>();
-      grads[recompute].emplace_back(grad.begin(), grad.end());
+      grads.back().emplace_back(grad.begin(), grad.end());
     }
   }
   EXPECT_EQ(grads[0], grads[1]);
+  EXPECT_EQ(grads[0], grads[2]);
 }
 
 TEST_F(MimoModelTest, ThreadsChangeNoBit) {

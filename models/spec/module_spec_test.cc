@@ -76,6 +76,12 @@ TEST(ModelYaml, ErrorsNameFileAndKey) {
   EXPECT_EQ(Error(kModel, "num_query_groups: 2", "num_query_groups: 3"),
             "m.yaml: language.num_query_groups: 3, wanted a divisor of 4 "
             "num_attention_heads");
+  EXPECT_EQ(Error(kModel, "num_query_groups: 2",
+                  "recompute: full, recompute_layers: 999"),
+            "m.yaml: language.recompute_layers: 999, wanted 0 to num_layers");
+  EXPECT_EQ(Error(kModel, "num_query_groups: 2", "recompute: some"),
+            "m.yaml: language.recompute: \"some\", wanted off | selective | "
+            "full");
   EXPECT_EQ(Error(kModel, "modalities:", "modality:"),
             "m.yaml: modality: unknown key, did you mean modalities?");
   EXPECT_EQ(Error(kModel, "encoders:", "encoder:"),

@@ -26,6 +26,19 @@ kernels::AttentionShape ShapeOf(const TransformerConfig& config,
           .scale = 1 / std::sqrt(static_cast<double>(config.head_dim))};
 }
 
+// body(ctx, x, again) as a checkpoint; `again`: nobody reads the values.
+template <typename Body>
+Residual Recomputed(const Context& ctx, const Residual& x, bool trainable,
+                    const Body& body) {
+  const std::vector<Var> out = Checkpoint(
+      ctx, {x.stream, x.pending}, trainable,
+      [body](const Context& inner, const std::vector<Var>& in) {
+        Residual r = body(inner, {in[0], in[1]}, inner.tape != nullptr);
+        return std::vector<Var>{r.stream, r.pending};
+      });
+  return {out[0], out[1]};
+}
+
 }  // namespace
 
 SelfAttention::SelfAttention(BuildContext build,
@@ -109,17 +122,18 @@ FeedForward::FeedForward(BuildContext build, const TransformerConfig& config)
                                  config.hidden_size, config.bias,
                                  config.init_std)) {}
 
-Var FeedForward::Forward(const Context& ctx, const Var& x) const {
+Var FeedForward::Forward(const Context& ctx, const Var& x, bool again) const {
   const ModuleScope scope(ctx, path());
-  if (config_.gated) {
-    return fc2_.Forward(ctx, SiluGate(ctx, fc1_.Forward(ctx, x)));
-  }
-  return fc2_.Forward(ctx, fc1_.Forward(ctx, x, config_.activation));
+  const Var y = config_.gated ? SiluGate(ctx, fc1_.Forward(ctx, x))
+                              : fc1_.Forward(ctx, x, config_.activation);
+  return again ? RecordLinear(ctx, y, fc2_.weight(), fc2_.bias())
+               : fc2_.Forward(ctx, y);
 }
 
 TransformerLayer::TransformerLayer(BuildContext build,
                                    const TransformerConfig& config)
     : Module(std::move(build)),
+      recompute_(config.recompute),
       input_norm_(AddChild<NormLayer>("input_norm", config.norm,
                                       config.hidden_size, config.norm_epsilon)),
       attention_(AddChild<SelfAttention>("attention", config)),
@@ -131,18 +145,45 @@ Residual TransformerLayer::Forward(const Context& ctx, const Residual& x,
                                    const Sequence& sequence,
                                    KvCache* cache) const {
   const ModuleScope scope(ctx, path());
-  const NormOutput a = input_norm_.Forward(ctx, x.stream, x.pending);
-  const Var attended = attention_.Forward(ctx, a.normalized, sequence, cache);
-  const NormOutput m = mlp_norm_.Forward(ctx, a.sum, attended);
-  return {m.sum, mlp_.Forward(ctx, m.normalized)};
+  if (recompute_ == Recompute::kFull) {
+    return Recomputed(
+        ctx, x, Trainable(),
+        [=, this](const Context& inner, const Residual& in, bool again) {
+          return Feed(inner, Attend(inner, in, sequence, cache), again);
+        });
+  }
+  const Residual attended = Attend(ctx, x, sequence, cache);
+  if (recompute_ == Recompute::kSelective) {
+    return Recomputed(ctx, attended, mlp_norm_.Trainable() || mlp_.Trainable(),
+                      [this](const Context& inner, const Residual& in,
+                             bool again) { return Feed(inner, in, again); });
+  }
+  return Feed(ctx, attended, /*again=*/false);
+}
+
+Residual TransformerLayer::Attend(const Context& ctx, const Residual& x,
+                                  const Sequence& sequence,
+                                  KvCache* cache) const {
+  const NormOutput n = input_norm_.Forward(ctx, x.stream, x.pending);
+  return {n.sum, attention_.Forward(ctx, n.normalized, sequence, cache)};
+}
+
+Residual TransformerLayer::Feed(const Context& ctx, const Residual& x,
+                                bool again) const {
+  const NormOutput n = mlp_norm_.Forward(ctx, x.stream, x.pending);
+  return {n.sum, mlp_.Forward(ctx, n.normalized, again)};
 }
 
 TransformerStack::TransformerStack(BuildContext build,
                                    const TransformerConfig& config,
-                                   int64_t count, bool recompute)
-    : Module(std::move(build)), recompute_(recompute) {
+                                   int64_t count)
+    : Module(std::move(build)) {
+  TransformerConfig plain = config;
+  plain.recompute = Recompute::kOff;
   for (int64_t i = 0; i < count; ++i) {
-    layers_.push_back(&AddChild<TransformerLayer>(absl::StrCat(i), config));
+    layers_.push_back(&AddChild<TransformerLayer>(
+        absl::StrCat(i),
+        i < config.recompute_layers.value_or(count) ? config : plain));
   }
 }
 
@@ -151,20 +192,9 @@ Residual TransformerStack::Forward(const Context& ctx, Residual x,
                                    int64_t count) const {
   CHECK_LE(count, size());
   for (int64_t i = 0; i < count; ++i) {
-    const TransformerLayer* layer = layers_[i];
     KvCache* cache =
         sequence.caches == nullptr ? nullptr : &(*sequence.caches)[i];
-    if (!recompute_ || ctx.tape == nullptr) {
-      x = layer->Forward(ctx, x, sequence, cache);
-      continue;
-    }
-    std::vector<Var> out = Checkpoint(
-        ctx, {x.stream, x.pending}, layer->Trainable(),
-        [layer, sequence](const Context& inner, const std::vector<Var>& in) {
-          Residual r = layer->Forward(inner, {in[0], in[1]}, sequence, nullptr);
-          return std::vector<Var>{r.stream, r.pending};
-        });
-    x = {out[0], out[1]};
+    x = layers_[i]->Forward(ctx, x, sequence, cache);
   }
   return x;
 }

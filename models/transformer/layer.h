@@ -13,6 +13,7 @@
 #include "mimo/autograd/ops/linear.h"
 #include "mimo/nn/layers.h"
 #include "mimo/nn/module.h"
+#include "models/transformer/recompute.h"
 
 namespace mimo {
 
@@ -28,6 +29,8 @@ struct TransformerConfig {
   Activation activation;  // of a feed-forward that is not gated
   bool causal;
   double init_std;
+  Recompute recompute = Recompute::kOff;
+  std::optional<int64_t> recompute_layers;  // of the first layers; else of all
 };
 
 // Keys and values of the tokens that one layer has seen.
@@ -70,7 +73,9 @@ class SelfAttention : public Module {
 class FeedForward : public Module {
  public:
   FeedForward(BuildContext build, const TransformerConfig& config);
-  Var Forward(const Context& ctx, const Var& x) const;  // [T, H] -> [T, H]
+  // [T, H] -> [T, H]. `again`: records only what the backward needs; the value
+  // is undefined.
+  Var Forward(const Context& ctx, const Var& x, bool again) const;
 
  private:
   TransformerConfig config_;
@@ -85,18 +90,23 @@ class TransformerLayer : public Module {
                    const Sequence& sequence, KvCache* cache) const;
 
  private:
+  // Norm and attention; norm and feed-forward.
+  Residual Attend(const Context& ctx, const Residual& x,
+                  const Sequence& sequence, KvCache* cache) const;
+  Residual Feed(const Context& ctx, const Residual& x, bool again) const;
+
+  Recompute recompute_;
   NormLayer& input_norm_;
   SelfAttention& attention_;
   NormLayer& mlp_norm_;
   FeedForward& mlp_;
 };
 
-// `count` layers named layers.0, layers.1, ... `recompute`: each keeps only its
-// input for the backward pass (activation checkpointing).
+// `count` layers named layers.0, layers.1, ...
 class TransformerStack : public Module {
  public:
   TransformerStack(BuildContext build, const TransformerConfig& config,
-                   int64_t count, bool recompute);
+                   int64_t count);
   // Runs the first `count` layers.
   Residual Forward(const Context& ctx, Residual x, const Sequence& sequence,
                    int64_t count) const;
@@ -104,7 +114,6 @@ class TransformerStack : public Module {
   TransformerLayer& layer(int64_t i) const { return *layers_[i]; }
 
  private:
-  bool recompute_;
   std::vector<TransformerLayer*> layers_;
 };
 

@@ -103,7 +103,8 @@ struct LinearNode final : Node {
 };
 
 Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
-          Activation activation, std::unique_ptr<Turn> turn) {
+          Activation activation, std::unique_ptr<Turn> turn,
+          bool record_only = false) {
   CHECK_EQ(x.value.dim(1), weight.data.dim(1))
       << weight.name << ": input " << ToString(x.value.shape()) << ", weight "
       << ToString(weight.data.shape());
@@ -111,22 +112,25 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
   const bool record =
       ctx.tape != nullptr &&
       (x.needs_grad() || !weight.frozen || (bias != nullptr && !bias->frozen));
-  Var y{ctx.Empty({tokens, features}, x.value.dtype())};
+  Var y;
   Tensor z;  // kept for the backward of an activation
+  if (!record_only) y.value = ctx.Empty({tokens, features}, x.value.dtype());
   if (record && activation != Activation::kIdentity)
     z = ctx.Empty(y.value.shape(), y.value.dtype());
-  kernels::Gemm({.a = x.value.data(),
-                 .b = weight.data.data(),
-                 .c = y.value.data(),
-                 .m = tokens,
-                 .n = features,
-                 .k = x.value.dim(1),
-                 .transpose_b = true,
-                 .dtype = y.value.dtype(),
-                 .bias = bias != nullptr ? bias->data.data() : nullptr,
-                 .activation = activation,
-                 .z = z.defined() ? z.data() : nullptr},
-                ctx.compute);
+  if (!record_only) {
+    kernels::Gemm({.a = x.value.data(),
+                   .b = weight.data.data(),
+                   .c = y.value.data(),
+                   .m = tokens,
+                   .n = features,
+                   .k = x.value.dim(1),
+                   .transpose_b = true,
+                   .dtype = y.value.dtype(),
+                   .bias = bias != nullptr ? bias->data.data() : nullptr,
+                   .activation = activation,
+                   .z = z.defined() ? z.data() : nullptr},
+                  ctx.compute);
+  }
   if (turn != nullptr) turn->Apply(ctx, y.value, /*inverse=*/false);
   if (!record) return y;
   auto node = std::make_unique<LinearNode>();
@@ -148,6 +152,12 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
 Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
            Activation activation) {
   return Apply(ctx, x, weight, bias, activation, nullptr);
+}
+
+Var RecordLinear(const Context& ctx, const Var& x, Parameter& weight,
+                 Parameter* bias) {
+  return Apply(ctx, x, weight, bias, Activation::kIdentity, nullptr,
+               /*record_only=*/true);
 }
 
 Var QkvLinear(const Context& ctx, const Var& x, Parameter& weight,

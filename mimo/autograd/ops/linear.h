@@ -14,6 +14,11 @@ namespace mimo {
 Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
            Activation activation = Activation::kIdentity);
 
+// Linear's record alone, for a checkpoint's second run: what the backward needs
+// is the input; nothing is computed and the value is undefined.
+Var RecordLinear(const Context& ctx, const Var& x, Parameter& weight,
+                 Parameter* bias);
+
 // Angles of the rotary embedding, and where each sequence begins.
 struct Rotary {
   Tensor cos, sin;  // [max_position, D/2] accumulator dtype
