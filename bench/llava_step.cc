@@ -265,12 +265,15 @@ absl::Status Run(const std::vector<std::string>& words,
       const Compute compute,
       ChooseCompute("train.", args.String("device", run.train.device),
                     run.train.dtype));
+  if (run.train.gemm_plans) {
+    kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
+  }
   Allocator allocator(compute.stream);
   MIMO_ASSIGN_OR_RETURN(
       const auto model,
       BuildModel(section.model, registry,
                  {.allocator = &allocator, .dtype = compute.dtype, .seed = 1}));
-  MimoStage stage(*model, allocator);
+  MimoStage stage(*model, allocator, run.train.cuda_graph);
   AdamW optimizer(run.optimizer, model->Parameters(), allocator);
   const std::vector<MicroBatch> batches = RandomBatches(config, size, micro);
   int64_t labelled = 0;

@@ -16,6 +16,7 @@
 #include "cli/open_model.h"
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/gemm/gemm.h"
 #include "mimo/checkpoint/checkpoint.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/train/stop_signal.h"
@@ -93,6 +94,9 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(
       const Compute compute,
       ChooseCompute("train.", run.train.device, run.train.dtype));
+  if (run.train.gemm_plans) {
+    kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
+  }
   Allocator allocator(compute.stream);
   auto model = BuildModel(section.model, registry,
                           {.allocator = &allocator,

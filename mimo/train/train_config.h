@@ -18,9 +18,12 @@ struct TrainConfig {
   int64_t seed = 1234;
   std::string device = "auto";    // cpu, cuda; auto: the GPU if there is one
   std::string dtype = "float32";  // bfloat16 too on a GPU
-  bool cuda_graph = true;         // a GPU: capture a pass, replay it
-  int64_t eval_interval = 0;      // iterations between validations; 0: none
-  int64_t eval_iters = 10;        // global batches of one validation
+  // A file of GEMM algorithms: a GPU measures those of each new shape and keeps
+  // them there; absent: the library's first choice.
+  std::optional<std::string> gemm_plans;
+  bool cuda_graph = true;     // a GPU: capture a pass, replay it
+  int64_t eval_interval = 0;  // iterations between validations; 0: none
+  int64_t eval_iters = 10;    // global batches of one validation
 
   template <typename V>
   void Fields(V& v) {
@@ -30,6 +33,7 @@ struct TrainConfig {
     v("seed", seed);
     v("device", device);
     v("dtype", dtype);
+    v("gemm_plans", gemm_plans);
     v("cuda_graph", cuda_graph);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);

@@ -102,14 +102,15 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
 }
 
 Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
-                      int64_t seq, std::vector<KvCache>* caches,
-                      int64_t cached) const {
+                      int64_t seq, std::vector<KvCache>* caches, int64_t cached,
+                      const Tensor& rows) const {
   const ModuleScope scope(ctx, path());
   const Sequence sequence = {.batch = batch,
                              .seq = seq,
                              .rotary = Rotary{cos_, sin_, seq, cached},
                              .caches = caches,
-                             .cached = cached};
+                             .cached = cached,
+                             .rows = rows};
   const Residual x =
       layers_.Forward(ctx, {embeddings, Var()}, sequence, layers_.size());
   return final_norm_.Forward(ctx, x.stream, x.pending).normalized;

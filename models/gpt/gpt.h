@@ -21,8 +21,8 @@ class GptModel : public LanguageModel {
   }
   Parameter& embedding() const override { return embedding_; }
   Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
-              int64_t seq, std::vector<KvCache>* caches,
-              int64_t cached) const override;
+              int64_t seq, std::vector<KvCache>* caches, int64_t cached,
+              const Tensor& rows) const override;
   Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
            const Tensor& dloss) const override;
   Tensor Logits(const Context& ctx, const Tensor& hidden) const override;

@@ -1,5 +1,7 @@
 #include "models/mimo_model/mimo_model.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/cast.h"
@@ -329,8 +331,9 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   const bool all = rows.size() == following.size();
   if (!all && ctx.compute.device != Device::kCpu) {
     const size_t padded = (rows.size() + kRowsStep - 1) / kRowsStep * kRowsStep;
-    rows.resize(padded, -1);
-    targets.resize(padded, -1);
+    const size_t most = following.size() - 1;  // as many as all means all
+    rows.resize(std::min(padded, most), -1);
+    targets.resize(rows.size(), -1);
   }
   const Shape shape = {static_cast<int64_t>(rows.size())};
   if (!all) {
@@ -342,7 +345,8 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
 
 absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
-                                       std::vector<KvCache>* caches) const {
+                                       std::vector<KvCache>* caches,
+                                       bool labelled_only) const {
   std::vector<std::pair<std::string, Var>> embeddings;
   for (const auto& [modality, encoder_inputs] : inputs.modalities) {
     if (encoder_inputs.empty()) continue;
@@ -355,7 +359,8 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
       AlignEmbeddingsByTokenPositions(
           ctx, inputs.layout, language_model_->embedding(), embeddings));
   return language_model_->Forward(ctx, aligned, inputs.batch, inputs.seq,
-                                  caches, inputs.cached);
+                                  caches, inputs.cached,
+                                  labelled_only ? inputs.loss_rows : Tensor());
 }
 
 ModalityInputs MimoModel::InputsOf(const Context& ctx,

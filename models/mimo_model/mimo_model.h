@@ -104,9 +104,11 @@ class MimoModel : public Module {
                                       int64_t batch, int64_t seq,
                                       ModalityInputs modalities = {},
                                       int64_t cached = 0) const;
-  // -> final hidden states [B*S, H].
+  // -> final hidden states [B*S, H]; with `labelled_only` those of the rows
+  // that the loss reads, [L, H].
   absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
-                              std::vector<KvCache>* caches = nullptr) const;
+                              std::vector<KvCache>* caches = nullptr,
+                              bool labelled_only = false) const;
   // Projected rows of one modality [n, H].
   absl::StatusOr<Var> ModalityFeatures(
       const Context& ctx, const std::string& modality,

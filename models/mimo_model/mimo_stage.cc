@@ -45,10 +45,9 @@ std::vector<int64_t> KeyOf(const ModelInputs& inputs,
 Var LossSum(const Context& ctx, const MimoModel& model,
             const ModelInputs& inputs, const Var& hidden, const Tensor& dloss) {
   // Rows without a target do not enter the head.
+  const bool ready = hidden.value.dim(0) == inputs.targets.numel();
   return model.language_model().Loss(
-      ctx,
-      inputs.loss_rows.defined() ? SelectRows(ctx, hidden, inputs.loss_rows)
-                                 : hidden,
+      ctx, ready ? hidden : SelectRows(ctx, hidden, inputs.loss_rows),
       inputs.targets, dloss);
 }
 
@@ -60,7 +59,9 @@ double HostValue(const Tensor& loss) {
 absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
                                const MicroBatch& batch) {
   MIMO_ASSIGN_OR_RETURN(const ModelInputs inputs, model.Prepare(ctx, batch));
-  MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, inputs));
+  MIMO_ASSIGN_OR_RETURN(
+      const Var hidden,
+      model.Forward(ctx, inputs, nullptr, /*labelled_only=*/true));
   return HostValue(LossSum(ctx, model, inputs, hidden).value);
 }
 
@@ -73,7 +74,9 @@ absl::StatusOr<Tensor> MimoStage::Run(const Context& ctx,
   Var loss;
   {
     const ProfileRange range(ctx, "forward");
-    MIMO_ASSIGN_OR_RETURN(const Var hidden, model_.Forward(taped, inputs));
+    MIMO_ASSIGN_OR_RETURN(
+        const Var hidden,
+        model_.Forward(taped, inputs, nullptr, /*labelled_only=*/true));
     loss = LossSum(taped, model_, inputs, hidden, dloss);
   }
   const ProfileRange range(ctx, "backward");

@@ -13,8 +13,8 @@
 namespace mimo {
 
 // The sum of the labelled tokens' losses, [1] float64, recorded on ctx.tape;
-// `hidden` is the model's Forward of the same inputs, `dloss` what the sum will
-// be seeded with, when it is known already.
+// `hidden` is the model's Forward of the same inputs, of all rows or of the
+// labelled ones, `dloss` what the sum will be seeded with, when it is known.
 Var LossSum(const Context& ctx, const MimoModel& model,
             const ModelInputs& inputs, const Var& hidden,
             const Tensor& dloss = {});

@@ -10,6 +10,7 @@
 #include "mimo/autograd/checkpoint.h"
 #include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/attention.h"
+#include "mimo/autograd/ops/embedding.h"
 
 namespace mimo {
 namespace {
@@ -39,6 +40,10 @@ Residual Recomputed(const Context& ctx, const Residual& x, bool trainable,
   return {out[0], out[1]};
 }
 
+Var Wanted(const Context& ctx, const Var& x, const Sequence& sequence) {
+  return sequence.rows.defined() ? SelectRows(ctx, x, sequence.rows) : x;
+}
+
 }  // namespace
 
 SelfAttention::SelfAttention(BuildContext build,
@@ -63,8 +68,9 @@ Var SelfAttention::Forward(const Context& ctx, const Var& x,
     CHECK(ctx.tape == nullptr) << "a KV cache has no backward";
     return proj_.Forward(ctx, Var{Cached(ctx, qkv.value, sequence, *cache)});
   }
-  return proj_.Forward(
-      ctx, Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor()));
+  const Var attended =
+      Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor());
+  return proj_.Forward(ctx, Wanted(ctx, attended, sequence));
 }
 
 // Appends the new keys and values to the cache and attends to all of it.
@@ -165,7 +171,8 @@ Residual TransformerLayer::Attend(const Context& ctx, const Residual& x,
                                   const Sequence& sequence,
                                   KvCache* cache) const {
   const NormOutput n = input_norm_.Forward(ctx, x.stream, x.pending);
-  return {n.sum, attention_.Forward(ctx, n.normalized, sequence, cache)};
+  return {Wanted(ctx, n.sum, sequence),
+          attention_.Forward(ctx, n.normalized, sequence, cache)};
 }
 
 Residual TransformerLayer::Feed(const Context& ctx, const Residual& x,
@@ -191,10 +198,12 @@ Residual TransformerStack::Forward(const Context& ctx, Residual x,
                                    const Sequence& sequence,
                                    int64_t count) const {
   CHECK_LE(count, size());
+  Sequence inner = sequence;  // of the layers before the last
+  inner.rows = Tensor();
   for (int64_t i = 0; i < count; ++i) {
     KvCache* cache =
         sequence.caches == nullptr ? nullptr : &(*sequence.caches)[i];
-    x = layers_[i]->Forward(ctx, x, sequence, cache);
+    x = layers_[i]->Forward(ctx, x, i + 1 < count ? inner : sequence, cache);
   }
   return x;
 }

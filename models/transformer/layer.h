@@ -45,6 +45,10 @@ struct Sequence {
   // Generation: S new tokens after `cached` ones; a cache a layer.
   std::vector<KvCache>* caches = nullptr;
   int64_t cached = 0;
+  // Rows [L] int32 of the last layer's output that are wanted (-1: a row of
+  // zeros); undefined: all. What the others would cost after attention is
+  // saved.
+  Tensor rows = {};
 };
 
 // The residual stream [B*S, H] as its last sum and what is still to be added
