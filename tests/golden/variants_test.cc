@@ -1,7 +1,9 @@
 // Random checkpoints of other shapes than the goldens', through the command,
+// on every backend,
 // against the loops of reference.h.
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -9,12 +11,15 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
+#include "kernels/base/device.h"
 #include "kernels/random/philox.h"
+#include "kernels/testing/backend.h"
 #include "models/hf/checkpoint.h"
 #include "models/hf/llava_config.h"
 #include "models/hf/testing.h"
 #include "models/hf/weights.h"
 #include "tests/golden/reference.h"
+#include "tests/golden/tolerance.h"
 #include "tests/testing/run_mimo.h"
 
 namespace mimo {
@@ -89,18 +94,21 @@ const Case kCases[] = {
      2000},
 };
 
-class RandomCheckpoint : public testing::TestWithParam<int> {
+class RandomCheckpoint
+    : public testing::TestWithParam<std::tuple<int, Backend>> {
  protected:
   // Random weights of every tensor of the config, inputs with each row's
   // pictures at random places.
   void SetUp() override {
-    const Case& c = kCases[GetParam()];
+    const absl::Status usable = CheckDevice(backend().device);
+    if (!usable.ok()) GTEST_SKIP() << usable.message();
+    const Case& c = kCases[index()];
     folder_ = TestFolder("hf");
     Write(folder_ + "/config.json", c.config);
     const auto config = ReadHfLlavaConfig(folder_);
     ASSERT_TRUE(config.ok()) << config.status();
     config_ = *config;
-    PhiloxSequence random(11, GetParam());
+    PhiloxSequence random(11, index());
     TensorMap ours, theirs;
     for (const HfParameter& row : HfParameters(config_)) {
       Tensor& parameter = ours[row.name];
@@ -173,11 +181,16 @@ class RandomCheckpoint : public testing::TestWithParam<int> {
             .ok());
   }
 
-  std::map<std::string, Array> Forward(const std::string& dtype) {
+  int index() const { return std::get<0>(GetParam()); }
+  const Backend& backend() const { return std::get<1>(GetParam()); }
+
+  std::map<std::string, HostTensor> Forward(const Backend& on) {
     const std::string out = folder_ + "/out.safetensors";
-    const Ran ran = RunMimo({"forward", "--checkpoint", folder_, "--inputs",
-                             folder_ + "/in.safetensors", "--outputs", out,
-                             "--grads", "--dtype", dtype});
+    const Ran ran =
+        RunMimo({"forward", "--checkpoint", folder_, "--inputs",
+                 folder_ + "/in.safetensors", "--outputs", out, "--grads",
+                 "--device", on.device == Device::kCpu ? "cpu" : "cuda",
+                 "--dtype", std::string(Name(on.dtype))});
     EXPECT_EQ(ran.code, 0) << ran.err;
     return ReadArrays(out);
   }
@@ -185,6 +198,35 @@ class RandomCheckpoint : public testing::TestWithParam<int> {
   std::vector<double> ReferenceLogits(
       const std::map<std::string, std::vector<double>>& weights) const {
     return Reference(config_, weights).Logits(ids_, batch_, seq_, pixels_);
+  }
+
+  void CheckByDifferences(
+      const std::map<std::string, std::vector<double>>& grads) const {
+    // Central differences of the reference's loss along a random direction in
+    // each tensor. h^2 f''' is about 1e-8 beside gradients of about 1e-2, and
+    // the difference of two losses holds about 1e-16 / h = 1e-12.
+    const double h = 1e-4;
+    PhiloxSequence random(12, index());
+    for (const auto& [name, grad] : grads) {
+      std::vector<double> direction(grad.size());
+      for (double& x : direction) x = random.Normal();
+      const double length = Norm(direction);
+      double slope = 0;
+      for (size_t i = 0; i < grad.size(); ++i) {
+        direction[i] /= length;
+        slope += direction[i] * grad[i];
+      }
+      const auto loss = [&](double step) {
+        auto moved = weights_;
+        for (size_t i = 0; i < grad.size(); ++i) {
+          moved[name][i] += step * direction[i];
+        }
+        return Reference::Loss(ReferenceLogits(moved), labels_, seq_);
+      };
+      EXPECT_NEAR((loss(h) - loss(-h)) / (2 * h), slope,
+                  1e-9 + 1e-5 * std::abs(slope) + 1e-5 * Norm(grad))
+          << name;
+    }
   }
 
   std::string folder_;
@@ -198,73 +240,60 @@ class RandomCheckpoint : public testing::TestWithParam<int> {
 TEST_P(RandomCheckpoint, Forward) {
   const auto wanted = ReferenceLogits(weights_);
   const auto features = Reference(config_, weights_).ImageFeatures(pixels_);
-  // float64: two orders of the same sums. The loss is stored as float32.
-  for (const auto& [dtype, tolerance, loss_tolerance] :
-       {std::tuple("float64", 1e-12, 1e-7), {"float32", 2e-5, 1e-5}}) {
-    const auto got = Forward(dtype);
-    EXPECT_EQ(got.at("logits").shape,
-              (Shape{batch_, seq_, config_.language.vocab_size}));
-    EXPECT_LE(RelativeL2(got.at("logits").values, wanted), tolerance) << dtype;
-    EXPECT_LE(RelativeL2(got.at("image_features").values, features), tolerance)
-        << dtype;
-    EXPECT_NEAR(
-        got.at("loss").values[0] / Reference::Loss(wanted, labels_, seq_), 1,
-        loss_tolerance);
+  const double loss = Reference::Loss(wanted, labels_, seq_);
+  Tolerance tolerance =
+      ToleranceOf(backend().dtype, config_, wanted, labels_, loss);
+  // Two orders of the same sums. The loss is stored as float32.
+  if (backend().dtype == DType::kFloat64) {
+    tolerance = {.features = 1e-12, .logits = 1e-12, .loss = 1e-7};
   }
+  const auto got = Forward(backend());
+  EXPECT_EQ(got.at("logits").shape,
+            (Shape{batch_, seq_, config_.language.vocab_size}));
+  EXPECT_LE(RelativeL2(got.at("logits").values, wanted), tolerance.logits);
+  EXPECT_LE(RelativeL2(got.at("image_features").values, features),
+            tolerance.features);
+  EXPECT_NEAR(got.at("loss").values[0] / loss, 1, tolerance.loss);
 }
 
 TEST_P(RandomCheckpoint, Gradients) {
-  const auto exact = Forward("float64");
+  const auto exact = Forward(Oracle());
   std::map<std::string, std::vector<double>> grads;
   for (const auto& [name, values] : weights_) {
     ASSERT_TRUE(exact.contains("grad." + on_disk_.at(name))) << name;
     grads[name] = exact.at("grad." + on_disk_.at(name)).values;
     ASSERT_EQ(grads[name].size(), values.size()) << name;
   }
-  // Central differences of the reference's loss along a random direction in
-  // each tensor. h^2 f''' is about 1e-8 beside gradients of about 1e-2, and
-  // the difference of two losses holds about 1e-16 / h = 1e-12.
-  const double h = 1e-4;
-  PhiloxSequence random(12, GetParam());
-  for (const auto& [name, grad] : grads) {
-    std::vector<double> direction(grad.size());
-    for (double& x : direction) x = random.Normal();
-    const double length = Norm(direction);
-    double slope = 0;
-    for (size_t i = 0; i < grad.size(); ++i) {
-      direction[i] /= length;
-      slope += direction[i] * grad[i];
-    }
-    const auto loss = [&](double step) {
-      auto moved = weights_;
-      for (size_t i = 0; i < grad.size(); ++i) {
-        moved[name][i] += step * direction[i];
-      }
-      return Reference::Loss(ReferenceLogits(moved), labels_, seq_);
-    };
-    EXPECT_NEAR((loss(h) - loss(-h)) / (2 * h), slope,
-                1e-9 + 1e-5 * std::abs(slope) + 1e-5 * Norm(grad))
-        << name;
+  if (backend().dtype == DType::kFloat64) {
+    CheckByDifferences(grads);
+    return;
   }
-
-  const auto narrow = Forward("float32");
+  const Tolerance tolerance =
+      ToleranceOf(backend().dtype, config_, exact.at("logits").values, labels_,
+                  exact.at("loss").values[0]);
+  const auto got = Forward(backend());
   for (const auto& [name, grad] : grads) {
-    const auto& got = narrow.at("grad." + on_disk_.at(name)).values;
+    const auto& values = got.at("grad." + on_disk_.at(name)).values;
     if (absl::EndsWith(name, "k_proj.bias")) {
       // Zero but for rounding (golden_test.cc).
       const std::string queries =
           absl::StrReplaceAll(name, {{"k_proj", "q_proj"}});
-      EXPECT_LE(Norm(got), 1e-4 * Norm(grads.at(queries))) << name;
+      EXPECT_LE(Norm(values), tolerance.zero * Norm(grads.at(queries))) << name;
       continue;
     }
-    EXPECT_LE(RelativeL2(got, grad), 2e-5) << name;
+    EXPECT_LE(RelativeL2(values, grad), tolerance.grads) << name;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, RandomCheckpoint, testing::Range(0, 3),
-                         [](const auto& info) {
-                           return std::string(kCases[info.param].name);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    On, RandomCheckpoint,
+    testing::Combine(testing::Range(0, 3),
+                     testing::Values(Oracle(), Backends()[0], Backends()[1],
+                                     Backends()[2])),
+    [](const auto& info) {
+      return absl::StrCat(kCases[std::get<0>(info.param)].name, "_",
+                          testing::PrintToString(std::get<1>(info.param)));
+    });
 
 }  // namespace
 }  // namespace mimo

@@ -79,19 +79,19 @@ inline std::vector<nlohmann::json> Untimed(std::vector<nlohmann::json> lines) {
 }
 
 // All tensors of a file as doubles.
-struct Array {
+struct HostTensor {
   Shape shape;
   std::vector<double> values;
 };
-inline std::map<std::string, Array> ReadArrays(const std::string& path) {
+inline std::map<std::string, HostTensor> ReadArrays(const std::string& path) {
   Allocator allocator;
   const auto file = SafeTensors::Open(path);
   CHECK_OK(file.status());
-  std::map<std::string, Array> arrays;
+  std::map<std::string, HostTensor> arrays;
   for (const auto& [name, info] : file->tensors()) {
     const bool whole =
         info.dtype == DType::kInt64 || info.dtype == DType::kInt32;
-    Array& array = arrays[name];
+    HostTensor& array = arrays[name];
     array.shape = info.shape;
     if (whole) {
       const Tensor tensor = *file->Load(name, allocator, DType::kInt64);
