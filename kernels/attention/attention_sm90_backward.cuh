@@ -192,7 +192,7 @@ __device__ inline int LoadRelaxed(const int* from) {
   return x;
 }
 __device__ inline void StoreRelease(int* to, int x) {
-  asm volatile("st.relaxed.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(x)
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(x)
                : "memory");
 }
 
