@@ -15,7 +15,7 @@
 // S of the next queries and dV run on the tensor cores while dS is computed, dK
 // and the next dP during the exponentials.
 // Sources: Dao 2023, arXiv:2307.08691; Shah et al. 2024, arXiv:2407.08608.
-// More than 400 lines: the second kernel's roles only make sense together.
+// Length: the second kernel's roles only make sense together.
 #include <algorithm>
 #include <new>
 

@@ -12,6 +12,7 @@
 // Packed samples are read as if padded in front to whole tiles: rows before a
 // sample's first belong to the sample before it (or are zero), and are masked,
 // so nothing behind the last row of q, k and v is ever read.
+// Length: producer, consumers and their schedule only make sense together.
 #include <algorithm>
 #include <cmath>
 
