@@ -23,7 +23,8 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 1, 1, 1},    {0, 3, 8, 8, 4},
                              {2, 3, 12, 8, 4},   {3, 2, 13, 9, 4},
-                             {2, 1, 17, 150, 7}, {5, 3, 56, 56, 14}};
+                             {2, 1, 17, 150, 7}, {5, 3, 56, 56, 14},
+                             {2, 3, 19, 40, 8},  {1, 3, 32, 48, 16}};
 
 class PatchesTest : public BackendTest {};
 MIMO_ON_BACKENDS(PatchesTest);
