@@ -1,6 +1,7 @@
 // Random checkpoints of other shapes than the goldens', through the command,
 // on every backend,
 // against the loops of reference.h.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <tuple>
@@ -271,6 +272,11 @@ TEST_P(RandomCheckpoint, Gradients) {
   const Tolerance tolerance =
       ToleranceOf(backend().dtype, config_, exact.at("logits").values, labels_,
                   exact.at("loss").values[0]);
+  // The mean square of few independent errors is uncertain itself: its root by
+  // 1 / sqrt(2 n) of it for n labels, here three times over.
+  const double labelled = std::count_if(labels_.begin(), labels_.end(),
+                                        [](double id) { return id >= 0; });
+  const double few = 1 + 3 / std::sqrt(2 * labelled);
   const auto got = Forward(backend());
   for (const auto& [name, grad] : grads) {
     const auto& values = got.at("grad." + on_disk_.at(name)).values;
@@ -281,7 +287,7 @@ TEST_P(RandomCheckpoint, Gradients) {
       EXPECT_LE(Norm(values), tolerance.zero * Norm(grads.at(queries))) << name;
       continue;
     }
-    EXPECT_LE(RelativeL2(values, grad), tolerance.grads) << name;
+    EXPECT_LE(RelativeL2(values, grad), few * tolerance.grads) << name;
   }
 }
 
