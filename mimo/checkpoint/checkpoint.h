@@ -1,10 +1,13 @@
 // Training checkpoints: a folder of iterations, each a folder of its own.
 //
-//   save/latest                       the name of the newest, "iter_0000050"
-//   save/iter_0000050/model.safetensors        parameters, by their names
-//                     optimizer.safetensors    exp_avg.<name>,
-//                     exp_avg_sq.<name> state.json               TrainState
-//                     config.yaml, ...         files of the caller's
+// clang-format off
+//   save/latest                            name of the newest: "iter_0000050"
+//   save/iter_0000050/model.safetensors    parameters, by their names
+//                     optimizer.safetensors  exp_avg.<name>, exp_avg_sq.<name>,
+//                                            master.<name> of bfloat16 ones
+//                     state.json             TrainState
+//                     config.yaml, ...       files of the caller's
+// clang-format on
 //
 // Saving is atomic: an iteration is written under another name, synced to disk,
 // renamed, and only then named in `latest`. Whenever a save is stopped, by kill
