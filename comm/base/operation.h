@@ -24,14 +24,24 @@ struct Operation {
     kBarrier,
     kSplit
   };
-  int64_t sequence = -1;  // counts this rank's calls on the communicator from 0
+  // From 0: the how manyth collective of the group, the same on all its ranks,
+  // or the how manyth exchange of this rank.
+  int64_t sequence = 0;
   Kind kind = kBarrier;
   DType dtype = DType::kUInt8;
   ReduceOp op = ReduceOp::kSum;
-  int64_t count = 0;  // elements of one rank; of an Exchange its transfers
-  int root = -1;      // of a broadcast, or the first peer of an exchange
+  // Elements of one rank (of an all-to-all: of one part, kUneven if they
+  // differ); transfers of an exchange; groups of a split.
+  int64_t count = 0;
+  int root = -1;  // of a broadcast, or the first peer of an exchange
   absl::Time start;
   bool done = false;
+
+  static constexpr int64_t kUneven = -1;
+
+  // Whether ranks of one group may make these two calls together: all but the
+  // sequence number, the start and `done` are equal.
+  bool Matches(const Operation& other) const;
 
   // "all_reduce(sum, 1024 bfloat16), sequence 17"
   std::string ToString() const;

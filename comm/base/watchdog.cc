@@ -1,0 +1,224 @@
+#include "comm/base/watchdog.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/log/log.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+
+namespace mimo {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+// A status as a board carries it, and back.
+std::string ToReason(const absl::Status& status) {
+  return absl::StrCat(absl::StatusCodeToString(status.code()), ": ",
+                      status.message());
+}
+
+absl::Status FromReason(absl::string_view reason) {
+  for (int i = 1; i <= 16; ++i) {
+    const auto code = static_cast<absl::StatusCode>(i);
+    absl::string_view message = reason;
+    if (absl::ConsumePrefix(&message,
+                            absl::StrCat(absl::StatusCodeToString(code), ": ")))
+      return absl::Status(code, message);
+  }
+  return absl::UnavailableError(reason);
+}
+
+constexpr size_t kShown = 16;  // of a long list
+
+// "[0, 1, 2]"
+std::string List(const std::vector<int>& ranks) {
+  const auto end = ranks.begin() + std::min(ranks.size(), kShown);
+  return absl::StrCat(
+      "[", absl::StrJoin(ranks.begin(), end, ", "),
+      ranks.size() > kShown
+          ? absl::StrCat(" and ", ranks.size() - kShown, " more")
+          : "",
+      "]");
+}
+
+// "in all_reduce(sum, 3 float32), sequence 4"
+std::string ToPost(const Operation& operation) {
+  return absl::StrCat(operation.done ? "done with " : "in ",
+                      operation.ToString());
+}
+
+// Whether `post` is of another collective than `own` at its place.
+bool IsInsteadOf(absl::string_view post, const Operation& own) {
+  if (own.kind == Operation::kExchange || absl::StrContains(post, "exchange("))
+    return false;
+  return absl::EndsWith(post, absl::StrCat(", sequence ", own.sequence)) &&
+         !absl::EndsWith(post, absl::StrCat(" ", own.ToString()));
+}
+
+}  // namespace
+
+Watchdog::Watchdog(int rank, std::shared_ptr<FailureBoard> board,
+                   absl::Duration timeout)
+    : rank_(rank),
+      board_(std::move(board)),
+      interval_(std::clamp(timeout / 50, absl::Milliseconds(1),
+                           absl::Milliseconds(50))),
+      asking_(std::min(timeout / 4, absl::Seconds(1))),
+      limit_(timeout - asking_ - 2 * interval_) {
+  CHECK_GE(timeout, absl::Milliseconds(10))
+      << "Watchdog: found and wanted timeout";
+  thread_ = std::thread([this] { Run(); });
+}
+
+Watchdog::~Watchdog() {
+  {
+    absl::MutexLock lock(&mutex_);
+    CHECK(watched_.empty()) << "Watchdog: found a communicator that has not "
+                               "called Retire, wanted none";
+    stop_ = true;
+  }
+  thread_.join();
+}
+
+void Watchdog::Add(Communicator* communicator) {
+  absl::MutexLock lock(&mutex_);
+  watched_.push_back({communicator});
+  if (!over_.ok()) communicator->Abort(over_);
+}
+
+void Watchdog::Remove(Communicator* communicator) {
+  absl::MutexLock lock(&mutex_);
+  std::erase_if(watched_, [communicator](const Watched& watched) {
+    return watched.communicator == communicator;
+  });
+}
+
+void Watchdog::Run() {
+  while (true) {
+    absl::Status reason;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (mutex_.AwaitWithTimeout(absl::Condition(&stop_), interval_)) return;
+      reason = Look();
+    }
+    if (!reason.ok()) board_->Raise(ToReason(reason));
+    // Another rank's reason may have been the first.
+    if (const std::string raised = board_->Raised(); !raised.empty())
+      reason = FromReason(raised);
+    if (!reason.ok()) return FailAll(reason);
+  }
+}
+
+absl::Status Watchdog::Look() {
+  const auto now = SteadyClock::now();
+  for (Watched& watched : watched_) {
+    Communicator& communicator = *watched.communicator;
+    absl::Status status = communicator.Health();
+    if (status.ok()) status = communicator.Poll();
+    if (!status.ok()) return status;
+    const int64_t completed = communicator.Completed();
+    if (communicator.begun() <= completed) {
+      watched.completed = -1;
+    } else if (watched.completed != completed) {
+      watched.completed = completed;
+      watched.since = now;
+    } else if (const absl::Duration waited =
+                   absl::FromChrono(now - watched.since);
+               waited > limit_) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "rank ", rank_, ": ", Describe(communicator).ToString(), " for ",
+          absl::FormatDuration(absl::Trunc(waited, absl::Milliseconds(1)))));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Watchdog::Doing Watchdog::Describe(const Communicator& communicator) {
+  Doing doing = {.group = communicator.name(),
+                 .members = {communicator.members().begin(),
+                             communicator.members().end()}};
+  const std::vector<Operation> operations = communicator.LastOperations();
+  if (operations.empty()) return doing;
+  const auto unfinished =
+      std::find_if(operations.begin(), operations.end(),
+                   [](const Operation& operation) { return !operation.done; });
+  doing.operation =
+      unfinished == operations.end() ? operations.back() : *unfinished;
+  return doing;
+}
+
+std::string Watchdog::Doing::ToString() const {
+  return absl::StrCat(
+      operation->ToString(), " in group ", group, " of ranks ", List(members),
+      operation->done ? " is the last that was done" : " has not been done");
+}
+
+absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
+  const Operation& own = *doing.operation;
+  const bool exchange = own.kind == Operation::kExchange;
+  const absl::Time deadline = absl::Now() + asking_;
+  bool differs = false;
+  std::vector<int> missing;
+  std::vector<std::string> others;
+  for (int i = 0; i < doing.members.size(); ++i) {
+    const int member = doing.members[i];
+    if (member == rank_) continue;
+    const std::string post = board_->Posted(doing.group, member, deadline);
+    if (post.empty()) {
+      missing.push_back(member);
+    } else if (exchange ? i == own.root : post != ToPost(own)) {
+      // Of an exchange, only the peer's call says something.
+      others.push_back(absl::StrCat("rank ", member, " is ", post));
+      differs |= IsInsteadOf(post, own);
+    }
+  }
+  std::string message =
+      absl::StrCat("rank ", rank_, ": ", doing.ToString(), "; ");
+  if (!missing.empty())
+    absl::StrAppend(&message, "missing: ranks ", List(missing), "; ");
+  if (others.size() > kShown) {
+    others.resize(kShown);
+    others.push_back("and more");
+  }
+  if (!others.empty())
+    absl::StrAppend(&message, absl::StrJoin(others, ", "), "; ");
+  absl::StrAppend(&message, "first report: ", reason.message());
+  return absl::Status(
+      differs ? absl::StatusCode::kFailedPrecondition : reason.code(), message);
+}
+
+void Watchdog::FailAll(const absl::Status& reason) {
+  std::vector<Doing> doings;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const Watched& watched : watched_)
+      doings.push_back(Describe(*watched.communicator));
+  }
+  const Doing* waiting = nullptr;  // the one that waits longest
+  for (const Doing& doing : doings) {
+    board_->Post(doing.group, doing.operation.has_value()
+                                  ? ToPost(*doing.operation)
+                                  : "before its first operation");
+    if (doing.operation.has_value() && !doing.operation->done &&
+        (waiting == nullptr ||
+         doing.operation->start < waiting->operation->start))
+      waiting = &doing;
+  }
+  const absl::Status status =
+      waiting != nullptr
+          ? Explain(*waiting, reason)
+          : absl::Status(reason.code(),
+                         absl::StrCat("rank ", rank_, ": in no operation; ",
+                                      "first report: ", reason.message()));
+  LOG(ERROR) << status.message();
+  absl::MutexLock lock(&mutex_);
+  over_ = status;
+  for (const Watched& watched : watched_) watched.communicator->Abort(status);
+}
+
+}  // namespace mimo
