@@ -86,12 +86,12 @@ TEST(Communicator, RecordsEachOperation) {
             (std::vector<std::string>{
                 "all_reduce(max, 3 float32), sequence 0",
                 "all_gather(2 float32), sequence 1",
-                "exchange(1 transfers, the first with rank 1), sequence 0",
+                "exchange(1 transfers, first peer 1), sequence 0",
                 "reduce_scatter(sum, 2 bfloat16), sequence 2",
-                "broadcast(4 int32 from rank 1), sequence 3",
+                "broadcast(4 int32, root 1), sequence 3",
                 "all_to_all(1 int32), sequence 4",
                 "all_to_all(uneven uint8), sequence 5",
-                "exchange(1 transfers, the first with rank 1), sequence 1",
+                "exchange(1 transfers, first peer 1), sequence 1",
                 "barrier(), sequence 6", "split(2 groups), sequence 7"}));
   EXPECT_EQ(communicator.made, 10);
 }

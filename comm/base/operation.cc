@@ -38,7 +38,7 @@ std::string Operation::ToString() const {
       call = absl::StrCat("reduce_scatter(", Name(op), ", ", elements, ")");
       break;
     case kBroadcast:
-      call = absl::StrCat("broadcast(", elements, " from rank ", root, ")");
+      call = absl::StrCat("broadcast(", elements, ", root ", root, ")");
       break;
     case kAllToAll:
       call = count == kUneven
@@ -46,8 +46,8 @@ std::string Operation::ToString() const {
                  : absl::StrCat("all_to_all(", elements, ")");
       break;
     case kExchange:
-      call = absl::StrCat("exchange(", count,
-                          " transfers, the first with rank ", root, ")");
+      call = absl::StrCat("exchange(", count, " transfers, first peer ", root,
+                          ")");
       break;
     case kBarrier:
       call = "barrier()";

@@ -33,7 +33,7 @@ struct Operation {
   // Elements of one rank (of an all-to-all: of one part, kUneven if they
   // differ); transfers of an exchange; groups of a split.
   int64_t count = 0;
-  int root = -1;  // of a broadcast, or the first peer of an exchange
+  int root = -1;  // of a broadcast; first peer of an exchange
   absl::Time start;
   bool done = false;
 

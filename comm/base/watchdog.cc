@@ -158,6 +158,19 @@ std::string Watchdog::Doing::ToString() const {
       operation->done ? " is the last that was done" : " has not been done");
 }
 
+std::string Watchdog::Ask(const std::string& group, int member,
+                          absl::Time deadline) {
+  std::string post;
+  for (bool stopped = false; post.empty() && !stopped;) {
+    const absl::Time now = absl::Now();
+    if (now >= deadline) break;
+    post = board_->Posted(group, member, std::min(deadline, now + interval_));
+    absl::MutexLock lock(&mutex_);
+    stopped = stop_;
+  }
+  return post;
+}
+
 absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
   const Operation& own = *doing.operation;
   const bool exchange = own.kind == Operation::kExchange;
@@ -168,7 +181,7 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
   for (int i = 0; i < doing.members.size(); ++i) {
     const int member = doing.members[i];
     if (member == rank_) continue;
-    const std::string post = board_->Posted(doing.group, member, deadline);
+    const std::string post = Ask(doing.group, member, deadline);
     if (post.empty()) {
       missing.push_back(member);
     } else if (exchange ? i == own.root : post != ToPost(own)) {

@@ -85,7 +85,9 @@ class Watchdog {
   // Why the world fails, or OK.
   absl::Status Look() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static Doing Describe(const Communicator& communicator);
-  // Asks the group's other members.
+  // What `member` posted; "" if it did not in time or the destructor waits.
+  std::string Ask(const std::string& group, int member, absl::Time deadline);
+  // `reason` in the words of one communicator, with what the others were doing.
   absl::Status Explain(const Doing& doing, const absl::Status& reason);
   void FailAll(const absl::Status& reason);
 

@@ -1,0 +1,104 @@
+#include "comm/inproc/inproc.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "comm/base/watchdog.h"
+#include "comm/inproc/group.h"
+#include "comm/inproc/inproc_communicator.h"
+
+namespace mimo {
+namespace {
+
+// What the ranks' boards share.
+struct SharedBoard {
+  absl::Mutex mutex;
+  std::string raised ABSL_GUARDED_BY(mutex);
+  std::map<std::pair<std::string, int>, std::string> posts
+      ABSL_GUARDED_BY(mutex);  // by group and rank
+};
+
+class InprocBoard : public FailureBoard {
+ public:
+  InprocBoard(std::shared_ptr<SharedBoard> shared, int rank)
+      : shared_(std::move(shared)), rank_(rank) {}
+
+  void Raise(const std::string& reason) override {
+    absl::MutexLock lock(&shared_->mutex);
+    if (shared_->raised.empty()) shared_->raised = reason;
+  }
+  std::string Raised() override {
+    absl::MutexLock lock(&shared_->mutex);
+    return shared_->raised;
+  }
+  void Post(const std::string& group, const std::string& operation) override {
+    absl::MutexLock lock(&shared_->mutex);
+    shared_->posts[{group, rank_}] = operation;
+  }
+  std::string Posted(const std::string& group, int rank,
+                     absl::Time deadline) override {
+    absl::MutexLock lock(&shared_->mutex);
+    const auto Found = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return shared_->posts.contains({group, rank});
+    };
+    if (!shared_->mutex.AwaitWithDeadline(absl::Condition(&Found), deadline))
+      return "";
+    return shared_->posts[{group, rank}];
+  }
+
+ private:
+  const std::shared_ptr<SharedBoard> shared_;
+  const int rank_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> InprocWorld(int size,
+                                                       absl::Duration timeout) {
+  CHECK_GE(size, 1) << "InprocWorld: found and wanted ranks";
+  std::vector<int> members(size);
+  std::iota(members.begin(), members.end(), 0);
+  auto group = std::make_shared<InprocGroup>("world", std::move(members));
+  auto board = std::make_shared<SharedBoard>();
+  std::vector<std::unique_ptr<Communicator>> world;
+  for (int rank = 0; rank < size; ++rank) {
+    world.push_back(std::make_unique<InprocCommunicator>(group, rank));
+    world[rank]->WatchWith(std::make_shared<Watchdog>(
+        rank, std::make_shared<InprocBoard>(board, rank), timeout));
+  }
+  return world;
+}
+
+std::vector<absl::Status> RunRanks(
+    int size, absl::FunctionRef<absl::Status(Communicator& world)> body,
+    absl::Duration timeout) {
+  std::vector<std::unique_ptr<Communicator>> world = InprocWorld(size, timeout);
+  std::vector<absl::Status> statuses(size);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      absl::Status status = body(*world[rank]);
+      if (status.ok()) {
+        status = world[rank]->Health();
+      } else {
+        world[rank]->Abort(absl::Status(
+            status.code(),
+            absl::StrCat("rank ", rank, " failed: ", status.message())));
+      }
+      statuses[rank] = std::move(status);
+      world[rank] = nullptr;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return statuses;
+}
+
+}  // namespace mimo
