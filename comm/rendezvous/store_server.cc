@@ -33,7 +33,7 @@ namespace {
 
 // A stranger is who has not yet proved to know the key.
 constexpr absl::Duration kProofTime = absl::Seconds(10);
-constexpr size_t kMaxStrangers = 512;  // then the oldest has to go
+constexpr size_t kMaxStrangers = 256;  // then the oldest has to go
 constexpr int kMaxRefusalLines = 100;  // of the log
 // Answers that a rank has not read; one that does not read at all goes.
 constexpr size_t kMaxUnread = 64 << 20;
