@@ -5,10 +5,11 @@
 
 STEP is one of the two of docs/perf/log.md (7b_stage1, the default, and
 7b_8layers_stage2); else the JSON that `llava_step --describe` prints is read
-from a file or standard input. Weights are random and bf16, drawn on the GPU;
+from a file or the first line of standard input. Weights are random and bf16, drawn on the GPU;
 SDPA; fused AdamW on the bf16 weights (no fp32 master copies, no clipping: less
 work than mimo does); labels on everything after the picture. Prints one JSON
-line: the median of N steps after three, each waited for.
+line: the median of N steps after three, each waited for; with -, one more
+such line for each further line of standard input.
 
 torch.compile is given the whole model, which takes it minutes with 32 layers,
 or layer by layer, which takes a minute.
@@ -117,8 +118,10 @@ def main():
         sys.exit("llava_step_gpu.py: no GPU, wanted one that PyTorch can use")
     if args.step in STEPS:
         spec = spec_of(args.step)
+    elif args.step == "-":
+        spec = json.loads(sys.stdin.readline())
     else:
-        with sys.stdin if args.step == "-" else open(args.step) as file:
+        with open(args.step) as file:
             spec = json.load(file)
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -138,26 +141,31 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
 
-    times = []
-    for i in range(3 + args.steps):
+    def seconds():
         begin = time.perf_counter()
         step()
-        times.append(time.perf_counter() - begin)
-        if i == 0:
-            first = time.perf_counter() - start
-    times = sorted(times[3:])
-    ms = 1e3 * times[len(times) // 2]
-    print(json.dumps({
-        "what": "pytorch", "config": spec["config"],
-        "mode": {None: "eager", "whole": "compile",
-                 "layers": "compile layers"}[args.compile],
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "batch": spec["batch"], "seq": spec["seq"], "ms": round(ms, 2),
-        "fastest_ms": round(1e3 * times[0], 2),
-        "tokens_per_second": round(spec["batch"] * spec["seq"] / ms * 1e3),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        "first_step_s": round(first, 1)}))
+        return time.perf_counter() - begin
+
+    step()
+    first = time.perf_counter() - start
+    while True:
+        seconds(), seconds()
+        times = sorted(seconds() for _ in range(args.steps))
+        ms = 1e3 * times[len(times) // 2]
+        print(json.dumps({
+            "what": "pytorch", "config": spec["config"],
+            "mode": {None: "eager", "whole": "compile",
+                     "layers": "compile layers"}[args.compile],
+            "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "batch": spec["batch"], "seq": spec["seq"], "ms": round(ms, 2),
+            "fastest_ms": round(1e3 * times[0], 2),
+            "tokens_per_second": round(
+                spec["batch"] * spec["seq"] / ms * 1e3),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "first_step_s": round(first, 1)}), flush=True)
+        if args.step != "-" or not sys.stdin.readline():
+            break
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ inline Tolerance ToleranceOf(DType dtype, const LlavaConfig& config,
   t.features = RoundingError(dtype, vision, 1);
   t.logits = RoundingError(dtype, all, 1);
   t.grads = RoundingError(dtype, all, 3);
-  t.zero = Roundoff(dtype);  // what is summed to it was rounded once
+  // A row of score gradients adds up to dO (O - rounded O), not to 0: what is
+  // left is as large as the error of a gradient like it.
+  t.zero = t.grads;
   // The gradient of a token's loss by its logits is at most sqrt(2) long, and
   // the loss is the mean of `count` of them.
   const int64_t count = std::count_if(labels.begin(), labels.end(),
