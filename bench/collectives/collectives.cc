@@ -1,0 +1,77 @@
+// Times every operation of a communicator on the CPU and prints a Markdown
+// table; docs/perf/collectives.md says what the columns are.
+//
+//   collectives --backend inproc --ranks 4
+//
+// `inproc`: the ranks are threads of this process.
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "bench/collectives/measure.h"
+#include "cli/args.h"
+#include "comm/inproc/inproc.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+absl::StatusOr<DType> ParseDType(const std::string& name) {
+  for (const DType dtype :
+       {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16,
+        DType::kInt32, DType::kInt64, DType::kUInt8})
+    if (Name(dtype) == name) return dtype;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--dtype: found ", name, ", wanted float32, bfloat16, .."));
+}
+
+absl::Status Run(const std::vector<std::string>& words) {
+  Args args("collectives", "times the operations of a communicator");
+  args.Flag("backend", "NAME", "inproc");
+  args.Flag("ranks", "N", "threads of inproc (2)");
+  args.Flag("dtype", "NAME", "of the elements (float32)");
+  args.Flag("bytes", "N", "a size, several times (4 KiB, 256 KiB, 16 MiB)");
+  args.Flag("seconds", "S", "about what a line takes (0.2)");
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  if (args.help()) {
+    std::cout << args.Usage();
+    return absl::OkStatus();
+  }
+  TableOptions options;
+  MIMO_ASSIGN_OR_RETURN(options.dtype,
+                        ParseDType(args.String("dtype", "float32")));
+  MIMO_ASSIGN_OR_RETURN(options.seconds, args.Double("seconds", 0.2));
+  for (const std::string& text : args.Strings("bytes")) {
+    int64_t bytes = 0;
+    if (!absl::SimpleAtoi(text, &bytes) || bytes < 1)
+      return absl::InvalidArgumentError(
+          absl::StrCat("--bytes: found ", text, ", wanted a positive number"));
+    options.bytes.push_back(bytes);
+  }
+  if (options.bytes.empty()) options.bytes = {4 << 10, 256 << 10, 16 << 20};
+  MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 2));
+
+  const std::string backend = args.String("backend", "inproc");
+  const auto table = [&](Communicator& world) {
+    return PrintTable(world, Stream(), options,
+                      {{backend, OperationsOf(world)}});
+  };
+  if (backend == "inproc") {
+    for (const absl::Status& status : RunRanks(ranks, table))
+      MIMO_RETURN_IF_ERROR(status);
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--backend: found ", backend, ", wanted inproc"));
+}
+
+}  // namespace
+}  // namespace mimo
+
+int main(int argc, char** argv) {
+  const absl::Status status = mimo::Run({argv + 1, argv + argc});
+  if (!status.ok()) std::cerr << "collectives: " << status.message() << "\n";
+  return status.ok() ? 0 : 1;
+}

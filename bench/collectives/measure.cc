@@ -1,0 +1,230 @@
+#include "bench/collectives/measure.h"
+
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/log/log.h"
+#include "absl/strings/str_format.h"
+#include "kernels/base/device.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+constexpr int kRounds = 5;
+// Fewer than a GPU's queue of launches holds, so that none waits for room.
+constexpr int kMostCalls = 200;
+
+using Clock = std::chrono::steady_clock;
+
+double Microseconds(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::micro>(to - from).count();
+}
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + values.size() / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Memory of a device, zeroed.
+class Buffer {
+ public:
+  Buffer(int64_t bytes, Stream stream)
+      : device_(stream.device), data_(AllocateMemory(device_, bytes)) {
+    CHECK(data_ != nullptr) << "no room for " << bytes << " bytes";
+    FillBytes(data_, 0, bytes, stream);
+  }
+  ~Buffer() { FreeMemory(device_, data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  const Device device_;
+  void* const data_;
+};
+
+double MaxOverRanks(Communicator& group, Stream stream, double value) {
+  const Buffer buffer(sizeof(value), stream);
+  CopyBytes(buffer.data(), &value, sizeof(value), stream);
+  group.AllReduce(buffer.data(), buffer.data(), 1, DType::kFloat64,
+                  ReduceOp::kMax, stream);
+  CopyBytes(&value, buffer.data(), sizeof(value), stream);
+  Synchronize(stream);
+  return value;
+}
+
+}  // namespace
+
+absl::string_view Name(Collective what) {
+  switch (what) {
+    case Collective::kAllReduce:
+      return "all_reduce";
+    case Collective::kAllGather:
+      return "all_gather";
+    case Collective::kReduceScatter:
+      return "reduce_scatter";
+    case Collective::kBroadcast:
+      return "broadcast";
+    case Collective::kAllToAll:
+      return "all_to_all";
+    case Collective::kSendRecv:
+      return "send_recv";
+    case Collective::kExchange:
+      return "exchange";
+    case Collective::kBarrier:
+      return "barrier";
+  }
+  LOG(FATAL) << "no such collective: " << static_cast<int>(what);
+}
+
+double BusFactor(Collective what, int ranks) {
+  switch (what) {
+    case Collective::kAllReduce:
+      return 2.0 * (ranks - 1) / ranks;
+    case Collective::kAllGather:
+    case Collective::kReduceScatter:
+    case Collective::kAllToAll:
+      return 1.0 * (ranks - 1) / ranks;
+    case Collective::kBroadcast:
+    case Collective::kSendRecv:
+    case Collective::kExchange:
+      return 1;
+    case Collective::kBarrier:
+      return 0;
+  }
+  LOG(FATAL) << "no such collective: " << static_cast<int>(what);
+}
+
+int64_t CountOf(Collective what, int64_t bytes, DType dtype, int ranks) {
+  const int64_t elements = bytes / SizeOf(dtype);
+  switch (what) {
+    case Collective::kAllGather:
+    case Collective::kReduceScatter:
+    case Collective::kAllToAll:
+      return elements / ranks;
+    default:
+      return elements;
+  }
+}
+
+RunCollective OperationsOf(Communicator& group) {
+  return [&group](Collective what, const void* send, void* recv, int64_t count,
+                  DType dtype, Stream stream) {
+    const int rank = group.rank(), ranks = group.size();
+    switch (what) {
+      case Collective::kAllReduce:
+        return group.AllReduce(send, recv, count, dtype, ReduceOp::kSum,
+                               stream);
+      case Collective::kAllGather:
+        return group.AllGather(send, recv, count, dtype, stream);
+      case Collective::kReduceScatter:
+        return group.ReduceScatter(send, recv, count, dtype, ReduceOp::kSum,
+                                   stream);
+      case Collective::kBroadcast:
+        return group.Broadcast(recv, count, dtype, /*root=*/0, stream);
+      case Collective::kAllToAll:
+        return group.AllToAll(send, recv, count, dtype, stream);
+      case Collective::kSendRecv:
+        if (rank % 2 == 1)
+          group.Recv(recv, count, dtype, rank - 1, stream);
+        else if (rank + 1 < ranks)
+          group.Send(send, count, dtype, rank + 1, stream);
+        return;
+      case Collective::kExchange:
+        if (ranks > 1)
+          group.Exchange({{Transfer::kSend, const_cast<void*>(send), count,
+                           dtype, (rank + 1) % ranks},
+                          {Transfer::kRecv, recv, count, dtype,
+                           (rank + ranks - 1) % ranks}},
+                         stream);
+        return;
+      case Collective::kBarrier:
+        return group.Barrier(stream);
+    }
+  };
+}
+
+absl::StatusOr<std::vector<Timing>> Measure(
+    Communicator& group, Stream stream, Collective what, int64_t bytes,
+    DType dtype, double seconds, absl::Span<const Contender> contenders) {
+  const Buffer send(bytes, stream), recv(bytes, stream);
+  const int64_t count = CountOf(what, bytes, dtype, group.size());
+  // All ranks must make as many calls, so the slowest's pilot says how many.
+  const auto calls_of = [&](const Contender& contender, int calls) {
+    group.Barrier(stream);
+    Synchronize(stream);
+    const Clock::time_point start = Clock::now();
+    for (int i = 0; i < calls; ++i)
+      contender.run(what, send.data(), recv.data(), count, dtype, stream);
+    const Clock::time_point enqueued = Clock::now();
+    Synchronize(stream);
+    const double us = Microseconds(start, Clock::now()) / calls;
+    return Timing{MaxOverRanks(group, stream, us),
+                  Microseconds(start, enqueued) / calls};
+  };
+  double pilot_us = 0;
+  for (const Contender& contender : contenders) {
+    calls_of(contender, 2);
+    pilot_us += calls_of(contender, 2).us;
+  }
+  const int calls =
+      std::clamp(static_cast<int>(seconds * 1e6 / kRounds / (pilot_us + 1e-3)),
+                 1, kMostCalls);
+
+  std::vector<std::vector<double>> us(contenders.size()), enqueue_us = us;
+  for (int round = 0; round < kRounds && group.Health().ok(); ++round)
+    for (size_t c = 0; c < contenders.size(); ++c) {
+      const Timing timing = calls_of(contenders[c], calls);
+      us[c].push_back(timing.us);
+      enqueue_us[c].push_back(timing.enqueue_us);
+    }
+  MIMO_RETURN_IF_ERROR(group.Health());
+  std::vector<Timing> medians;
+  for (size_t c = 0; c < contenders.size(); ++c)
+    medians.push_back({Median(us[c]), Median(enqueue_us[c])});
+  return medians;
+}
+
+absl::Status PrintTable(Communicator& group, Stream stream,
+                        const TableOptions& options,
+                        absl::Span<const Contender> contenders) {
+  const bool prints = group.rank() == 0;
+  if (prints) {
+    std::cout << "| operation | bytes |";
+    for (const Contender& c : contenders)
+      std::cout << absl::StreamFormat(
+          " %s: us | enqueue us | algorithm GB/s | bus GB/s |", c.name);
+    std::cout << "\n|---|---|";
+    for (size_t c = 0; c < contenders.size(); ++c)
+      std::cout << "---|---|---|---|";
+    std::cout << "\n";
+  }
+  for (const Collective what : kCollectives)
+    for (const int64_t bytes : options.bytes) {
+      if (what == Collective::kBarrier && bytes != options.bytes.front())
+        continue;
+      MIMO_ASSIGN_OR_RETURN(const std::vector<Timing> timings,
+                            Measure(group, stream, what, bytes, options.dtype,
+                                    options.seconds, contenders));
+      if (!prints) continue;
+      const bool moves = what != Collective::kBarrier;
+      std::cout << absl::StreamFormat("| %s | %d |", Name(what),
+                                      moves ? bytes : 0);
+      for (const Timing& t : timings) {
+        const double rate = moves ? bytes / t.us / 1e3 : 0;
+        std::cout << absl::StreamFormat(" %.1f | %.1f | %.2f | %.2f |", t.us,
+                                        t.enqueue_us, rate,
+                                        rate * BusFactor(what, group.size()));
+      }
+      std::cout << std::endl;
+    }
+  return absl::OkStatus();
+}
+
+}  // namespace mimo
