@@ -36,9 +36,9 @@ class StoreServer {
 };
 
 // One connection. Calls may come from several threads; a call that waits keeps
-// no other waiting. Errors of all: kUnavailable when the server is gone or this
-// side has closed; kInvalidArgument for a key and value over 1 MiB together;
-// kDeadlineExceeded when the server does not answer.
+// no other waiting. Errors of all: kUnavailable when the server is gone,
+// kCancelled after Close, kInvalidArgument for a key and value over 1 MiB
+// together, kDeadlineExceeded when the server does not answer.
 class Store {
  public:
   // Tries until `timeout` while nobody listens yet; a wrong key is refused at

@@ -117,7 +117,7 @@ class StoreClient final : public Store {
     } else {
       absl::MutexLock lock(&mutex_);
       if (closed_) {
-        wrong = absl::UnavailableError(absl::StrCat(where_, ": closed"));
+        wrong = Closed();
       } else if (!lost_.ok()) {
         wrong = lost_;
       } else {
@@ -131,6 +131,10 @@ class StoreClient final : public Store {
     }
     Send(request);
     return request.id;
+  }
+
+  absl::Status Closed() const {
+    return absl::CancelledError(absl::StrCat("this rank has left ", where_));
   }
 
   // False if its `done` is being called or has been.
@@ -173,6 +177,7 @@ class StoreClient final : public Store {
     std::map<uint64_t, Done> unanswered;
     {
       absl::MutexLock lock(&mutex_);
+      if (closed_) end = Closed();
       lost_ = end;
       unanswered.swap(pending_);
     }

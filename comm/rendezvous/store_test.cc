@@ -290,7 +290,7 @@ TEST(Store, ClosedStoresRefuseCalls) {
   store->Close();
   store->Close();
   EXPECT_TRUE(server->AwaitLeave(kLong));
-  EXPECT_TRUE(absl::IsUnavailable(store->Set("x", "1")));
+  EXPECT_TRUE(absl::IsCancelled(store->Set("x", "1")));
   EXPECT_EQ(*Connect(*server)->SetOnce("failure", "none"), "none");
 }
 
