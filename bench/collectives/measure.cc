@@ -31,13 +31,13 @@ double Median(std::vector<double> values) {
   return *middle;
 }
 
-// Memory of a device, zeroed.
+// Memory of a device; every byte is 0x3c, a small number in every float dtype.
 class Buffer {
  public:
   Buffer(int64_t bytes, Stream stream)
       : device_(stream.device), data_(AllocateMemory(device_, bytes)) {
     CHECK(data_ != nullptr) << "no room for " << bytes << " bytes";
-    FillBytes(data_, 0, bytes, stream);
+    FillBytes(data_, 0x3c, bytes, stream);
   }
   ~Buffer() { FreeMemory(device_, data_); }
   Buffer(const Buffer&) = delete;
@@ -194,15 +194,19 @@ absl::StatusOr<std::vector<Timing>> Measure(
 absl::Status PrintTable(Communicator& group, Stream stream,
                         const TableOptions& options,
                         absl::Span<const Contender> contenders) {
-  const bool prints = group.rank() == 0;
+  const bool prints = group.rank() == 0, compares = contenders.size() == 2;
   if (prints) {
     std::cout << "| operation | bytes |";
     for (const Contender& c : contenders)
       std::cout << absl::StreamFormat(
           " %s: us | enqueue us | algorithm GB/s | bus GB/s |", c.name);
+    if (compares)
+      std::cout << absl::StreamFormat(" %s us / %s us |", contenders[1].name,
+                                      contenders[0].name);
     std::cout << "\n|---|---|";
     for (size_t c = 0; c < contenders.size(); ++c)
       std::cout << "---|---|---|---|";
+    if (compares) std::cout << "---|";
     std::cout << "\n";
   }
   for (const Collective what : kCollectives)
@@ -222,6 +226,9 @@ absl::Status PrintTable(Communicator& group, Stream stream,
                                         t.enqueue_us, rate,
                                         rate * BusFactor(what, group.size()));
       }
+      if (compares)
+        std::cout << absl::StreamFormat(" %.3f |",
+                                        timings[1].us / timings[0].us);
       std::cout << std::endl;
     }
   return absl::OkStatus();

@@ -65,6 +65,7 @@ absl::StatusOr<std::vector<Timing>> Measure(
     DType dtype, double seconds, absl::Span<const Contender> contenders);
 
 // A Markdown table of every operation and size, on rank 0's standard output.
+// Of two contenders the last column says how much faster the first is.
 struct TableOptions {
   DType dtype = DType::kFloat32;
   std::vector<int64_t> bytes;  // of the larger buffer of a call
