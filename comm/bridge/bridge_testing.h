@@ -1,13 +1,20 @@
-// Layouts for the bridge's tests.
+// Layouts and groups for the bridge's tests and benches.
 #ifndef MIMO_COMM_BRIDGE_BRIDGE_TESTING_H_
 #define MIMO_COMM_BRIDGE_BRIDGE_TESTING_H_
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "comm/base/communicator.h"
+#include "comm/bridge/bridge.h"
 #include "comm/bridge/bridge_plan.h"
+#include "kernels/base/status_macros.h"
 
 namespace mimo {
 
@@ -75,6 +82,52 @@ inline BridgeCase RandomBridgeCase(std::mt19937& random) {
     c.routing = BridgeRouting::kLeader;
   }
   return c;
+}
+
+// A bridge with groups of its own, which a model would take from its grids.
+struct BridgeWithGroups {
+  std::unique_ptr<Communicator> all, source_tp, destination_tp, destination_cp;
+  std::unique_ptr<Bridge> bridge;  // null on a rank of neither side
+};
+
+// Called by all ranks of `world`.
+inline absl::StatusOr<BridgeWithGroups> MakeBridge(
+    Communicator& world, const BridgeSide& source,
+    const BridgeSide& destination, BridgeRouting routing) {
+  // The groups of ranks that differ in one axis alone: `count` ranks, `step`
+  // apart in the table.
+  const auto groups = [](const BridgeSide& side, int count, int step) {
+    std::vector<std::vector<int>> result;
+    for (int i = 0; i < static_cast<int>(side.ranks.size()); ++i) {
+      if (i / step % count != 0) continue;
+      result.emplace_back();
+      for (int k = 0; k < count; ++k) {
+        result.back().push_back(side.ranks[i + k * step]);
+      }
+    }
+    return result;
+  };
+  BridgeWithGroups made;
+  const int stp = source.tp, tp = destination.tp, cp = destination.cp;
+  MIMO_ASSIGN_OR_RETURN(
+      made.all, world.Split("bridge", {BridgeRanks(source, destination)}));
+  MIMO_ASSIGN_OR_RETURN(made.source_tp,
+                        world.Split("source/tp", groups(source, stp, 1)));
+  MIMO_ASSIGN_OR_RETURN(
+      made.destination_tp,
+      world.Split("destination/tp", groups(destination, tp, 1)));
+  MIMO_ASSIGN_OR_RETURN(
+      made.destination_cp,
+      world.Split("destination/cp", groups(destination, cp, tp)));
+  if (made.all == nullptr) return made;
+  MIMO_ASSIGN_OR_RETURN(
+      made.bridge,
+      Bridge::Create(source, destination, routing,
+                     {.bridge = made.all.get(),
+                      .source_tp = made.source_tp.get(),
+                      .destination_tp = made.destination_tp.get(),
+                      .destination_cp = made.destination_cp.get()}));
+  return made;
 }
 
 }  // namespace mimo

@@ -69,6 +69,24 @@ void CopyBytes(void* dst, const void* src, int64_t bytes, Stream stream) {
   MIMO_ON_CUDA(CopyBytesCuda(dst, src, bytes, stream));
 }
 
+void CopyBytes2D(void* dst, int64_t dst_pitch, const void* src,
+                 int64_t src_pitch, int64_t width, int64_t rows,
+                 Stream stream) {
+  if (width == 0 || rows == 0) return;
+  if (rows == 1 || (dst_pitch == width && src_pitch == width)) {
+    return CopyBytes(dst, src, width * rows, stream);
+  }
+  if (stream.device == Device::kCpu) {
+    for (int64_t row = 0; row < rows; ++row) {
+      std::memcpy(static_cast<char*>(dst) + row * dst_pitch,
+                  static_cast<const char*>(src) + row * src_pitch, width);
+    }
+    return;
+  }
+  MIMO_ON_CUDA(
+      CopyBytes2DCuda(dst, dst_pitch, src, src_pitch, width, rows, stream));
+}
+
 void FillBytes(void* memory, int value, int64_t bytes, Stream stream) {
   if (bytes == 0) return;
   if (stream.device == Device::kCpu) {

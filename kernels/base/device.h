@@ -38,6 +38,9 @@ MemoryInfo DeviceMemory(Device device);
 // dst and src may each be host or device memory. Enqueued; from pageable host
 // memory the source may be reused on return.
 void CopyBytes(void* dst, const void* src, int64_t bytes, Stream stream);
+// `rows` runs of `width` bytes, each `pitch` bytes behind the one before.
+void CopyBytes2D(void* dst, int64_t dst_pitch, const void* src,
+                 int64_t src_pitch, int64_t width, int64_t rows, Stream stream);
 void FillBytes(void* memory, int value, int64_t bytes, Stream stream);
 
 // Returns when all work enqueued on the stream is done.

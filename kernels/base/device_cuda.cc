@@ -87,6 +87,13 @@ void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream) {
       cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, Raw(stream)));
 }
 
+void CopyBytes2DCuda(void* dst, int64_t dst_pitch, const void* src,
+                     int64_t src_pitch, int64_t width, int64_t rows,
+                     Stream stream) {
+  MIMO_CUDA_CHECK(cudaMemcpy2DAsync(dst, dst_pitch, src, src_pitch, width, rows,
+                                    cudaMemcpyDefault, Raw(stream)));
+}
+
 void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream) {
   MIMO_CUDA_CHECK(cudaMemsetAsync(memory, value, bytes, Raw(stream)));
 }

@@ -15,6 +15,9 @@ void* AllocatePinnedCuda(int64_t bytes);
 void FreePinnedCuda(void* memory);
 MemoryInfo CudaMemory();
 void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream);
+void CopyBytes2DCuda(void* dst, int64_t dst_pitch, const void* src,
+                     int64_t src_pitch, int64_t width, int64_t rows,
+                     Stream stream);
 void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream);
 void SynchronizeCuda(Stream stream);
 void WaitForCuda(Stream later, Stream earlier);

@@ -1,0 +1,542 @@
+#include "comm/bridge/bridge.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/device.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+// Elements [begin, end) of a piece, a matrix [outer, width], as a lane holds
+// it: packed from element `packed` of the lane on, or with the lane's other
+// pieces beside it from element `strided` of the tensor on.
+struct Range {
+  int64_t packed, strided, width;
+  int64_t begin, end;
+};
+
+Range RangeOf(const BridgePlan& plan, int index, const BridgeLane& lane) {
+  const BridgePiece& piece = plan.pieces[index];
+  return {.packed = piece.first_row * plan.outer * plan.inner - lane.begin,
+          .strided = (piece.first_row - lane.first_row) * plan.inner,
+          .width = piece.rows * plan.inner,
+          .begin = 0,
+          .end = plan.outer * piece.rows * plan.inner};
+}
+
+// A message as one of its ranks sees it.
+struct Slice {
+  int peer;       // in the bridge's communicator
+  int64_t begin;  // of the packed lane
+  int64_t count;
+};
+
+// Memory that holds a lane: pieces packed, from the lane's element `begin` on;
+// or the tensor [outer, pitch].
+struct View {
+  char* data = nullptr;
+  bool packed = true;
+  int64_t begin = 0, pitch = 0;
+};
+
+// Copies a range from one lane's memory to another's: three rectangles of the
+// piece at most, as the ends may lie within its rows.
+void CopyRange(const View& to, const Range& at, const View& from,
+               const Range& range, int64_t size, Stream stream) {
+  const int64_t width = range.width;
+  const auto pitch = [&](const View& v) { return v.packed ? width : v.pitch; };
+  const auto address = [&](const View& v, const Range& r, int64_t x) {
+    const int64_t origin = v.packed ? r.packed - v.begin : r.strided;
+    return v.data + (origin + x / width * pitch(v) + x % width) * size;
+  };
+  for (int64_t x = range.begin; x < range.end;) {
+    const int64_t left = range.end - x;
+    const bool whole = x % width == 0 && left >= width;
+    const int64_t rows = whole ? left / width : 1;
+    const int64_t run = whole ? width : std::min(width - x % width, left);
+    CopyBytes2D(address(to, at, x), pitch(to) * size, address(from, range, x),
+                pitch(from) * size, run * size, rows, stream);
+    x += rows * run;
+  }
+}
+
+absl::Status CheckGroup(const char* name, const Communicator* group,
+                        const std::vector<int>& ranks) {
+  if (group == nullptr ? ranks.size() > 1
+                       : group->members() != absl::MakeConstSpan(ranks)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "bridge: the ", name, " is of ranks ",
+        group == nullptr ? "(none)" : absl::StrJoin(group->members(), ","),
+        ", wanted ", absl::StrJoin(ranks, ",")));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+// What this rank does in one direction for one payload.
+struct Bridge::Direction {
+  struct End {
+    bool on = false;            // this rank is on that side, with rows
+    int64_t count, pitch;       // of its lane
+    int64_t share, block;       // its share is at block + cp * share
+    bool packed;                // the tensor is the packed lane
+    std::vector<Slice> slices;  // to or from other ranks
+    std::vector<Range> ranges;  // to pack or unpack
+  };
+  End from, to;
+  std::vector<std::pair<Range, Range>> copies;  // (from, to) on this rank
+  bool backward;
+  DType dtype;
+  bool staged;  // received in staging memory
+  int64_t pack_begin = 0;
+  int64_t bytes[kStages] = {};
+};
+
+struct Bridge::Prepared {
+  BridgePayload payload;
+  Direction forward, backward;
+};
+
+// What the end of a call needs of its beginning.
+struct Bridge::Moving {
+  View to, payload;
+};
+
+Bridge::Bridge(const BridgeSide& source, const BridgeSide& destination,
+               BridgeRouting routing, const BridgeGroups& groups)
+    : source_(source),
+      destination_(destination),
+      routing_(routing),
+      groups_(groups),
+      rank_(groups.bridge->members()[groups.bridge->rank()]) {
+  const auto find = [&](const BridgeSide& side) {
+    const auto it = std::find(side.ranks.begin(), side.ranks.end(), rank_);
+    const int i = static_cast<int>(it - side.ranks.begin());
+    if (it == side.ranks.end()) return Place();
+    return Place{.lane = i / (side.cp * side.tp),
+                 .tp = i % side.tp,
+                 .cp = i / side.tp % side.cp};
+  };
+  source_place_ = find(source);
+  if (source_place_.lane >= 0) {
+    source_place_.lane = source_place_.lane * source.cp + source_place_.cp;
+  }
+  destination_place_ = find(destination);
+}
+
+Bridge::~Bridge() {
+  for (auto& direction : memory_) {
+    for (Memory& memory : direction) {
+      if (memory.data != nullptr) FreeMemory(memory.device, memory.data);
+    }
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Bridge>> Bridge::Create(
+    const BridgeSide& source, const BridgeSide& destination,
+    BridgeRouting routing, const BridgeGroups& groups) {
+  MIMO_RETURN_IF_ERROR(CheckBridgeSides(source, destination, routing));
+  std::vector<int> members(groups.bridge->members().begin(),
+                           groups.bridge->members().end());
+  std::sort(members.begin(), members.end());
+  if (const std::vector<int> wanted = BridgeRanks(source, destination);
+      members != wanted) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "bridge: its group is of ranks ", absl::StrJoin(members, ","),
+        ", wanted ", absl::StrJoin(wanted, ",")));
+  }
+  auto bridge =
+      std::unique_ptr<Bridge>(new Bridge(source, destination, routing, groups));
+  // The ranks of a side that differ from this one in tp or in cp alone.
+  const auto group = [](const BridgeSide& side, int first, int count,
+                        int step) {
+    std::vector<int> ranks;
+    for (int i = 0; i < count; ++i)
+      ranks.push_back(side.ranks[first + i * step]);
+    return ranks;
+  };
+  if (const Place& at = bridge->source_place_; at.lane >= 0) {
+    MIMO_RETURN_IF_ERROR(
+        CheckGroup("source's tp group", groups.source_tp,
+                   group(source, at.lane * source.tp, source.tp, 1)));
+  }
+  if (const Place& at = bridge->destination_place_; at.lane >= 0) {
+    const int cp = destination.cp, tp = destination.tp;
+    const int lane = at.lane * cp * tp;
+    MIMO_RETURN_IF_ERROR(
+        CheckGroup("destination's tp group", groups.destination_tp,
+                   group(destination, lane + at.cp * tp, tp, 1)));
+    MIMO_RETURN_IF_ERROR(CheckGroup("destination's cp group",
+                                    groups.destination_cp,
+                                    group(destination, lane + at.tp, cp, tp)));
+  }
+  return bridge;
+}
+
+Bridge::Direction Bridge::Compile(const BridgePlan& plan, bool backward,
+                                  DType dtype) const {
+  Direction direction;
+  direction.backward = backward;
+  direction.dtype = dtype;
+  const auto lane_of = [&](bool source) -> const BridgeLane* {
+    const int lane = source ? source_place_.lane : destination_place_.lane;
+    if (lane < 0) return nullptr;
+    const auto& lanes = source ? plan.source : plan.destination;
+    return lanes[lane].count > 0 ? &lanes[lane] : nullptr;
+  };
+  const auto set_end = [&](bool source, const BridgeLane* lane) {
+    if (lane == nullptr) return Direction::End();
+    const Place& at = source ? source_place_ : destination_place_;
+    return Direction::End{
+        .on = true,
+        .count = lane->count,
+        .pitch = lane->rows * plan.inner,
+        .share = lane->share,
+        .block = lane->share * at.tp * (source ? 1 : destination_.cp),
+        .packed = plan.outer == 1 || lane->pieces.size() == 1,
+        .slices = {},
+        .ranges = {}};
+  };
+  const BridgeLane* from_lane = lane_of(!backward);
+  const BridgeLane* to_lane = lane_of(backward);
+  Direction::End& from = direction.from = set_end(!backward, from_lane);
+  Direction::End& to = direction.to = set_end(backward, to_lane);
+
+  std::map<int, int> peer_of;
+  for (int i = 0; i < groups_.bridge->size(); ++i) {
+    peer_of[groups_.bridge->members()[i]] = i;
+  }
+  const int64_t row_elements = plan.outer * plan.inner;
+  for (const BridgeMessage& m : backward ? plan.backward : plan.forward) {
+    if (m.from != rank_ && m.to != rank_) continue;
+    const int64_t in_piece =
+        m.begin - plan.pieces[m.piece].first_row * row_elements;
+    const auto range_in = [&](const BridgeLane& lane) {
+      Range range = RangeOf(plan, m.piece, lane);
+      range.begin = in_piece;
+      range.end = in_piece + m.count;
+      return range;
+    };
+    if (m.from == m.to) {
+      direction.copies.push_back({range_in(*from_lane), range_in(*to_lane)});
+    } else if (m.from == rank_) {
+      from.slices.push_back(
+          {peer_of.at(m.to), m.begin - from_lane->begin, m.count});
+      // What several ranks are sent of a piece is packed once.
+      const Range range = range_in(*from_lane);
+      const auto same = [&](const Range& r) {
+        return r.packed == range.packed;
+      };
+      auto it = std::find_if(from.ranges.begin(), from.ranges.end(), same);
+      if (it == from.ranges.end()) {
+        from.ranges.push_back(range);
+      } else {
+        it->begin = std::min(it->begin, range.begin);
+        it->end = std::max(it->end, range.end);
+      }
+    } else {
+      to.slices.push_back(
+          {peer_of.at(m.from), m.begin - to_lane->begin, m.count});
+      if (routing_ == BridgeRouting::kDirect) {
+        to.ranges.push_back(range_in(*to_lane));
+      }
+    }
+  }
+
+  const int64_t size = SizeOf(dtype);
+  if (from.on && backward && destination_.cp > 1) {
+    if (routing_ == BridgeRouting::kDirect) {
+      direction.bytes[kSum] = from.count * size;
+    } else {
+      // The block, packed, unless it lies whole and packed in the tensor.
+      const int64_t length = from.share * destination_.cp;
+      const bool in_place = from.packed && from.block + length <= from.count;
+      direction.bytes[kSum] = (in_place ? from.share : length) * size;
+      from.ranges.clear();
+      for (int piece : from_lane->pieces) {
+        Range range = RangeOf(plan, piece, *from_lane);
+        const int64_t begin = from.block - range.packed;
+        range.begin = std::clamp<int64_t>(begin, 0, range.end);
+        range.end = std::clamp<int64_t>(begin + length, range.begin, range.end);
+        if (!in_place && range.begin < range.end) from.ranges.push_back(range);
+      }
+    }
+  }
+  const bool sums_shares =
+      backward && destination_.cp > 1 && routing_ != BridgeRouting::kDirect;
+  if (from.on && !from.packed && !sums_shares && !from.ranges.empty()) {
+    int64_t begin = from.count, end = 0;
+    for (const Range& range : from.ranges) {
+      begin = std::min(begin, range.packed + range.begin);
+      end = std::max(end, range.packed + range.end);
+    }
+    direction.pack_begin = begin;
+    direction.bytes[kPack] = (end - begin) * size;
+  }
+  if (to.on) {
+    const bool shared = routing_ == BridgeRouting::kShared;
+    const int64_t room =
+        shared ? to.share * static_cast<int64_t>(to_lane->ranks.size())
+               : to.count;
+    // A leader's peers receive the tensor itself, by broadcast.
+    const bool receives =
+        shared || !to.slices.empty() ||
+        (routing_ == BridgeRouting::kLeader && !direction.copies.empty());
+    direction.staged = receives && (!to.packed || room != to.count);
+    if (direction.staged) direction.bytes[kRecv] = room * size;
+    if (routing_ != BridgeRouting::kDirect) {
+      for (int piece : to_lane->pieces) {
+        to.ranges.push_back(RangeOf(plan, piece, *to_lane));
+      }
+    }
+  }
+  return direction;
+}
+
+absl::Status Bridge::Reserve(Memory& memory, int64_t bytes, Stream stream) {
+  if (bytes <= memory.bytes) return absl::OkStatus();
+  if (memory.data != nullptr) {
+    Synchronize(stream);  // earlier calls may be using it
+    FreeMemory(memory.device, memory.data);
+  }
+  memory = {AllocateMemory(stream.device, bytes), bytes, stream.device};
+  if (memory.data == nullptr) {
+    memory.bytes = 0;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("bridge ", groups_.bridge->name(), ": no memory for ",
+                     bytes, " bytes of staging"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const Bridge::Prepared>> Bridge::Prepare(
+    const BridgePayload& payload, Stream stream) {
+  for (const auto& kept : prepared_) {
+    if (kept != nullptr && kept->payload == payload) return kept;
+  }
+  MIMO_ASSIGN_OR_RETURN(const BridgePlan plan,
+                        PlanBridge(source_, destination_, payload, routing_));
+  auto prepared = std::make_shared<Prepared>(
+      Prepared{.payload = payload,
+               .forward = Compile(plan, false, payload.dtype),
+               .backward = Compile(plan, true, payload.dtype)});
+  for (int stage = 0; stage < kStages; ++stage) {
+    MIMO_RETURN_IF_ERROR(
+        Reserve(memory_[0][stage], prepared->forward.bytes[stage], stream));
+    MIMO_RETURN_IF_ERROR(
+        Reserve(memory_[1][stage], prepared->backward.bytes[stage], stream));
+  }
+  prepared_[next_prepared_] = prepared;
+  next_prepared_ = (next_prepared_ + 1) % kKept;
+  return prepared;
+}
+
+// Sums and packs what this rank sends, copies what it keeps, and adds its
+// transfers to the batch.
+Bridge::Moving Bridge::Begin(const Direction& direction, const Pass& pass,
+                             Stream stream) {
+  const DType dtype = direction.dtype;
+  const int64_t size = SizeOf(dtype);
+  Memory* memory = memory_[direction.backward ? 1 : 0];
+  const auto staged = [&](Stage stage, int64_t begin) {
+    return View{static_cast<char*>(memory[stage].data), true, begin, 0};
+  };
+  View own;  // what this rank has of its lane to send
+  if (const Direction::End& from = direction.from; from.on) {
+    CHECK(pass.send != nullptr)
+        << "bridge " << groups_.bridge->name() << ": rank " << rank_
+        << " has a lane to send, but no buffer";
+    own = {static_cast<char*>(const_cast<void*>(pass.send)), from.packed, 0,
+           from.pitch};
+    Communicator* cp = groups_.destination_cp;
+    View send = own;
+    if (direction.backward && destination_.cp > 1) {
+      View sum = staged(kSum, 0);
+      if (routing_ == BridgeRouting::kDirect) {
+        cp->AllReduce(own.data, sum.data, from.count, dtype, ReduceOp::kSum,
+                      stream);
+        own.data = sum.data;  // still as the tensor lies
+        send = own;
+      } else if (from.block < from.count) {
+        const int64_t mine = from.share * destination_place_.cp;
+        if (from.packed &&
+            from.block + from.share * destination_.cp <= from.count) {
+          cp->ReduceScatter(own.data + from.block * size, sum.data, from.share,
+                            dtype, ReduceOp::kSum, stream);
+          sum.begin = from.block + mine;
+        } else {
+          sum.begin = from.block;
+          for (const Range& range : from.ranges) {
+            CopyRange(sum, range, own, range, size, stream);
+          }
+          cp->ReduceScatter(sum.data, sum.data + mine * size, from.share, dtype,
+                            ReduceOp::kSum, stream);
+        }
+        own = send = sum;
+      }
+    }
+    if (!send.packed && !from.ranges.empty()) {
+      send = staged(kPack, direction.pack_begin);
+      for (const Range& range : from.ranges) {
+        CopyRange(send, range, own, range, size, stream);
+      }
+    }
+    for (const Slice& slice : from.slices) {
+      transfers_.push_back({Transfer::kSend,
+                            send.data + (slice.begin - send.begin) * size,
+                            slice.count, dtype, slice.peer});
+    }
+  }
+
+  Moving moving;
+  if (const Direction::End& to = direction.to; to.on) {
+    CHECK(pass.recv != nullptr)
+        << "bridge " << groups_.bridge->name() << ": rank " << rank_
+        << " has a lane to receive, but no buffer";
+    moving.payload = {static_cast<char*>(pass.recv), to.packed, 0, to.pitch};
+    moving.to = direction.staged ? staged(kRecv, 0) : moving.payload;
+    for (const Slice& slice : to.slices) {
+      transfers_.push_back({Transfer::kRecv,
+                            moving.to.data + slice.begin * size, slice.count,
+                            dtype, slice.peer});
+    }
+    const bool direct = routing_ == BridgeRouting::kDirect;
+    for (const auto& [from, at] : direction.copies) {
+      CopyRange(direct ? moving.payload : moving.to, at, own, from, size,
+                stream);
+    }
+  }
+  return moving;
+}
+
+// Lets the receiving lane's ranks complete each other, and unpacks.
+void Bridge::Finish(const Direction& direction, const Moving& moving,
+                    Stream stream) {
+  const Direction::End& to = direction.to;
+  if (!to.on) return;
+  const DType dtype = direction.dtype;
+  const int64_t size = SizeOf(dtype);
+  const bool to_source = direction.backward;
+  const int tp = to_source ? source_.tp : destination_.tp;
+  const int cp = to_source ? 1 : destination_.cp;
+  Communicator* tp_group =
+      to_source ? groups_.source_tp : groups_.destination_tp;
+  if (routing_ == BridgeRouting::kShared) {
+    char* block = moving.to.data + to.block * size;
+    if (cp > 1 && to.block < to.count) {
+      groups_.destination_cp->AllGather(
+          block + destination_place_.cp * to.share * size, block, to.share,
+          dtype, stream);
+    }
+    if (tp > 1) {
+      tp_group->AllGather(block, moving.to.data, cp * to.share, dtype, stream);
+    }
+  }
+  if (direction.staged) {
+    for (const Range& range : to.ranges) {
+      CopyRange(moving.payload, range, moving.to, range, size, stream);
+    }
+  }
+  if (routing_ == BridgeRouting::kLeader && tp > 1) {
+    tp_group->Broadcast(moving.payload.data, to.count, dtype,
+                        to_source ? tp - 1 : 0, stream);
+  }
+}
+
+absl::Status Bridge::Run(const Pass* forward, const Pass* backward,
+                         Stream stream) {
+  std::shared_ptr<const Prepared> prepared[2];
+  const Pass* passes[2] = {forward, backward};
+  for (int i = 0; i < 2; ++i) {
+    if (passes[i] == nullptr) continue;
+    MIMO_ASSIGN_OR_RETURN(prepared[i], Prepare(passes[i]->payload, stream));
+  }
+  // After both are prepared, memory stays where it is.
+  const auto direction = [&](int i) -> const Direction& {
+    return i == 0 ? prepared[0]->forward : prepared[1]->backward;
+  };
+  transfers_.clear();
+  Moving moving[2];
+  for (int i = 0; i < 2; ++i) {
+    if (passes[i] != nullptr) {
+      moving[i] = Begin(direction(i), *passes[i], stream);
+    }
+  }
+  if (!transfers_.empty()) groups_.bridge->Exchange(transfers_, stream);
+  for (int i = 0; i < 2; ++i) {
+    if (passes[i] != nullptr) Finish(direction(i), moving[i], stream);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Bridge::Forward(const Pass& forward, Stream stream) {
+  return Run(&forward, nullptr, stream);
+}
+
+absl::Status Bridge::Backward(const Pass& backward, Stream stream) {
+  return Run(nullptr, &backward, stream);
+}
+
+absl::Status Bridge::ForwardAndBackward(const Pass& forward,
+                                        const Pass& backward, Stream stream) {
+  return Run(&forward, &backward, stream);
+}
+
+absl::StatusOr<BridgePayload> Bridge::GatherRows(BridgePayload payload,
+                                                 int64_t source_rows,
+                                                 int64_t destination_rows,
+                                                 Stream stream) {
+  Communicator& group = *groups_.bridge;
+  std::vector<int64_t> rows(2 * group.size());  // [rank, (source, destination)]
+  int64_t* mine = rows.data() + 2 * group.rank();
+  mine[0] = source_rows;
+  mine[1] = destination_rows;
+  const int64_t bytes = rows.size() * sizeof(int64_t);
+  Memory& memory = memory_[0][kRows];
+  MIMO_RETURN_IF_ERROR(Reserve(memory, bytes, stream));
+  char* data = static_cast<char*>(memory.data);
+  char* own = data + 2 * group.rank() * sizeof(int64_t);
+  CopyBytes(own, mine, 2 * sizeof(int64_t), stream);
+  group.AllGather(own, data, 2, DType::kInt64, stream);
+  CopyBytes(rows.data(), data, bytes, stream);
+  Synchronize(stream);
+  MIMO_RETURN_IF_ERROR(group.Health());
+
+  std::map<int, const int64_t*> said;  // by world rank
+  for (int i = 0; i < group.size(); ++i) {
+    said[group.members()[i]] = rows.data() + 2 * i;
+  }
+  const auto read = [&](const char* name, const BridgeSide& side, int lanes,
+                        int which,
+                        std::vector<int64_t>& counts) -> absl::Status {
+    const int lane_ranks = static_cast<int>(side.ranks.size()) / lanes;
+    counts.clear();
+    for (size_t i = 0; i < side.ranks.size(); ++i) {
+      const int first = side.ranks[i - i % lane_ranks];
+      const int64_t wanted = said.at(first)[which];
+      const int64_t found = said.at(side.ranks[i])[which];
+      if (i % lane_ranks == 0) counts.push_back(wanted);
+      if (found != wanted) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "bridge ", group.name(), ": ", name, " lane ", i / lane_ranks,
+            " has ", found, " rows on rank ", side.ranks[i], " and ", wanted,
+            " on rank ", first, ", wanted the same"));
+      }
+    }
+    return absl::OkStatus();
+  };
+  MIMO_RETURN_IF_ERROR(
+      read("source", source_, source_.dp * source_.cp, 0, payload.source_rows));
+  MIMO_RETURN_IF_ERROR(read("destination", destination_, destination_.dp, 1,
+                            payload.destination_rows));
+  return payload;
+}
+
+}  // namespace mimo
