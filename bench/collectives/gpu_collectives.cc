@@ -1,8 +1,8 @@
 // gpu_collectives [--max-bytes N] [--seconds S]
 //
-// Every operation of comm on this machine's GPUs, a process each, in bfloat16,
-// beside the same loop of plain NCCL calls on a blocking communicator of its
-// own. docs/perf/collectives.md says what the columns mean.
+// Every operation of comm, and bridges, on this machine's GPUs, a process each,
+// in bfloat16, beside the same loop of plain NCCL calls on a blocking
+// communicator of its own. docs/perf/collectives.md says what the columns mean.
 #include <cuda_runtime.h>
 #include <nccl.h>
 
@@ -17,6 +17,7 @@
 #include "absl/log/initialize.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "bench/collectives/bridges.h"
 #include "bench/collectives/measure.h"
 #include "comm/nccl/nccl_communicator.h"
 #include "comm/testing/rank_processes.h"
@@ -51,9 +52,6 @@ void RunPlain(ncclComm_t comm, int rank, int ranks, Collective what,
               const void* send, void* recv, int64_t count,
               cudaStream_t stream) {
   constexpr ncclDataType_t kType = ncclBfloat16;
-  const auto part = [&](const void* buffer, int p) {
-    return static_cast<char*>(const_cast<void*>(buffer)) + 2 * p * count;
-  };
   switch (what) {
     case Collective::kAllReduce:
       return Check(
@@ -76,8 +74,8 @@ void RunPlain(ncclComm_t comm, int rank, int ranks, Collective what,
     case Collective::kExchange:
       Check(ncclGroupStart());
       Check(ncclSend(send, count, kType, (rank + 1) % ranks, comm, stream));
-      Check(ncclRecv(part(recv, 0), count, kType, (rank + ranks - 1) % ranks,
-                     comm, stream));
+      Check(ncclRecv(recv, count, kType, (rank + ranks - 1) % ranks, comm,
+                     stream));
       return Check(ncclGroupEnd());
     case Collective::kBarrier:
       Check(ncclAllReduce(recv, recv, 1, kType, ncclSum, comm, stream));
@@ -116,9 +114,10 @@ absl::Status Body(const Job& job, Store& store) {
     std::cout << job.world_size << " x " << DeviceName(Device::kCuda)
               << ", NCCL " << version << ", bfloat16" << std::endl;
   }
-  const absl::Status status = PrintTable(*world, stream, options, contenders);
+  MIMO_RETURN_IF_ERROR(PrintTable(*world, stream, options, contenders));
   ncclCommDestroy(comm);
-  return status;
+  return job.world_size % 2 == 0 ? PrintBridgeTable(*world, stream, options)
+                                 : absl::OkStatus();
 }
 
 }  // namespace

@@ -1,0 +1,415 @@
+#include "comm/nccl/nccl_communicator.h"
+
+#include <cuda_runtime.h>
+#include <nccl.h>
+
+#include <array>
+#include <atomic>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/log/log.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "comm/base/watchdog.h"
+#include "comm/rendezvous/store_board.h"
+#include "kernels/base/cuda_check.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+// More than a stream holds before a launch waits (about a thousand), so an
+// operation this far back is done.
+constexpr int64_t kEvents = 1024;
+
+ncclDataType_t ToNccl(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return ncclFloat32;
+    case DType::kFloat64:
+      return ncclFloat64;
+    case DType::kBFloat16:
+      return ncclBfloat16;
+    case DType::kFloat16:
+      return ncclFloat16;
+    case DType::kInt32:
+      return ncclInt32;
+    case DType::kInt64:
+      return ncclInt64;
+    case DType::kUInt8:
+      return ncclUint8;
+  }
+  LOG(FATAL) << "no such dtype: " << static_cast<int>(dtype);
+}
+
+ncclRedOp_t ToNccl(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::kSum:
+      return ncclSum;
+    case ReduceOp::kMax:
+      return ncclMax;
+    case ReduceOp::kMin:
+      return ncclMin;
+  }
+  LOG(FATAL) << "no such reduction: " << static_cast<int>(op);
+}
+
+cudaStream_t Raw(Stream stream) {
+  return static_cast<cudaStream_t>(stream.raw);
+}
+
+absl::Status ToStatus(ncclResult_t result, const std::string& what) {
+  if (result == ncclSuccess) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat(what, ": NCCL: ", ncclGetErrorString(result), "; ",
+                   ncclGetLastError(nullptr));
+  return result == ncclRemoteError ? absl::UnavailableError(message)
+                                   : absl::InternalError(message);
+}
+
+ncclConfig_t Config(bool blocking) {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = blocking;
+  return config;
+}
+
+// A communicator that only sets up others.
+class Control {
+ public:
+  Control(ncclComm_t comm, absl::Duration timeout)
+      : comm_(comm), timeout_(timeout) {}
+  // It carries no data, so there is nothing to wait for.
+  ~Control() { ncclCommAbort(comm_); }
+  Control(const Control&) = delete;
+  Control& operator=(const Control&) = delete;
+
+  // Waits until what was begun with `begun` is done. Gives up when
+  // `given_up()`.
+  absl::Status Await(ncclResult_t begun, const std::string& what,
+                     absl::FunctionRef<bool()> given_up) {
+    const absl::Time deadline = absl::Now() + timeout_;
+    ncclResult_t state = begun;
+    while (state == ncclInProgress) {
+      if (given_up())
+        return absl::AbortedError(absl::StrCat(what, ": aborted"));
+      if (absl::Now() > deadline) {
+        return absl::DeadlineExceededError(
+            absl::StrCat(what, ": not all ranks came within ",
+                         absl::FormatDuration(timeout_)));
+      }
+      absl::SleepFor(absl::Microseconds(200));
+      if (const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+          asked != ncclSuccess)
+        state = asked;
+    }
+    return ToStatus(state, what);
+  }
+
+  // The blocking communicator of the ranks of one color, or null for none.
+  absl::StatusOr<ncclComm_t> Split(int color, int key, const std::string& what,
+                                   absl::FunctionRef<bool()> given_up) {
+    ncclConfig_t config = Config(/*blocking=*/true);
+    ncclComm_t part = nullptr;
+    MIMO_RETURN_IF_ERROR(Await(ncclCommSplit(comm_, color, key, &part, &config),
+                               what, given_up));
+    return part;
+  }
+
+ private:
+  const ncclComm_t comm_;
+  const absl::Duration timeout_;
+};
+
+class NcclCommunicator : public Communicator {
+ public:
+  // `control` of the world, else null.
+  NcclCommunicator(std::string name, std::vector<int> members, int rank,
+                   ncclComm_t comm, int device,
+                   std::unique_ptr<Control> control)
+      : Communicator(std::move(name), std::move(members), rank),
+        device_(device),
+        control_(std::move(control)),
+        comm_(comm) {
+    for (cudaEvent_t& event : events_)
+      MIMO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    MIMO_CUDA_CHECK(cudaMalloc(&scratch_, sizeof(int32_t)));
+  }
+
+  ~NcclCommunicator() override {
+    Retire();
+    if (failed()) {
+      Abandon();
+    } else if (const ncclResult_t result = ncclCommDestroy(comm_);
+               result != ncclSuccess) {
+      LOG(ERROR) << ToStatus(result, absl::StrCat("group ", name())).message();
+    }
+    for (cudaEvent_t event : events_) cudaEventDestroy(event);
+    cudaFree(scratch_);
+  }
+
+ protected:
+  void DoAllReduce(const void* send, void* recv, int64_t count, DType dtype,
+                   ReduceOp op, Stream stream) override {
+    Enqueue(stream, [&] {
+      return ncclAllReduce(send, recv, count, ToNccl(dtype), ToNccl(op), comm_,
+                           Raw(stream));
+    });
+  }
+
+  void DoAllGather(const void* send, void* recv, int64_t count, DType dtype,
+                   Stream stream) override {
+    Enqueue(stream, [&] {
+      return ncclAllGather(send, recv, count, ToNccl(dtype), comm_,
+                           Raw(stream));
+    });
+  }
+
+  void DoReduceScatter(const void* send, void* recv, int64_t count, DType dtype,
+                       ReduceOp op, Stream stream) override {
+    Enqueue(stream, [&] {
+      return ncclReduceScatter(send, recv, count, ToNccl(dtype), ToNccl(op),
+                               comm_, Raw(stream));
+    });
+  }
+
+  void DoBroadcast(void* data, int64_t count, DType dtype, int root,
+                   Stream stream) override {
+    Enqueue(stream, [&] {
+      return ncclBroadcast(data, data, count, ToNccl(dtype), root, comm_,
+                           Raw(stream));
+    });
+  }
+
+  void DoAllToAll(const void* send, absl::Span<const int64_t> send_counts,
+                  void* recv, absl::Span<const int64_t> recv_counts,
+                  DType dtype, Stream stream) override {
+    Enqueue(stream, [&] {
+      return Group([&](ncclResult_t& result) {
+        auto from = static_cast<const char*>(send);
+        auto to = static_cast<char*>(recv);
+        for (int p = 0; p < size() && result == ncclSuccess; ++p) {
+          if (send_counts[p] > 0)
+            result = ncclSend(from, send_counts[p], ToNccl(dtype), p, comm_,
+                              Raw(stream));
+          if (recv_counts[p] > 0 && result == ncclSuccess)
+            result = ncclRecv(to, recv_counts[p], ToNccl(dtype), p, comm_,
+                              Raw(stream));
+          from += send_counts[p] * SizeOf(dtype);
+          to += recv_counts[p] * SizeOf(dtype);
+        }
+      });
+    });
+  }
+
+  void DoExchange(absl::Span<const Transfer> transfers,
+                  Stream stream) override {
+    Enqueue(stream, [&] {
+      return Group([&](ncclResult_t& result) {
+        for (const Transfer& t : transfers) {
+          if (t.count == 0 || result != ncclSuccess) continue;
+          result = t.kind == Transfer::kSend
+                       ? ncclSend(t.data, t.count, ToNccl(t.dtype), t.peer,
+                                  comm_, Raw(stream))
+                       : ncclRecv(t.data, t.count, ToNccl(t.dtype), t.peer,
+                                  comm_, Raw(stream));
+        }
+      });
+    });
+  }
+
+  void DoBarrier(Stream stream) override {
+    Enqueue(stream, [&] {
+      return ncclAllReduce(scratch_, scratch_, 1, ncclInt32, ncclSum, comm_,
+                           Raw(stream));
+    });
+    MIMO_CUDA_CHECK(cudaStreamSynchronize(Raw(stream)));
+  }
+
+  absl::StatusOr<std::unique_ptr<Communicator>> DoSplit(
+      const std::string& name,
+      absl::Span<const std::vector<int>> groups) override {
+    int color = NCCL_SPLIT_NOCOLOR, key = 0;
+    std::vector<int> ranks_of_world;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      for (size_t i = 0; i < groups[g].size(); ++i) {
+        if (groups[g][i] != rank()) continue;
+        color = g;
+        key = i;
+        for (int r : groups[g]) ranks_of_world.push_back(members()[r]);
+      }
+    }
+    const std::string what =
+        absl::StrCat("split of group ", this->name(), " into ", name);
+    ncclComm_t part = nullptr;
+    if (control_ != nullptr) {
+      MIMO_ASSIGN_OR_RETURN(
+          part, control_->Split(color, key, what, [this] { return failed(); }));
+    } else {
+      ncclResult_t result = ncclSuccess;
+      Call([&] {
+        ncclConfig_t config = Config(/*blocking=*/true);
+        result = ncclCommSplit(comm_, color, key, &part, &config);
+      });
+      MIMO_RETURN_IF_ERROR(ToStatus(result, what));
+    }
+    enqueued_.store(begun(), std::memory_order_release);
+    if (part == nullptr) return nullptr;
+    return std::make_unique<NcclCommunicator>(name, std::move(ranks_of_world),
+                                              key, part, device_, nullptr);
+  }
+
+  void DoAbort(const absl::Status&) override {
+    absl::MutexLock lock(&mutex_);
+    Abandon();
+  }
+
+  int64_t Completed() const override {
+    cudaSetDevice(device_);  // else a new thread makes a context on GPU 0
+    const int64_t enqueued = enqueued_.load(std::memory_order_acquire);
+    int64_t done = std::max(completed_.load(std::memory_order_relaxed),
+                            enqueued - kEvents);
+    while (done < enqueued &&
+           cudaEventQuery(events_[done % kEvents]) == cudaSuccess)
+      ++done;
+    completed_.store(done, std::memory_order_relaxed);
+    return done;
+  }
+
+  absl::Status Poll() override {
+    absl::MutexLock lock(&mutex_);
+    if (state_ == State::kAbandoned) return absl::OkStatus();
+    ncclResult_t state;
+    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+    return ToStatus(asked != ncclSuccess ? asked : state,
+                    absl::StrCat("group ", name()));
+  }
+
+ private:
+  enum class State { kIdle, kCalling, kAbandoned };
+
+  // Makes a call of NCCL's, during which comm_ is not freed.
+  template <typename F>
+  void Call(F&& f) {
+    State state = State::kIdle;
+    if (!state_.compare_exchange_strong(state, State::kCalling)) return;
+    f();
+    state = State::kCalling;
+    if (!state_.compare_exchange_strong(state, State::kIdle)) left_ = true;
+  }
+
+  // An operation of NCCL's, and its event.
+  template <typename F>
+  void Enqueue(Stream stream, F&& operation) {
+    Call([&] {
+      const ncclResult_t result = operation();
+      if (result != ncclSuccess)
+        return Fail(ToStatus(result, absl::StrCat("group ", name(), ": ",
+                                                  current().ToString())));
+      // An event in a capture would mark the graph's work, not this call. The
+      // slot keeps an old one, which is done.
+      cudaStreamCaptureStatus capture;
+      MIMO_CUDA_CHECK(cudaStreamIsCapturing(Raw(stream), &capture));
+      if (capture == cudaStreamCaptureStatusNone)
+        MIMO_CUDA_CHECK(
+            cudaEventRecord(events_[(begun() - 1) % kEvents], Raw(stream)));
+      enqueued_.store(begun(), std::memory_order_release);
+    });
+  }
+
+  // f(result) makes calls that NCCL launches as one.
+  template <typename F>
+  static ncclResult_t Group(F&& f) {
+    ncclResult_t result = ncclGroupStart();
+    if (result != ncclSuccess) return result;
+    f(result);
+    const ncclResult_t end = ncclGroupEnd();
+    return result != ncclSuccess ? result : end;
+  }
+
+  // Ends what is under way and frees comm_. A caller inside NCCL waits for the
+  // GPU, whose kernels a revoke ends, or for a connection to its peers, which
+  // only the abort ends, though it frees what the caller may still read.
+  void Abandon() {
+    cudaSetDevice(device_);
+    const State state = state_.exchange(State::kAbandoned);
+    if (state == State::kAbandoned) return;
+    if (state == State::kCalling) {
+      ncclCommRevoke(comm_, NCCL_REVOKE_DEFAULT);
+      const absl::Time deadline = absl::Now() + absl::Milliseconds(100);
+      while (!left_ && absl::Now() < deadline)
+        absl::SleepFor(absl::Milliseconds(1));
+    }
+    ncclCommAbort(comm_);
+  }
+
+  const int device_;
+  const std::unique_ptr<Control> control_;
+  const ncclComm_t comm_;
+  std::atomic<State> state_{State::kIdle};
+  std::atomic<bool> left_{false};  // the call that saw itself abandoned
+  absl::Mutex mutex_;              // Poll and Abort
+  std::array<cudaEvent_t, kEvents> events_;  // operation i's is i % kEvents
+  std::atomic<int64_t> enqueued_{0};         // operations with an event
+  mutable std::atomic<int64_t> completed_{0};
+  void* scratch_ = nullptr;  // of Barrier
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(
+    const Job& job, Store& store, const NcclOptions& options) {
+  int gpus = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&gpus);
+      error != cudaSuccess || job.local_rank >= gpus) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "rank ", job.rank, ": found ", gpus, " GPUs (",
+        cudaGetErrorString(error), "), wanted number ", job.local_rank));
+  }
+  MIMO_CUDA_CHECK(cudaSetDevice(job.local_rank));
+
+  ncclUniqueId id;
+  if (job.rank == 0) {
+    MIMO_RETURN_IF_ERROR(ToStatus(ncclGetUniqueId(&id), "ncclGetUniqueId"));
+    MIMO_RETURN_IF_ERROR(
+        store.Set("nccl/id", std::string(id.internal, sizeof id.internal)));
+  } else {
+    MIMO_ASSIGN_OR_RETURN(const std::string bytes,
+                          store.Get("nccl/id", options.timeout));
+    if (bytes.size() != sizeof id.internal) {
+      return absl::InternalError(absl::StrCat("the store's nccl/id: found ",
+                                              bytes.size(), " bytes, wanted ",
+                                              sizeof id.internal));
+    }
+    bytes.copy(id.internal, bytes.size());
+  }
+
+  const auto never = [] { return false; };
+  ncclConfig_t config = Config(/*blocking=*/false);
+  ncclComm_t comm = nullptr;
+  const ncclResult_t begun =
+      ncclCommInitRankConfig(&comm, job.world_size, id, job.rank, &config);
+  if (comm == nullptr) return ToStatus(begun, "the world's setting up");
+  auto control = std::make_unique<Control>(comm, options.timeout);
+  MIMO_RETURN_IF_ERROR(control->Await(begun, "the world's setting up", never));
+  MIMO_ASSIGN_OR_RETURN(
+      const ncclComm_t data,
+      control->Split(0, job.rank, "the world's communicator", never));
+
+  std::vector<int> members(job.world_size);
+  std::iota(members.begin(), members.end(), 0);
+  auto world = std::make_unique<NcclCommunicator>(
+      "world", std::move(members), job.rank, data, job.local_rank,
+      std::move(control));
+  world->WatchWith(std::make_shared<Watchdog>(
+      job.rank, NewStoreBoard(store, job.rank), options.timeout));
+  return world;
+}
+
+}  // namespace mimo
