@@ -84,9 +84,9 @@ __device__ void ForVectors(int hidden, F body) {
 }
 
 // Sums over a group, for all its threads, in a fixed order. All groups of a
-// block call it together: barriers of their own would be 3 % faster, but a block
-// has 15 of those beside __syncthreads', and up to 16 groups; and racecheck does
-// not follow them.
+// block call it together: barriers of their own would be 3 % faster, but a
+// block has 15 of those beside __syncthreads', and up to 16 groups; and
+// racecheck does not follow them.
 template <int kCount>
 class GroupSums {
  public:
