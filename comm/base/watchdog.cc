@@ -33,17 +33,14 @@ absl::Status FromReason(absl::string_view reason) {
   return absl::UnavailableError(reason);
 }
 
-constexpr size_t kShown = 16;  // of a long list
-
-// "[0, 1, 2]"
-std::string List(const std::vector<int>& ranks) {
-  const auto end = ranks.begin() + std::min(ranks.size(), kShown);
-  return absl::StrCat(
-      "[", absl::StrJoin(ranks.begin(), end, ", "),
-      ranks.size() > kShown
-          ? absl::StrCat(" and ", ranks.size() - kShown, " more")
-          : "",
-      "]");
+// "0, 1, 2"; of many the first 16.
+template <typename T>
+std::string List(const std::vector<T>& items) {
+  const size_t shown = std::min<size_t>(items.size(), 16);
+  std::string list = absl::StrJoin(items.begin(), items.begin() + shown, ", ");
+  if (shown < items.size())
+    absl::StrAppend(&list, " and ", items.size() - shown, " more");
+  return list;
 }
 
 // "in all_reduce(sum, 3 float32), sequence 4"
@@ -131,7 +128,7 @@ absl::Status Watchdog::Look() {
                    absl::FromChrono(now - watched.since);
                waited > limit_) {
       return absl::DeadlineExceededError(absl::StrCat(
-          "rank ", rank_, ": ", Describe(communicator).ToString(), " for ",
+          "rank ", rank_, ": ", Describe(communicator).ToString(), " within ",
           absl::FormatDuration(absl::Trunc(waited, absl::Milliseconds(1)))));
     }
   }
@@ -153,9 +150,9 @@ Watchdog::Doing Watchdog::Describe(const Communicator& communicator) {
 }
 
 std::string Watchdog::Doing::ToString() const {
-  return absl::StrCat(
-      operation->ToString(), " in group ", group, " of ranks ", List(members),
-      operation->done ? " is the last that was done" : " has not been done");
+  return absl::StrCat(operation->ToString(), " in group ", group, " of ranks [",
+                      List(members),
+                      operation->done ? "] was the last" : "] does not end");
 }
 
 std::string Watchdog::Ask(const std::string& group, int member,
@@ -176,30 +173,29 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
   const bool exchange = own.kind == Operation::kExchange;
   const absl::Time deadline = absl::Now() + asking_;
   bool differs = false;
-  std::vector<int> missing;
-  std::vector<std::string> others;
+  std::vector<std::string> missing, others;
   for (int i = 0; i < doing.members.size(); ++i) {
     const int member = doing.members[i];
     if (member == rank_) continue;
     const std::string post = Ask(doing.group, member, deadline);
     if (post.empty()) {
-      missing.push_back(member);
-    } else if (exchange ? i == own.root : post != ToPost(own)) {
-      // Of an exchange, only the peer's call says something.
+      missing.push_back(absl::StrCat("rank ", member, " (no answer)"));
+      continue;
+    }
+    // Of an exchange, only the first peer's call says something.
+    if (exchange ? i != own.root : post == ToPost(own)) continue;
+    if (absl::StartsWith(post, "in ")) {
       others.push_back(absl::StrCat("rank ", member, " is ", post));
       differs |= IsInsteadOf(post, own);
+    } else {
+      missing.push_back(absl::StrCat("rank ", member, " (", post, ")"));
     }
   }
   std::string message =
       absl::StrCat("rank ", rank_, ": ", doing.ToString(), "; ");
   if (!missing.empty())
-    absl::StrAppend(&message, "missing: ranks ", List(missing), "; ");
-  if (others.size() > kShown) {
-    others.resize(kShown);
-    others.push_back("and more");
-  }
-  if (!others.empty())
-    absl::StrAppend(&message, absl::StrJoin(others, ", "), "; ");
+    absl::StrAppend(&message, "missing: ", List(missing), "; ");
+  if (!others.empty()) absl::StrAppend(&message, List(others), "; ");
   absl::StrAppend(&message, "first report: ", reason.message());
   return absl::Status(
       differs ? absl::StatusCode::kFailedPrecondition : reason.code(), message);
@@ -222,12 +218,18 @@ void Watchdog::FailAll(const absl::Status& reason) {
          doing.operation->start < waiting->operation->start))
       waiting = &doing;
   }
-  const absl::Status status =
-      waiting != nullptr
-          ? Explain(*waiting, reason)
-          : absl::Status(reason.code(),
-                         absl::StrCat("rank ", rank_, ": in no operation; ",
-                                      "first report: ", reason.message()));
+  absl::Status status;
+  if (waiting != nullptr) {
+    status = Explain(*waiting, reason);
+  } else {
+    status = absl::Status(reason.code(),
+                          absl::StrCat("rank ", rank_, ": in no operation; ",
+                                       "first report: ", reason.message()));
+    // Those that wait say more: between threads, the first to abort speaks for
+    // all of the group.
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(&stop_), asking_);
+  }
   LOG(ERROR) << status.message();
   absl::MutexLock lock(&mutex_);
   over_ = status;
