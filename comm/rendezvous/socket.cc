@@ -57,6 +57,28 @@ void SetOption(const Socket& socket, int level, int option, int value) {
   CHECK_EQ(setsockopt(socket.fd(), level, option, &value, sizeof(value)), 0);
 }
 
+absl::Status CannotListen(const std::string& host, int port,
+                          absl::string_view why) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("cannot listen on ", HostPort(host, port), ": ", why));
+}
+
+absl::StatusOr<Socket> Bind(const std::string& host, int port) {
+  MIMO_ASSIGN_OR_RETURN(const Addresses addresses, Resolve(host, port));
+  std::string error;
+  for (addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
+    ListenEverywhere(host, *at);
+    Socket socket(
+        ::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (socket.fd() >= 0) {
+      SetOption(socket, SOL_SOCKET, SO_REUSEADDR, 1);
+      if (bind(socket.fd(), at->ai_addr, at->ai_addrlen) == 0) return socket;
+    }
+    error = std::strerror(errno);
+  }
+  return CannotListen(host, port, error);
+}
+
 // Whether the socket is ready for `events` before the deadline.
 bool Await(const Socket& socket, short events, absl::Time deadline) {
   while (true) {
@@ -82,23 +104,15 @@ std::string HostPort(const std::string& host, int port) {
 }
 
 absl::StatusOr<Socket> Listen(const std::string& host, int port) {
-  MIMO_ASSIGN_OR_RETURN(const Addresses addresses, Resolve(host, port));
-  std::string error;
-  for (addrinfo* at = addresses.get(); at != nullptr; at = at->ai_next) {
-    ListenEverywhere(host, *at);
-    Socket socket(
-        ::socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (socket.fd() >= 0) {
-      SetOption(socket, SOL_SOCKET, SO_REUSEADDR, 1);
-      if (bind(socket.fd(), at->ai_addr, at->ai_addrlen) == 0 &&
-          listen(socket.fd(), SOMAXCONN) == 0) {
-        return socket;
-      }
-    }
-    error = std::strerror(errno);
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("cannot listen on ", HostPort(host, port), ": ", error));
+  MIMO_ASSIGN_OR_RETURN(Socket socket, Bind(host, port));
+  if (listen(socket.fd(), SOMAXCONN) == 0) return socket;
+  return CannotListen(host, port, std::strerror(errno));
+}
+
+// Linux lets several sockets with SO_REUSEADDR have a port while none listens,
+// and one of them listen.
+absl::StatusOr<Socket> ReservePort(const std::string& host) {
+  return Bind(host, 0);
 }
 
 int LocalPort(const Socket& socket) {

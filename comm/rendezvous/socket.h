@@ -37,6 +37,10 @@ class Socket {
 absl::StatusOr<Socket> Listen(const std::string& host, int port);
 int LocalPort(const Socket& socket);
 
+// A free port of `host` that nobody gets while the socket lives, but for a
+// Listen that names it.
+absl::StatusOr<Socket> ReservePort(const std::string& host);
+
 // One attempt at each address that `host` names.
 absl::StatusOr<Socket> ConnectTo(const std::string& host, int port,
                                  absl::Time deadline);
