@@ -13,30 +13,6 @@
 namespace mimo {
 namespace {
 
-// Elements [begin, end) of a piece, a matrix [outer, width], as a lane holds
-// it: packed from element `packed` of the lane on, or with the lane's other
-// pieces beside it from element `strided` of the tensor on.
-struct Range {
-  int64_t packed, strided, width;
-  int64_t begin, end;
-};
-
-Range RangeOf(const BridgePlan& plan, int index, const BridgeLane& lane) {
-  const BridgePiece& piece = plan.pieces[index];
-  return {.packed = piece.first_row * plan.outer * plan.inner - lane.begin,
-          .strided = (piece.first_row - lane.first_row) * plan.inner,
-          .width = piece.rows * plan.inner,
-          .begin = 0,
-          .end = plan.outer * piece.rows * plan.inner};
-}
-
-// A message as one of its ranks sees it.
-struct Slice {
-  int peer;       // in the bridge's communicator
-  int64_t begin;  // of the packed lane
-  int64_t count;
-};
-
 // Memory that holds a lane: pieces packed, from the lane's element `begin` on;
 // or the tensor [outer, pitch].
 struct View {
@@ -47,11 +23,11 @@ struct View {
 
 // Copies a range from one lane's memory to another's: three rectangles of the
 // piece at most, as the ends may lie within its rows.
-void CopyRange(const View& to, const Range& at, const View& from,
-               const Range& range, int64_t size, Stream stream) {
+void CopyRange(const View& to, const BridgeRange& at, const View& from,
+               const BridgeRange& range, int64_t size, Stream stream) {
   const int64_t width = range.width;
   const auto pitch = [&](const View& v) { return v.packed ? width : v.pitch; };
-  const auto address = [&](const View& v, const Range& r, int64_t x) {
+  const auto address = [&](const View& v, const BridgeRange& r, int64_t x) {
     const int64_t origin = v.packed ? r.packed - v.begin : r.strided;
     return v.data + (origin + x / width * pitch(v) + x % width) * size;
   };
@@ -80,28 +56,9 @@ absl::Status CheckGroup(const char* name, const Communicator* group,
 
 }  // namespace
 
-// What this rank does in one direction for one payload.
-struct Bridge::Direction {
-  struct End {
-    bool on = false;            // this rank is on that side, with rows
-    int64_t count, pitch;       // of its lane
-    int64_t share, block;       // its share is at block + cp * share
-    bool packed;                // the tensor is the packed lane
-    std::vector<Slice> slices;  // to or from other ranks
-    std::vector<Range> ranges;  // to pack or unpack
-  };
-  End from, to;
-  std::vector<std::pair<Range, Range>> copies;  // (from, to) on this rank
-  bool backward;
-  DType dtype;
-  bool staged;  // received in staging memory
-  int64_t pack_begin = 0;
-  int64_t bytes[kStages] = {};
-};
-
 struct Bridge::Prepared {
   BridgePayload payload;
-  Direction forward, backward;
+  BridgeDirection forward, backward;
 };
 
 // What the end of a call needs of its beginning.
@@ -115,21 +72,9 @@ Bridge::Bridge(const BridgeSide& source, const BridgeSide& destination,
       destination_(destination),
       routing_(routing),
       groups_(groups),
-      rank_(groups.bridge->members()[groups.bridge->rank()]) {
-  const auto find = [&](const BridgeSide& side) {
-    const auto it = std::find(side.ranks.begin(), side.ranks.end(), rank_);
-    const int i = static_cast<int>(it - side.ranks.begin());
-    if (it == side.ranks.end()) return Place();
-    return Place{.lane = i / (side.cp * side.tp),
-                 .tp = i % side.tp,
-                 .cp = i / side.tp % side.cp};
-  };
-  source_place_ = find(source);
-  if (source_place_.lane >= 0) {
-    source_place_.lane = source_place_.lane * source.cp + source_place_.cp;
-  }
-  destination_place_ = find(destination);
-}
+      rank_(groups.bridge->members()[groups.bridge->rank()]),
+      source_place_(PlaceOnSource(source, rank_)),
+      destination_place_(PlaceOnDestination(destination, rank_)) {}
 
 Bridge::~Bridge() {
   for (auto& direction : memory_) {
@@ -162,12 +107,12 @@ absl::StatusOr<std::unique_ptr<Bridge>> Bridge::Create(
       ranks.push_back(side.ranks[first + i * step]);
     return ranks;
   };
-  if (const Place& at = bridge->source_place_; at.lane >= 0) {
+  if (const BridgePlace& at = bridge->source_place_; at.lane >= 0) {
     MIMO_RETURN_IF_ERROR(
         CheckGroup("source's tp group", groups.source_tp,
                    group(source, at.lane * source.tp, source.tp, 1)));
   }
-  if (const Place& at = bridge->destination_place_; at.lane >= 0) {
+  if (const BridgePlace& at = bridge->destination_place_; at.lane >= 0) {
     const int cp = destination.cp, tp = destination.tp;
     const int lane = at.lane * cp * tp;
     MIMO_RETURN_IF_ERROR(
@@ -178,126 +123,6 @@ absl::StatusOr<std::unique_ptr<Bridge>> Bridge::Create(
                                     group(destination, lane + at.tp, cp, tp)));
   }
   return bridge;
-}
-
-Bridge::Direction Bridge::Compile(const BridgePlan& plan, bool backward,
-                                  DType dtype) const {
-  Direction direction;
-  direction.backward = backward;
-  direction.dtype = dtype;
-  const auto lane_of = [&](bool source) -> const BridgeLane* {
-    const int lane = source ? source_place_.lane : destination_place_.lane;
-    if (lane < 0) return nullptr;
-    const auto& lanes = source ? plan.source : plan.destination;
-    return lanes[lane].count > 0 ? &lanes[lane] : nullptr;
-  };
-  const auto set_end = [&](bool source, const BridgeLane* lane) {
-    if (lane == nullptr) return Direction::End();
-    const Place& at = source ? source_place_ : destination_place_;
-    return Direction::End{
-        .on = true,
-        .count = lane->count,
-        .pitch = lane->rows * plan.inner,
-        .share = lane->share,
-        .block = lane->share * at.tp * (source ? 1 : destination_.cp),
-        .packed = plan.outer == 1 || lane->pieces.size() == 1,
-        .slices = {},
-        .ranges = {}};
-  };
-  const BridgeLane* from_lane = lane_of(!backward);
-  const BridgeLane* to_lane = lane_of(backward);
-  Direction::End& from = direction.from = set_end(!backward, from_lane);
-  Direction::End& to = direction.to = set_end(backward, to_lane);
-
-  std::map<int, int> peer_of;
-  for (int i = 0; i < groups_.bridge->size(); ++i) {
-    peer_of[groups_.bridge->members()[i]] = i;
-  }
-  const int64_t row_elements = plan.outer * plan.inner;
-  for (const BridgeMessage& m : backward ? plan.backward : plan.forward) {
-    if (m.from != rank_ && m.to != rank_) continue;
-    const int64_t in_piece =
-        m.begin - plan.pieces[m.piece].first_row * row_elements;
-    const auto range_in = [&](const BridgeLane& lane) {
-      Range range = RangeOf(plan, m.piece, lane);
-      range.begin = in_piece;
-      range.end = in_piece + m.count;
-      return range;
-    };
-    if (m.from == m.to) {
-      direction.copies.push_back({range_in(*from_lane), range_in(*to_lane)});
-    } else if (m.from == rank_) {
-      from.slices.push_back(
-          {peer_of.at(m.to), m.begin - from_lane->begin, m.count});
-      // What several ranks are sent of a piece is packed once.
-      const Range range = range_in(*from_lane);
-      const auto same = [&](const Range& r) {
-        return r.packed == range.packed;
-      };
-      auto it = std::find_if(from.ranges.begin(), from.ranges.end(), same);
-      if (it == from.ranges.end()) {
-        from.ranges.push_back(range);
-      } else {
-        it->begin = std::min(it->begin, range.begin);
-        it->end = std::max(it->end, range.end);
-      }
-    } else {
-      to.slices.push_back(
-          {peer_of.at(m.from), m.begin - to_lane->begin, m.count});
-      if (routing_ == BridgeRouting::kDirect) {
-        to.ranges.push_back(range_in(*to_lane));
-      }
-    }
-  }
-
-  const int64_t size = SizeOf(dtype);
-  if (from.on && backward && destination_.cp > 1) {
-    if (routing_ == BridgeRouting::kDirect) {
-      direction.bytes[kSum] = from.count * size;
-    } else {
-      // The block, packed, unless it lies whole and packed in the tensor.
-      const int64_t length = from.share * destination_.cp;
-      const bool in_place = from.packed && from.block + length <= from.count;
-      direction.bytes[kSum] = (in_place ? from.share : length) * size;
-      from.ranges.clear();
-      for (int piece : from_lane->pieces) {
-        Range range = RangeOf(plan, piece, *from_lane);
-        const int64_t begin = from.block - range.packed;
-        range.begin = std::clamp<int64_t>(begin, 0, range.end);
-        range.end = std::clamp<int64_t>(begin + length, range.begin, range.end);
-        if (!in_place && range.begin < range.end) from.ranges.push_back(range);
-      }
-    }
-  }
-  const bool sums_shares =
-      backward && destination_.cp > 1 && routing_ != BridgeRouting::kDirect;
-  if (from.on && !from.packed && !sums_shares && !from.ranges.empty()) {
-    int64_t begin = from.count, end = 0;
-    for (const Range& range : from.ranges) {
-      begin = std::min(begin, range.packed + range.begin);
-      end = std::max(end, range.packed + range.end);
-    }
-    direction.pack_begin = begin;
-    direction.bytes[kPack] = (end - begin) * size;
-  }
-  if (to.on) {
-    const bool shared = routing_ == BridgeRouting::kShared;
-    const int64_t room =
-        shared ? to.share * static_cast<int64_t>(to_lane->ranks.size())
-               : to.count;
-    // A leader's peers receive the tensor itself, by broadcast.
-    const bool receives =
-        shared || !to.slices.empty() ||
-        (routing_ == BridgeRouting::kLeader && !direction.copies.empty());
-    direction.staged = receives && (!to.packed || room != to.count);
-    if (direction.staged) direction.bytes[kRecv] = room * size;
-    if (routing_ != BridgeRouting::kDirect) {
-      for (int piece : to_lane->pieces) {
-        to.ranges.push_back(RangeOf(plan, piece, *to_lane));
-      }
-    }
-  }
-  return direction;
 }
 
 absl::Status Bridge::Reserve(Memory& memory, int64_t bytes, Stream stream) {
@@ -323,15 +148,17 @@ absl::StatusOr<std::shared_ptr<const Bridge::Prepared>> Bridge::Prepare(
   }
   MIMO_ASSIGN_OR_RETURN(const BridgePlan plan,
                         PlanBridge(source_, destination_, payload, routing_));
-  auto prepared = std::make_shared<Prepared>(
-      Prepared{.payload = payload,
-               .forward = Compile(plan, false, payload.dtype),
-               .backward = Compile(plan, true, payload.dtype)});
-  for (int stage = 0; stage < kStages; ++stage) {
-    MIMO_RETURN_IF_ERROR(
-        Reserve(memory_[0][stage], prepared->forward.bytes[stage], stream));
-    MIMO_RETURN_IF_ERROR(
-        Reserve(memory_[1][stage], prepared->backward.bytes[stage], stream));
+  auto prepared = std::make_shared<Prepared>();
+  prepared->payload = payload;
+  for (const bool backward : {false, true}) {
+    BridgeDirection& direction =
+        backward ? prepared->backward : prepared->forward;
+    direction = DirectionOf(plan, backward, payload.dtype, rank_, source_place_,
+                            destination_place_, groups_.bridge->members());
+    Memory* memory = memory_[backward];
+    MIMO_RETURN_IF_ERROR(Reserve(memory[kSum], direction.sum_bytes, stream));
+    MIMO_RETURN_IF_ERROR(Reserve(memory[kPack], direction.pack_bytes, stream));
+    MIMO_RETURN_IF_ERROR(Reserve(memory[kRecv], direction.recv_bytes, stream));
   }
   prepared_[next_prepared_] = prepared;
   next_prepared_ = (next_prepared_ + 1) % kKept;
@@ -340,55 +167,59 @@ absl::StatusOr<std::shared_ptr<const Bridge::Prepared>> Bridge::Prepare(
 
 // Sums and packs what this rank sends, copies what it keeps, and adds its
 // transfers to the batch.
-Bridge::Moving Bridge::Begin(const Direction& direction, const Pass& pass,
+Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
                              Stream stream) {
   const DType dtype = direction.dtype;
   const int64_t size = SizeOf(dtype);
-  Memory* memory = memory_[direction.backward ? 1 : 0];
-  const auto staged = [&](Stage stage, int64_t begin) {
+  const Memory* memory = memory_[direction.backward];
+  const auto staging = [&](Stage stage, int64_t begin) {
     return View{static_cast<char*>(memory[stage].data), true, begin, 0};
   };
   View own;  // what this rank has of its lane to send
-  if (const Direction::End& from = direction.from; from.on) {
+  if (const BridgeDirection::End& from = direction.from; from.on) {
     CHECK(pass.send != nullptr)
         << "bridge " << groups_.bridge->name() << ": rank " << rank_
         << " has a lane to send, but no buffer";
     own = {static_cast<char*>(const_cast<void*>(pass.send)), from.packed, 0,
            from.pitch};
+    const auto pack = [&](const View& packed) {
+      for (const BridgeRange& range : from.ranges) {
+        CopyRange(packed, range, own, range, size, stream);
+      }
+    };
     Communicator* cp = groups_.destination_cp;
+    const int64_t mine = destination_place_.cp * from.share;
+    switch (direction.sum) {
+      case BridgeDirection::Sum::kNone:
+        break;
+      case BridgeDirection::Sum::kTensor: {
+        char* sum = staging(kSum, 0).data;
+        cp->AllReduce(own.data, sum, from.count, dtype, ReduceOp::kSum, stream);
+        own.data = sum;
+        break;
+      }
+      case BridgeDirection::Sum::kBlock: {
+        const View sum = staging(kSum, from.block + mine);
+        cp->ReduceScatter(own.data + from.block * size, sum.data, from.share,
+                          dtype, ReduceOp::kSum, stream);
+        own = sum;
+        break;
+      }
+      case BridgeDirection::Sum::kPackedBlock: {
+        const View sum = staging(kSum, from.block);
+        pack(sum);
+        cp->ReduceScatter(sum.data, sum.data + mine * size, from.share, dtype,
+                          ReduceOp::kSum, stream);
+        own = sum;
+        break;
+      }
+    }
     View send = own;
-    if (direction.backward && destination_.cp > 1) {
-      View sum = staged(kSum, 0);
-      if (routing_ == BridgeRouting::kDirect) {
-        cp->AllReduce(own.data, sum.data, from.count, dtype, ReduceOp::kSum,
-                      stream);
-        own.data = sum.data;  // still as the tensor lies
-        send = own;
-      } else if (from.block < from.count) {
-        const int64_t mine = from.share * destination_place_.cp;
-        if (from.packed &&
-            from.block + from.share * destination_.cp <= from.count) {
-          cp->ReduceScatter(own.data + from.block * size, sum.data, from.share,
-                            dtype, ReduceOp::kSum, stream);
-          sum.begin = from.block + mine;
-        } else {
-          sum.begin = from.block;
-          for (const Range& range : from.ranges) {
-            CopyRange(sum, range, own, range, size, stream);
-          }
-          cp->ReduceScatter(sum.data, sum.data + mine * size, from.share, dtype,
-                            ReduceOp::kSum, stream);
-        }
-        own = send = sum;
-      }
+    if (direction.packs) {
+      send = staging(kPack, direction.pack_begin);
+      pack(send);
     }
-    if (!send.packed && !from.ranges.empty()) {
-      send = staged(kPack, direction.pack_begin);
-      for (const Range& range : from.ranges) {
-        CopyRange(send, range, own, range, size, stream);
-      }
-    }
-    for (const Slice& slice : from.slices) {
+    for (const BridgeSlice& slice : from.slices) {
       transfers_.push_back({Transfer::kSend,
                             send.data + (slice.begin - send.begin) * size,
                             slice.count, dtype, slice.peer});
@@ -396,13 +227,13 @@ Bridge::Moving Bridge::Begin(const Direction& direction, const Pass& pass,
   }
 
   Moving moving;
-  if (const Direction::End& to = direction.to; to.on) {
+  if (const BridgeDirection::End& to = direction.to; to.on) {
     CHECK(pass.recv != nullptr)
         << "bridge " << groups_.bridge->name() << ": rank " << rank_
         << " has a lane to receive, but no buffer";
     moving.payload = {static_cast<char*>(pass.recv), to.packed, 0, to.pitch};
-    moving.to = direction.staged ? staged(kRecv, 0) : moving.payload;
-    for (const Slice& slice : to.slices) {
+    moving.to = direction.staged ? staging(kRecv, 0) : moving.payload;
+    for (const BridgeSlice& slice : to.slices) {
       transfers_.push_back({Transfer::kRecv,
                             moving.to.data + slice.begin * size, slice.count,
                             dtype, slice.peer});
@@ -417,9 +248,9 @@ Bridge::Moving Bridge::Begin(const Direction& direction, const Pass& pass,
 }
 
 // Lets the receiving lane's ranks complete each other, and unpacks.
-void Bridge::Finish(const Direction& direction, const Moving& moving,
+void Bridge::Finish(const BridgeDirection& direction, const Moving& moving,
                     Stream stream) {
-  const Direction::End& to = direction.to;
+  const BridgeDirection::End& to = direction.to;
   if (!to.on) return;
   const DType dtype = direction.dtype;
   const int64_t size = SizeOf(dtype);
@@ -440,7 +271,7 @@ void Bridge::Finish(const Direction& direction, const Moving& moving,
     }
   }
   if (direction.staged) {
-    for (const Range& range : to.ranges) {
+    for (const BridgeRange& range : to.ranges) {
       CopyRange(moving.payload, range, moving.to, range, size, stream);
     }
   }
@@ -459,7 +290,7 @@ absl::Status Bridge::Run(const Pass* forward, const Pass* backward,
     MIMO_ASSIGN_OR_RETURN(prepared[i], Prepare(passes[i]->payload, stream));
   }
   // After both are prepared, memory stays where it is.
-  const auto direction = [&](int i) -> const Direction& {
+  const auto direction = [&](int i) -> const BridgeDirection& {
     return i == 0 ? prepared[0]->forward : prepared[1]->backward;
   };
   transfers_.clear();

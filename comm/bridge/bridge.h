@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/base/communicator.h"
+#include "comm/bridge/bridge_direction.h"
 #include "comm/bridge/bridge_plan.h"
 #include "kernels/base/stream.h"
 
@@ -76,7 +77,6 @@ class Bridge {
                                            Stream stream);
 
  private:
-  struct Direction;
   struct Prepared;
   struct Moving;
   enum Stage { kSum, kPack, kRecv, kRows, kStages };
@@ -88,23 +88,20 @@ class Bridge {
 
   Bridge(const BridgeSide& source, const BridgeSide& destination,
          BridgeRouting routing, const BridgeGroups& groups);
-  Direction Compile(const BridgePlan& plan, bool backward, DType dtype) const;
   absl::StatusOr<std::shared_ptr<const Prepared>> Prepare(
       const BridgePayload& payload, Stream stream);
   absl::Status Reserve(Memory& memory, int64_t bytes, Stream stream);
   absl::Status Run(const Pass* forward, const Pass* backward, Stream stream);
-  Moving Begin(const Direction& direction, const Pass& pass, Stream stream);
-  void Finish(const Direction& direction, const Moving& moving, Stream stream);
+  Moving Begin(const BridgeDirection& direction, const Pass& pass,
+               Stream stream);
+  void Finish(const BridgeDirection& direction, const Moving& moving,
+              Stream stream);
 
-  // Where this rank stands on a side: lane -1 if it does not.
-  struct Place {
-    int lane = -1, tp = 0, cp = 0;
-  };
   const BridgeSide source_, destination_;
   const BridgeRouting routing_;
   const BridgeGroups groups_;
   const int rank_;  // in the world
-  Place source_place_, destination_place_;
+  const BridgePlace source_place_, destination_place_;
 
   static constexpr int kKept = 8;
   std::array<std::shared_ptr<const Prepared>, kKept> prepared_;

@@ -1,33 +1,15 @@
 #include "comm/bridge/bridge.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <new>
+#include <algorithm>
 #include <random>
+#include <type_traits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "comm/bridge/bridge_testing.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-
-namespace {
-// This thread's allocations, for the test that a steady state makes none.
-thread_local int64_t allocations = 0;
-}  // namespace
-
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  ++allocations;
-  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  std::abort();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept {
-  std::free(memory);
-}
 
 namespace mimo {
 namespace {
@@ -303,37 +285,17 @@ TEST(Bridge, RandomLayouts) {
   for (const absl::Status& status : results) EXPECT_TRUE(status.ok()) << status;
 }
 
-TEST(Bridge, SteadyStateAllocatesNothing) {
-  for (const BridgeSide& destination : {Stage(4, 1, 2, 2), Stage(0, 2, 2, 1)}) {
-    const BridgeCase c{Stage(0, 2, 1, 2),
-                       destination,
-                       {},
-                       DefaultBridgeRouting(Stage(0, 2, 1, 2), destination)};
-    const BridgePayload payload{
-        .outer = 3,
-        .inner = 5,
-        .source_rows = {4, 3},
-        .destination_rows = NearEqualRows(7, destination.dp)};
-    const int size = BridgeRanks(c.source, c.destination).size();
-    const auto results =
-        RunRanks(size, [&](Communicator& world) -> absl::Status {
-          MIMO_ASSIGN_OR_RETURN(
-              auto made, MakeBridge(world, c.source, c.destination, c.routing));
-          MicroBatch<float> batch(c, payload, 0, world.rank());
-          int64_t before = 0;
-          for (int i = 0; i < 3; ++i) {
-            before = allocations;
-            MIMO_RETURN_IF_ERROR(made.bridge->ForwardAndBackward(
-                batch.Forward(), batch.Backward(), Stream()));
-          }
-          if (allocations != before) {
-            return absl::InternalError(
-                absl::StrCat(allocations - before, " allocations"));
-          }
-          return absl::OkStatus();
-        });
-    for (const absl::Status& s : results) EXPECT_TRUE(s.ok()) << s;
+TEST(Bridge, MorePayloadsThanPlansAreKept) {
+  const BridgeCase c{
+      Stage(0, 2, 1, 2), Stage(4, 1, 2, 2), {}, BridgeRouting::kShared};
+  std::vector<BridgePayload> payloads;
+  for (int i = 0; i < 30; ++i) {
+    payloads.push_back({.outer = 2,
+                        .inner = 3,
+                        .source_rows = {i % 10, 5},
+                        .destination_rows = {i % 10 + 5}});
   }
+  ExpectDelivers(c, payloads);
 }
 
 TEST(Bridge, GathersRowCounts) {
