@@ -7,8 +7,10 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -49,9 +51,9 @@ T Random(uint64_t stream, int64_t i) {
 }
 
 template <typename T>
-double Double(T x) {
+auto Widened(T x) {
   if constexpr (std::is_arithmetic_v<T>)
-    return static_cast<double>(x);
+    return x;
   else
     return static_cast<float>(x);
 }
@@ -67,11 +69,6 @@ double Roundoff() {
     return std::numeric_limits<T>::epsilon() / 2.0;
   else
     return 0;
-}
-
-template <typename T>
-bool SameBits(const T& a, const T& b) {
-  return std::memcmp(&a, &b, sizeof(T)) == 0;
 }
 
 // Each check is one call (or batch) in the group, of random data of its own.
@@ -232,14 +229,19 @@ class Checker {
   int size() const { return group_->size(); }
 
  private:
-  uint64_t StreamOf(int rank) const { return Mix(Mix(case_) + rank); }
-
-  // What `rank` brings to this case, from element `begin` on.
+  // What `rank` brings to this case, from element `begin` on: random numbers
+  // that repeat, so that large buffers are made and checked quickly; a prime
+  // period, so that no part of a buffer looks like its neighbours.
+  static constexpr int64_t kPeriod = 4099;
   template <typename T>
   std::vector<T> Input(int rank, int64_t count, int64_t begin = 0) const {
     std::vector<T> input(count);
-    const uint64_t stream = StreamOf(rank);
-    for (int64_t i = 0; i < count; ++i) input[i] = Random<T>(stream, begin + i);
+    const uint64_t stream = Mix(Mix(case_) + rank);
+    for (int64_t i = 0; i < std::min(count, kPeriod); ++i)
+      input[i] = Random<T>(stream, (begin + i) % kPeriod);
+    for (int64_t i = kPeriod; i < count; i += kPeriod)
+      std::copy_n(input.begin(), std::min(kPeriod, count - i),
+                  input.begin() + i);
     return input;
   }
   template <typename T>
@@ -258,56 +260,54 @@ class Checker {
   }
 
   template <typename T>
+  static bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(&a[0], &b[0], a.size() * sizeof(T)) == 0);
+  }
+  template <typename T>
   void ExpectMoved(const std::vector<T>& found, const std::vector<T>& wanted) {
-    if (!group_->Health().ok()) return;
-    Expect(found.size() == wanted.size(), "another size");
-    for (size_t i = 0; i < found.size() && error_.ok(); ++i)
-      if (!SameBits(found[i], wanted[i]))
-        Expect(false, absl::StrCat("element ", i, ": found ", Double(found[i]),
-                                   ", wanted ", Double(wanted[i])));
+    if (!group_->Health().ok() || SameBits(found, wanted)) return;
+    size_t i = 0;
+    while (std::memcmp(&found[i], &wanted[i], sizeof(T)) == 0) ++i;
+    Expect(false, absl::StrCat("element ", i, ": found ", Widened(found[i]),
+                               ", wanted ", Widened(wanted[i])));
   }
   template <typename T>
   void ExpectUnchanged(const std::vector<T>& input) {
-    const std::vector<T> found = send_.Get<T>();
-    const bool same = std::equal(found.begin(), found.end(), input.begin(),
-                                 input.end(), SameBits<T>);
-    Expect(same && send_.guarded(), "the input was written");
+    Expect(SameBits(send_.Get<T>(), input) && send_.guarded(),
+           "the input was written");
   }
   // found[i] = op over ranks of element begin + i.
   template <typename T>
   void ExpectReduced(const std::vector<T>& found, int64_t begin, ReduceOp op) {
     if (!group_->Health().ok()) return;
-    std::vector<std::vector<T>> inputs;
-    for (int p = 0; p < size(); ++p)
-      inputs.push_back(Input<T>(p, found.size(), begin));
-    // The oracle's own sum is in float64 (integers of 64 bits: exact below).
-    const double unit =
-        size() * (Roundoff<T>() + (Roundoff<T>() > 0) * 0x1p-53);
-    for (size_t i = 0; i < found.size() && error_.ok(); ++i) {
-      double wanted = 0, slack = 0;
-      bool right;
-      if constexpr (std::integral<T>) {
-        int64_t result = inputs[0][i];
-        for (int p = 1; p < size(); ++p)
-          result = Combined<int64_t>(op, result, inputs[p][i]);
-        wanted = static_cast<double>(result);
-        right = found[i] == static_cast<T>(result);
-      } else {
-        wanted = Double(inputs[0][i]);
-        double magnitude = std::abs(wanted);
-        for (int p = 1; p < size(); ++p) {
-          const double x = Double(inputs[p][i]);
-          wanted = Combined<double>(op, wanted, x);
-          magnitude += std::abs(x);
-        }
-        // One rank's is a copy. Float16 has roundings of 2^-25 near 0.
-        if (op == ReduceOp::kSum && size() > 1)
-          slack = unit * magnitude + (sizeof(T) == 2) * size() * 0x1p-25;
-        right = std::abs(Double(found[i]) - wanted) <= slack;
+    using Exact = std::conditional_t<std::integral<T>, int64_t, double>;
+    std::vector<Exact> wanted;
+    std::vector<double> magnitude;
+    for (int p = 0; p < size(); ++p) {
+      const std::vector<T> input =
+          Input<T>(p, std::min<int64_t>(found.size(), kPeriod), begin);
+      wanted.resize(input.size());
+      magnitude.resize(input.size());
+      for (size_t i = 0; i < input.size(); ++i) {
+        const auto x = static_cast<Exact>(Widened(input[i]));
+        wanted[i] = p == 0 ? x : Combined(op, wanted[i], x);
+        magnitude[i] += std::abs(static_cast<double>(x));
       }
-      if (!right)
-        Expect(false, absl::StrCat("element ", i, ": found ", Double(found[i]),
-                                   ", wanted ", wanted, " within ", slack));
+    }
+    // The oracle's own sum has roundings of float64. Float16 has roundings of
+    // 2^-25 near 0. One rank's sum is a copy.
+    const bool exact = std::integral<T> || op != ReduceOp::kSum || size() == 1;
+    const double unit = exact ? 0 : size() * (Roundoff<T>() + 0x1p-53),
+                 least = !exact && sizeof(T) == 2 ? size() * 0x1p-25 : 0;
+    for (size_t i = 0; i < found.size(); ++i) {
+      const size_t j = i % kPeriod;
+      const double slack = unit * magnitude[j] + least;
+      const auto x = static_cast<Exact>(Widened(found[i]));
+      if (x == wanted[j] || std::abs(x - wanted[j]) <= slack) continue;
+      return Expect(false,
+                    absl::StrCat("element ", i, ": found ", x, ", wanted ",
+                                 wanted[j], " within ", slack));
     }
   }
   template <typename A>
@@ -317,19 +317,15 @@ class Checker {
   }
   template <typename T>
   void ExpectSameEverywhere(const std::vector<T>& found) {
-    uint64_t hash = 0;
-    for (const T& x : found) {
-      uint64_t bits = 0;
-      std::memcpy(&bits, &x, sizeof(T));
-      hash = Mix(hash ^ bits);
-    }
+    const auto hash = static_cast<int64_t>(std::hash<std::string_view>()(
+        {reinterpret_cast<const char*>(found.data()),
+         found.size() * sizeof(T)}));
     const std::string call = Last();
-    const int64_t* send =
-        send_.Set(std::vector<int64_t>{static_cast<int64_t>(hash)});
+    const int64_t* send = send_.Set(std::vector<int64_t>{hash});
     int64_t* recv = recv_.Poison<int64_t>(size());
     group_->AllGather(send, recv, 1, DType::kInt64, stream_);
     for (const int64_t other : Get<int64_t>(recv_))
-      Expect(other == static_cast<int64_t>(hash) || !group_->Health().ok(),
+      Expect(other == hash || !group_->Health().ok(),
              call + ": ranks got different bits");
   }
 
