@@ -64,6 +64,9 @@ class RankGrid {
 
   int rank_offset() const { return rank_offset_; }
   int size() const { return size_; }
+  const std::vector<std::string>& dim_names() const {  // of the base
+    return views_.front().dim_names;
+  }
   bool Contains(int rank) const {
     return rank_offset_ <= rank && rank < rank_offset_ + size_;
   }
