@@ -249,6 +249,31 @@ TEST(Launcher, WhatARankLeavesBehindEndsWithIt) {
   running.AwaitNobody();
 }
 
+LaunchOptions RankProgram(const std::string& what, int processes) {
+  return {.program = "comm/rendezvous/rank_program",
+          .arguments = {what},
+          .processes = processes,
+          .grace = absl::Seconds(60)};
+}
+
+TEST(Launcher, ItsRanksMeet) {
+  const Launched ran = Running(RankProgram("leave", 4)).Wait();
+  EXPECT_EQ(ran.status, "OK") << ran.err;
+  EXPECT_EQ(ran.err, "");
+  EXPECT_EQ(Lines(ran.out), (std::multiset<std::string>{
+                                "[0] met 3 others", "[1] met 3 others",
+                                "[2] met 3 others", "[3] met 3 others"}));
+}
+
+TEST(Launcher, ItsRanksLearnOfAnothersEnd) {
+  const Launched ran = Running(RankProgram("fail", 3)).Wait();
+  EXPECT_EQ(ran.status, "INTERNAL: rank 1 ended by signal 9 (Killed)");
+  EXPECT_EQ(Lines(ran.out),
+            (std::multiset<std::string>{
+                "[0] met 2 others", "[1] met 2 others", "[2] met 2 others",
+                "[0] rank 1's process ended", "[2] rank 1's process ended"}));
+}
+
 TEST(Launcher, AProgramThatIsNotThere) {
   const Launched ran =
       Running(LaunchOptions{.program = "/no/such", .processes = 2}).Wait();
