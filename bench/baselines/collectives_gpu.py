@@ -89,6 +89,9 @@ def run(rank, ranks, file, most):
 if __name__ == "__main__":
     bytes_wanted = int(sys.argv[1]) if len(sys.argv) > 1 else SIZES[-1]
     gpus = torch.cuda.device_count()
+    if gpus < 2:
+        sys.exit(print(f"nothing to measure: found {gpus} GPUs, wanted 2 or "
+                       "more"))
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run, (gpus, os.path.join(folder, "store"), bytes_wanted),
                  nprocs=gpus)

@@ -137,8 +137,9 @@ int main(int argc, char** argv) {
   }
   int gpus = 0;
   if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus < 2) {
-    std::cerr << "gpu_collectives: found " << gpus << " GPUs, wanted 2\n";
-    return 1;
+    std::cout << "nothing to measure: found " << gpus
+              << " GPUs, wanted 2 or more\n";
+    return 0;
   }
   mimo::RankProcesses ranks(gpus, "bench", environment);
   const absl::Status status = ranks.Wait(absl::Minutes(10));

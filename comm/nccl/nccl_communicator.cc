@@ -12,12 +12,12 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/function_ref.h"
 #include "absl/log/log.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "comm/base/watchdog.h"
+#include "comm/nccl/nccl_control.h"
 #include "comm/rendezvous/store_board.h"
 #include "kernels/base/cuda_check.h"
 #include "kernels/base/status_macros.h"
@@ -65,74 +65,12 @@ cudaStream_t Raw(Stream stream) {
   return static_cast<cudaStream_t>(stream.raw);
 }
 
-absl::Status ToStatus(ncclResult_t result, const std::string& what) {
-  if (result == ncclSuccess) return absl::OkStatus();
-  const std::string message =
-      absl::StrCat(what, ": NCCL: ", ncclGetErrorString(result), "; ",
-                   ncclGetLastError(nullptr));
-  return result == ncclRemoteError ? absl::UnavailableError(message)
-                                   : absl::InternalError(message);
-}
-
-ncclConfig_t Config(bool blocking) {
-  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-  config.blocking = blocking;
-  return config;
-}
-
-// A communicator that only sets up others.
-class Control {
- public:
-  Control(ncclComm_t comm, absl::Duration timeout)
-      : comm_(comm), timeout_(timeout) {}
-  // It carries no data, so there is nothing to wait for.
-  ~Control() { ncclCommAbort(comm_); }
-  Control(const Control&) = delete;
-  Control& operator=(const Control&) = delete;
-
-  // Waits until what was begun with `begun` is done. Gives up when
-  // `given_up()`.
-  absl::Status Await(ncclResult_t begun, const std::string& what,
-                     absl::FunctionRef<bool()> given_up) {
-    const absl::Time deadline = absl::Now() + timeout_;
-    ncclResult_t state = begun;
-    while (state == ncclInProgress) {
-      if (given_up())
-        return absl::AbortedError(absl::StrCat(what, ": aborted"));
-      if (absl::Now() > deadline) {
-        return absl::DeadlineExceededError(
-            absl::StrCat(what, ": not all ranks came within ",
-                         absl::FormatDuration(timeout_)));
-      }
-      absl::SleepFor(absl::Microseconds(200));
-      if (const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
-          asked != ncclSuccess)
-        state = asked;
-    }
-    return ToStatus(state, what);
-  }
-
-  // The blocking communicator of the ranks of one color, or null for none.
-  absl::StatusOr<ncclComm_t> Split(int color, int key, const std::string& what,
-                                   absl::FunctionRef<bool()> given_up) {
-    ncclConfig_t config = Config(/*blocking=*/true);
-    ncclComm_t part = nullptr;
-    MIMO_RETURN_IF_ERROR(Await(ncclCommSplit(comm_, color, key, &part, &config),
-                               what, given_up));
-    return part;
-  }
-
- private:
-  const ncclComm_t comm_;
-  const absl::Duration timeout_;
-};
-
 class NcclCommunicator : public Communicator {
  public:
   // `control` of the world, else null.
   NcclCommunicator(std::string name, std::vector<int> members, int rank,
                    ncclComm_t comm, int device,
-                   std::unique_ptr<Control> control)
+                   std::unique_ptr<NcclControl> control)
       : Communicator(std::move(name), std::move(members), rank),
         device_(device),
         control_(std::move(control)),
@@ -254,7 +192,7 @@ class NcclCommunicator : public Communicator {
     } else {
       ncclResult_t result = ncclSuccess;
       Call([&] {
-        ncclConfig_t config = Config(/*blocking=*/true);
+        ncclConfig_t config = NcclConfig(/*blocking=*/true);
         result = ncclCommSplit(comm_, color, key, &part, &config);
       });
       MIMO_RETURN_IF_ERROR(ToStatus(result, what));
@@ -350,7 +288,7 @@ class NcclCommunicator : public Communicator {
   }
 
   const int device_;
-  const std::unique_ptr<Control> control_;
+  const std::unique_ptr<NcclControl> control_;
   const ncclComm_t comm_;
   std::atomic<State> state_{State::kIdle};
   std::atomic<bool> left_{false};  // the call that saw itself abandoned
@@ -391,12 +329,12 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(
   }
 
   const auto never = [] { return false; };
-  ncclConfig_t config = Config(/*blocking=*/false);
+  ncclConfig_t config = NcclConfig(/*blocking=*/false);
   ncclComm_t comm = nullptr;
   const ncclResult_t begun =
       ncclCommInitRankConfig(&comm, job.world_size, id, job.rank, &config);
   if (comm == nullptr) return ToStatus(begun, "the world's setting up");
-  auto control = std::make_unique<Control>(comm, options.timeout);
+  auto control = std::make_unique<NcclControl>(comm, options.timeout);
   MIMO_RETURN_IF_ERROR(control->Await(begun, "the world's setting up", never));
   MIMO_ASSIGN_OR_RETURN(
       const ncclComm_t data,

@@ -224,7 +224,8 @@ TEST(NcclFaults, AKilledRank) {
   SKIP_BELOW_GPUS(2);
   for (int victim : {0, 1}) {
     RankProcesses ranks(Gpus(), "loop");
-    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart)) << ranks.Output(0);
+    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
+        << ranks.Output(0) << ranks.Output(1);
     absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
     kill(ranks.pid(victim), SIGKILL);
     ExpectFailure(ranks, victim, "UNAVAILABLE",
@@ -236,7 +237,8 @@ TEST(NcclFaults, AStoppedRank) {
   SKIP_BELOW_GPUS(2);
   for (int victim : {0, 1}) {
     RankProcesses ranks(Gpus(), "loop");
-    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart)) << ranks.Output(0);
+    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
+        << ranks.Output(0) << ranks.Output(1);
     absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
     kill(ranks.pid(victim), SIGSTOP);
     ExpectFailure(ranks, victim, "DEADLINE_EXCEEDED",
@@ -249,7 +251,8 @@ TEST(NcclFaults, ARankThatMakesAnotherCall) {
   RankProcesses ranks(
       Gpus(), "loop",
       {absl::StrCat("DESYNC=", 10 + std::random_device()() % 9)});
-  ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart)) << ranks.Output(0);
+  ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
+      << ranks.Output(0) << ranks.Output(1);
   ExpectFailure(ranks, -1, "FAILED_PRECONDITION", "broadcast(");
 }
 

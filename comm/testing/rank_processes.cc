@@ -111,7 +111,10 @@ bool RankProcesses::AwaitOutput(const std::string& text,
   const absl::Time deadline = absl::Now() + timeout;
   for (size_t rank = 0; rank < ranks_.size(); ++rank) {
     while (!absl::StrContains(Output(rank), text)) {
-      if (absl::Now() > deadline) return false;
+      siginfo_t ended = {};
+      waitid(P_PID, ranks_[rank].pid, &ended, WEXITED | WNOHANG | WNOWAIT);
+      if (ended.si_pid != 0 || absl::Now() > deadline)
+        return absl::StrContains(Output(rank), text);
       absl::SleepFor(absl::Milliseconds(2));
     }
   }

@@ -43,7 +43,8 @@ class RankProcesses {
   pid_t pid(int rank) const { return ranks_[rank].pid; }
   // What a rank has printed so far.
   std::string Output(int rank) const;
-  // Waits until ranks have printed `text`, at most `timeout`; whether they did.
+  // Waits until all ranks have printed `text`, one has ended without it, or
+  // `timeout`; whether they did. Before any Wait.
   bool AwaitOutput(const std::string& text, absl::Duration timeout) const;
 
   // Waits for a rank's end, at most until `deadline`, then kills it. Its exit
