@@ -6,7 +6,7 @@
 
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
-#include "comm/inproc/reduce.h"
+#include "comm/base/reduce.h"
 
 namespace mimo {
 namespace {

@@ -2,17 +2,12 @@
 // the ranks' calls is named, and no failure leaves a rank waiting.
 #include "comm/inproc/inproc.h"
 
-#include <atomic>
 #include <cstdint>
-#include <cstring>
 #include <functional>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
+#include "absl/status/status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -111,10 +111,12 @@ int Complaints(Operation::Kind kind, Fault fault, bool at_random) {
   for (const absl::Status& status : RunRanks(3, [&](Communicator& world) {
          FaultyCommunicator faulty(&world, kind, fault);
          return at_random ? CheckRandomOperations(faulty, Stream{}, 200, 1)
-                          : CheckConformance(faulty, Stream{},
-                                             {.group_sizes = {3, 2},
-                                              .counts = {0, 1, 17},
-                                              .large_count = 10000});
+                          : CheckConformance(
+                                faulty, Stream{},
+                                {.group_sizes = {3},
+                                 .dtypes = {DType::kFloat32, DType::kUInt8},
+                                 .counts = {0, 17},
+                                 .large_count = 5000});
        }))
     complaints += !status.ok();
   return complaints;

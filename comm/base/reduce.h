@@ -1,6 +1,6 @@
-// Reduction over ranks of memory that all of them can read.
-#ifndef MIMO_COMM_INPROC_REDUCE_H_
-#define MIMO_COMM_INPROC_REDUCE_H_
+// Reduction of what several ranks hold, from memory that this one can read.
+#ifndef MIMO_COMM_BASE_REDUCE_H_
+#define MIMO_COMM_BASE_REDUCE_H_
 
 #include <cstdint>
 
@@ -19,4 +19,4 @@ void ReduceRange(absl::Span<const void* const> from, absl::Span<void* const> to,
 
 }  // namespace mimo
 
-#endif  // MIMO_COMM_INPROC_REDUCE_H_
+#endif  // MIMO_COMM_BASE_REDUCE_H_

@@ -1,4 +1,4 @@
-#include "comm/inproc/reduce.h"
+#include "comm/base/reduce.h"
 
 #include <algorithm>
 #include <concepts>
