@@ -24,8 +24,8 @@ struct Operation {
     kBarrier,
     kSplit
   };
-  // From 0: the how manyth collective of the group, the same on all its ranks,
-  // or the how manyth exchange of this rank.
+  // Its place, from 0, among the group's collectives (the same on all ranks),
+  // or among this rank's exchanges.
   int64_t sequence = 0;
   Kind kind = kBarrier;
   DType dtype = DType::kUInt8;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace mimo {
 
@@ -32,14 +33,19 @@ void InprocGroup::Leave(int rank) {
   for (Bell& bell : bells) bell.Ring();
 }
 
-absl::Status InprocGroup::Why() {
+std::string InprocGroup::Title() const {
+  return absl::StrCat("group ", name, " of ranks [",
+                      absl::StrJoin(members, ", "), "]");
+}
+
+absl::Status InprocGroup::Why(const Operation& operation, int rank) {
   absl::MutexLock lock(&mutex_);
   if (!why_.ok()) return why_;
-  for (int rank = 0; rank < size(); ++rank)
-    if (left[rank].load(std::memory_order_acquire))
-      return absl::UnavailableError(
-          absl::StrCat("rank ", members[rank], " has left group ", name));
-  return absl::OkStatus();
+  int gone = 0;
+  while (!left[gone].load(std::memory_order_acquire)) ++gone;
+  return absl::UnavailableError(absl::StrCat(
+      Title(), ": rank ", members[rank], " called ", operation.ToString(),
+      " but rank ", members[gone], " has left"));
 }
 
 absl::Status InprocGroup::Difference() const {
@@ -49,7 +55,7 @@ absl::Status InprocGroup::Difference() const {
     const Slot& slot = slots[rank];
     const auto Differ = [&](absl::string_view how) {
       return absl::FailedPreconditionError(
-          absl::StrCat("group ", name, ": rank ", members[0], " called ",
+          absl::StrCat(Title(), ": rank ", members[0], " called ",
                        first.operation.ToString(), " but rank ", members[rank],
                        " called ", slot.operation.ToString(), how));
     };
@@ -64,11 +70,11 @@ absl::Status InprocGroup::Difference() const {
   for (int from = 0; from < size(); ++from)
     for (int to = 0; to < size(); ++to)
       if (slots[from].send_counts[to] != slots[to].recv_counts[from])
-        return absl::FailedPreconditionError(absl::StrCat(
-            "group ", name, ": ", first.operation.ToString(), ": rank ",
-            members[from], " sends ", slots[from].send_counts[to],
-            " elements but rank ", members[to], " receives ",
-            slots[to].recv_counts[from], " from it"));
+        return absl::FailedPreconditionError(
+            absl::StrCat(Title(), ": ", first.operation.ToString(), ": rank ",
+                         members[from], " sends ", slots[from].send_counts[to],
+                         " elements but rank ", members[to], " receives ",
+                         slots[to].recv_counts[from], " from it"));
   return absl::OkStatus();
 }
 

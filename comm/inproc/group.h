@@ -21,13 +21,14 @@ struct InprocGroup {
   InprocGroup(std::string name, std::vector<int> members);
 
   int size() const { return static_cast<int>(members.size()); }
+  std::string Title() const;  // "group dp of ranks [0, 2]"
 
   // The group fails: all that wait return. Only the first reason counts.
   void Fail(const absl::Status& why);
   // No call of `rank` comes any more: collectives fail, and transfers with it.
   void Leave(int rank);
-  // Of a failed group, or of a closed gate.
-  absl::Status Why();
+  // Why `operation` of `rank` cannot end: the group has failed or a rank left.
+  absl::Status Why(const Operation& operation, int rank);
   // OK, or the first difference between what the ranks, all at the gate, call.
   absl::Status Difference() const;
 

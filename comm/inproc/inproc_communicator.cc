@@ -56,7 +56,7 @@ void InprocCommunicator::Collective(InprocGroup::Slot slot,
                                     absl::FunctionRef<void()> work) {
   slot.operation = current();
   group_->slots[rank()] = std::move(slot);
-  if (!group_->gate.Enter()) return Fail(group_->Why());
+  if (!group_->gate.Enter()) return Fail(group_->Why(current(), rank()));
   // Every rank comes to the same result.
   const absl::Status difference = group_->Difference();
   if (difference.ok()) work();
@@ -183,7 +183,7 @@ void InprocCommunicator::DoExchange(absl::Span<const Transfer> transfers,
     bell.wait(rings, std::memory_order_acquire);
   }
   Withdraw();
-  Fail(group_->Why());
+  Fail(group_->Why(current(), rank()));
 }
 
 bool InprocCommunicator::Progress(absl::Span<const Transfer> transfers,
@@ -220,9 +220,9 @@ bool InprocCommunicator::Progress(absl::Span<const Transfer> transfers,
       Copy(recv.data, channel.data, recv.count, recv.dtype);
     } else {
       group_->Fail(absl::FailedPreconditionError(absl::StrCat(
-          "group ", name(), ": rank ", members()[peer], " sends ",
-          channel.count, " ", Name(channel.dtype), " but rank ",
-          members()[rank()], " receives ", recv.count, " ", Name(recv.dtype))));
+          group_->Title(), ": rank ", members()[peer], " sends ", channel.count,
+          " ", Name(channel.dtype), " but rank ", members()[rank()],
+          " receives ", recv.count, " ", Name(recv.dtype))));
     }
     channel.state.store(Channel::kTaken, std::memory_order_release);
     group_->bells[peer].Ring();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -50,7 +51,8 @@ Call AllReduce(int64_t count, DType dtype, ReduceOp op) {
 TEST(Inproc, NamesTheFirstDifference) {
   const Call sum = AllReduce(3, kF32, ReduceOp::kSum);
   EXPECT_EQ(Message(sum, AllReduce(4, kF32, ReduceOp::kSum)),
-            "group world: rank 0 called all_reduce(sum, 3 float32), sequence 1 "
+            "group world of ranks [0, 1, 2]: rank 0 called all_reduce(sum, 3 "
+            "float32), sequence 1 "
             "but rank 2 called all_reduce(sum, 4 float32), sequence 1");
   EXPECT_THAT(Message(sum, AllReduce(3, DType::kInt32, ReduceOp::kSum)),
               HasSubstr("rank 2 called all_reduce(sum, 3 int32)"));
@@ -128,8 +130,11 @@ TEST(Inproc, ARankThatEndsFailsThoseThatNeedIt) {
             world.Recv(g_recv[0], 1, kF32, 1, kStream);
           return absl::OkStatus();
         });
-    EXPECT_EQ(statuses[0],
-              absl::UnavailableError("rank 1 has left group world"));
+    EXPECT_EQ(statuses[0], absl::UnavailableError(absl::StrCat(
+                               "group world of ranks [0, 1, 2]: rank 0 called ",
+                               exchange ? "exchange(1 transfers, first peer 1)"
+                                        : "barrier()",
+                               ", sequence 0 but rank 1 has left")));
     EXPECT_TRUE(statuses[1].ok());
     EXPECT_EQ(statuses[2].ok(), exchange);
   }
