@@ -280,8 +280,9 @@ absl::Status Run(const std::vector<std::string>& words,
   for (const MicroBatch& batch : batches) labelled += batch.LabelledTokens();
   const double scale = 1.0 / labelled;
   const auto step = [&] {
-    for (const MicroBatch& batch : batches) {
-      CHECK_OK(stage.ForwardBackward(batch, scale));
+    for (size_t i = 0; i < batches.size(); ++i) {
+      CHECK_OK(stage.ForwardBackward(batches[i], scale,
+                                     &batches[(i + 1) % batches.size()]));
     }
     optimizer.Step(1e-5);
     for (Parameter* p : model->Parameters()) p->ForgetGrad();

@@ -91,7 +91,8 @@ int main(int argc, char** argv) {
   sample.modalities["sensor"] = {{{6}, {1, 2, 3, 4, 5, 6}},
                                  {{6}, {6, 5, 4, 3, 2, 1}}};
   mimo::MimoStage stage(**model, allocator);
-  const auto loss = stage.ForwardBackward(mimo::Collate({sample}, 0), 1);
+  const auto loss =
+      stage.ForwardBackward(mimo::Collate({sample}, 0), 1, nullptr);
   std::printf("loss %.4f\n", loss.ok() ? *loss : -1);
   return loss.ok() ? 0 : 1;
 }

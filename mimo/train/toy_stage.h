@@ -7,10 +7,12 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/log/check.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/data/batch.h"
 #include "mimo/train/batch_source.h"
@@ -33,7 +35,13 @@ class ToyStage : public TrainStage {
     return {&weight_, &frozen_, &bias_};
   }
   absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
-                                         double loss_scale) override {
+                                         double loss_scale,
+                                         const MicroBatch* next) override {
+    // What was announced comes.
+    if (announced) CHECK(batch.input_ids == *announced);
+    announced.reset();
+    if (next != nullptr) announced = next->input_ids;
+    announcements += next != nullptr;
     ++backwards;
     if (error) MIMO_RETURN_IF_ERROR(error());
     double grad[5] = {};
@@ -59,6 +67,8 @@ class ToyStage : public TrainStage {
     return all;
   }
   int64_t backwards = 0;  // calls of ForwardBackward
+  int64_t announcements = 0;
+  std::optional<std::vector<int32_t>> announced;  // the next one's input_ids
   // Asked before each backward: an error to return, what to multiply the loss
   // by.
   std::function<absl::Status()> error;

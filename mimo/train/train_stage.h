@@ -21,9 +21,12 @@ class TrainStage {
 
   // Adds the gradient of loss_scale * (sum of the labelled tokens' losses) to
   // the trainable parameters' main_grad; returns that sum, unscaled. An error
-  // is a batch that does not fit the model.
+  // is a batch that does not fit the model. `next`, if not null, is the batch
+  // of the call after this one: what of it waits for no update (its upload,
+  // frozen encoders) is done beside this one's work.
   virtual absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
-                                                 double loss_scale) = 0;
+                                                 double loss_scale,
+                                                 const MicroBatch* next) = 0;
   // The sum of the labelled tokens' losses alone.
   virtual absl::StatusOr<double> Loss(const MicroBatch& batch) = 0;
 

@@ -223,6 +223,11 @@ absl::StatusOr<TrainResult> Trainer::Run() {
   return result;
 }
 
+absl::StatusOr<MicroBatch> Trainer::NextBatch() {
+  const ProfileRange range(ctx_, "data");
+  return source_.Next();
+}
+
 absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   const absl::Time start = SteadyNow();
   Step step = {};
@@ -232,8 +237,9 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   std::vector<MicroBatch> batches;
   int64_t labelled = 0;
   for (int64_t i = 0; i < options_.train.MicroBatches(); ++i) {
-    const ProfileRange data(ctx_, "data");
-    MIMO_ASSIGN_OR_RETURN(MicroBatch batch, source_.Next());
+    MIMO_ASSIGN_OR_RETURN(
+        MicroBatch batch,
+        next_ ? *std::exchange(next_, std::nullopt) : NextBatch());
     labelled += batch.LabelledTokens();
     step.tokens += Tokens(batch);
     consumed_samples_ += batch.batch;
@@ -241,9 +247,12 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   }
   const double loss_scale = labelled > 0 ? 1.0 / labelled : 0;
   double sum = 0;
-  for (const MicroBatch& batch : batches) {
+  if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const MicroBatch* next = next_ && next_->ok() ? &**next_ : nullptr;
+    if (i + 1 < batches.size()) next = &batches[i + 1];
     MIMO_ASSIGN_OR_RETURN(const double loss,
-                          stage_.ForwardBackward(batch, loss_scale));
+                          stage_.ForwardBackward(batches[i], loss_scale, next));
     sum += loss;
   }
   step.lm_loss = Mean(sum, labelled);

@@ -81,6 +81,7 @@ class Trainer {
   absl::Status OpenLogs();
   void StartProfile();
   absl::Status EndProfile();
+  absl::StatusOr<MicroBatch> NextBatch();
   absl::StatusOr<Step> RunIteration();
   absl::Status CountSkipped(const Step& step);
   absl::Status Log(const Step& step);
@@ -91,6 +92,7 @@ class Trainer {
   TrainerOptions options_;
   TrainStage& stage_;
   BatchSource& source_;
+  std::optional<absl::StatusOr<MicroBatch>> next_;  // read ahead
   Context ctx_;
   AdamW optimizer_;
   Progress progress_;

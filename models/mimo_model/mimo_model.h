@@ -16,42 +16,13 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "mimo/data/batch.h"
+#include "models/mimo_model/modality_submodule.h"
 #include "models/spec/module_spec.h"
 
 namespace mimo {
 
 // Raw inputs: modality -> encoder -> tensor.
 using ModalityInputs = std::map<std::string, std::map<std::string, Tensor>>;
-
-// The encoders and the projection of one modality.
-class ModalitySubmodule : public Module {
- public:
-  static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
-      const ModalitySpec& spec, const ModuleRegistry& registry,
-      BuildContext build);
-
-  // Features of every encoder in order, each [tokens, size]. No inputs: none.
-  absl::StatusOr<std::vector<Var>> Encode(
-      const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
-  // Joined along the tokens; an empty list is an error.
-  absl::StatusOr<Var> Combine(const Context& ctx,
-                              const std::vector<Var>& features) const;
-  // Encode, combine, project -> [tokens, H]. `features`, when defined, are
-  // combined features that exist already (encoded ahead, or by another stage):
-  // then there must be no inputs.
-  absl::StatusOr<Var> Forward(const Context& ctx,
-                              const std::map<std::string, Tensor>& inputs,
-                              const Var& features = Var()) const;
-
-  std::vector<std::string> encoder_names() const;
-  void FreezeEncoders();
-  void FreezeProjections();
-
- private:
-  using Module::Module;
-  std::vector<std::pair<std::string, ModalityEncoder*>> encoders_;
-  Projection* projection_ = nullptr;  // or null: features pass as they are
-};
 
 // Where each modality's rows go in a flattened batch; int32, on the device.
 struct TokenLayout {
@@ -72,6 +43,9 @@ struct ModelInputs {
   int64_t cached;      // tokens before these, in the caches
   TokenLayout layout;
   ModalityInputs modalities;  // raw: e.g. pixels
+  // Of modalities that were encoded ahead, in place of their raw inputs: the
+  // combined features [n, size].
+  std::map<std::string, Tensor> features;
   // What the labelled rows predict; undefined when there are no labels. Behind
   // the labelled ones there may be some of -1, so that batches have few sizes.
   Tensor loss_rows;  // [L] int32: rows of [B*S]; undefined: L = B*S, all
@@ -104,15 +78,19 @@ class MimoModel : public Module {
                                       int64_t batch, int64_t seq,
                                       ModalityInputs modalities = {},
                                       int64_t cached = 0) const;
+  // Runs the modalities' frozen encoders: `inputs` has their features then, and
+  // no raw inputs of theirs. A pass over it does the rest.
+  absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
   // -> final hidden states [B*S, H]; with `labelled_only` those of the rows
   // that the loss reads, [L, H].
   absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
                               std::vector<KvCache>* caches = nullptr,
                               bool labelled_only = false) const;
-  // Projected rows of one modality [n, H].
+  // Projected rows of one modality [n, H]; `features` as ModalitySubmodule's.
   absl::StatusOr<Var> ModalityFeatures(
       const Context& ctx, const std::string& modality,
-      const std::map<std::string, Tensor>& inputs) const;
+      const std::map<std::string, Tensor>& inputs,
+      const Var& features = Var()) const;
 
   LanguageModel& language_model() const { return *language_model_; }
   const MimoModelConfig& config() const { return config_; }

@@ -24,7 +24,7 @@ TEST_F(MimoModelTest, GradientsMatchCentralDifferences) {
     MimoStage stage(*model, allocator_);
     const MicroBatch batch = TwoSamples(tied ? 5 : 4);
     const double scale = 1.0 / batch.LabelledTokens();
-    ASSERT_TRUE(stage.ForwardBackward(batch, scale).ok());
+    ASSERT_TRUE(stage.ForwardBackward(batch, scale, nullptr).ok());
     int checked = 0;
     for (Parameter* p : model->Parameters()) {
       if (p->frozen) continue;
@@ -59,8 +59,8 @@ TEST_F(MimoModelTest, Float32FollowsFloat64) {
   }
   const MicroBatch batch = TwoSamples();
   MimoStage stage(*model, allocator_), oracle_stage(*oracle, allocator_);
-  const double loss = *stage.ForwardBackward(batch, 1);
-  const double oracle_loss = *oracle_stage.ForwardBackward(batch, 1);
+  const double loss = *stage.ForwardBackward(batch, 1, nullptr);
+  const double oracle_loss = *oracle_stage.ForwardBackward(batch, 1, nullptr);
   EXPECT_NEAR(loss / oracle_loss, 1, 1e-6);  // float32 rounds to 6e-8
   for (size_t i = 0; i < from.size(); ++i) {
     if (from[i]->frozen) continue;
@@ -84,7 +84,7 @@ TEST_F(MimoModelTest, RecomputingActivationsChangesNoBit) {
     config.vision.recompute = recompute;
     auto model = Build(config);
     MimoStage stage(*model, allocator_);
-    ASSERT_TRUE(stage.ForwardBackward(TwoSamples(), 0.5).ok());
+    ASSERT_TRUE(stage.ForwardBackward(TwoSamples(), 0.5, nullptr).ok());
     grads.emplace_back();
     for (Parameter* p : model->Parameters()) {
       if (p->frozen) continue;
@@ -102,7 +102,7 @@ TEST_F(MimoModelTest, ThreadsChangeNoBit) {
     SetNumThreads(threads);
     auto model = Build(Tiny());
     MimoStage stage(*model, allocator_);
-    losses.push_back(*stage.ForwardBackward(TwoSamples(), 1));
+    losses.push_back(*stage.ForwardBackward(TwoSamples(), 1, nullptr));
     for (Parameter* p : model->Parameters()) {
       if (!p->frozen) losses.push_back(p->Grad().span<float>()[0]);
     }
@@ -163,7 +163,7 @@ TEST_F(MimoModelTest, TextOnlyBatches) {
   Sample sample;
   sample.input_ids = {1, 5, 7, 2};
   sample.labels = sample.input_ids;
-  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1);
+  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1, nullptr);
   ASSERT_TRUE(loss.ok()) << loss.status();
   EXPECT_NEAR(*loss / 3, std::log(32), 1.5);
 }

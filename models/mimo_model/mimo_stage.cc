@@ -21,6 +21,8 @@ std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
     all.push_back(&positions);
   for (const auto& [modality, encoders] : inputs.modalities)
     for (const auto& [encoder, tensor] : encoders) all.push_back(&tensor);
+  for (const auto& [modality, features] : inputs.features)
+    all.push_back(&features);
   return all;
 }
 
@@ -103,9 +105,18 @@ absl::Status MimoStage::Capture(Pass& pass, ModelInputs inputs, Tensor dloss) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
-                                                  double loss_scale) {
-  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs, model_.Prepare(ctx_, batch));
+absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
+  // A profiler's events are on the compute stream.
+  if (ctx_.profiler != nullptr) return model_.Prepare(ctx_, batch);
+  const Context ahead{.allocator = &ahead_memory_};
+  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs, model_.Prepare(ahead, batch));
+  MIMO_RETURN_IF_ERROR(model_.EncodeFrozen(ahead, inputs));
+  return inputs;
+}
+
+absl::StatusOr<Tensor> MimoStage::Enqueue(ModelInputs inputs,
+                                          double loss_scale) {
+  const Stream ahead = ahead_memory_.stream();
   Tensor dloss = Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale});
   Pass* pass = nullptr;
   if (capture_ && ctx_.profiler == nullptr) {
@@ -120,8 +131,10 @@ absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
   // The first run makes what a capture could not: plans, the libraries' own
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
-    MIMO_ASSIGN_OR_RETURN(const Tensor loss, Run(ctx_, inputs, dloss));
-    return HostValue(loss);
+    WaitFor(ctx_.compute, ahead);
+    absl::StatusOr<Tensor> loss = Run(ctx_, inputs, dloss);
+    WaitFor(ahead, ctx_.compute);
+    return loss;
   }
   if (pass->work == nullptr) {
     MIMO_RETURN_IF_ERROR(Capture(*pass, std::move(inputs), std::move(dloss)));
@@ -132,8 +145,28 @@ absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
     pass->dloss.CopyFrom(dloss);
     for (Parameter* parameter : pass->wrote) parameter->written = true;
   }
+  WaitFor(ctx_.compute, ahead);
   Replay(pass->work, ctx_.compute);
-  return HostValue(pass->loss);
+  return pass->loss;
+}
+
+absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
+                                                  double loss_scale,
+                                                  const MicroBatch* next) {
+  if (!ahead_) {
+    WaitFor(ahead_memory_.stream(), ctx_.compute);  // weights may be coming
+  } else {
+    CHECK(ahead_->input_ids == batch.input_ids)
+        << "not the batch that was announced as the next";
+  }
+  MIMO_ASSIGN_OR_RETURN(
+      ModelInputs inputs,
+      ahead_ ? std::exchange(ahead_, {})->inputs : Prepare(batch));
+  MIMO_ASSIGN_OR_RETURN(const Tensor loss,
+                        Enqueue(std::move(inputs), loss_scale));
+  if (next != nullptr && ctx_.profiler == nullptr)
+    ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
+  return HostValue(loss);
 }
 
 absl::StatusOr<double> MimoStage::Loss(const MicroBatch& batch) {

@@ -18,36 +18,44 @@ namespace {
 class MimoStageTest : public BackendTest {};
 MIMO_ON_BACKENDS(MimoStageTest);
 
-// The bytes of every gradient and loss of three updates of two micro-batches
+// The bytes of every gradient and loss of four updates of two micro-batches
 // each, the last of them of another shape.
 struct Bytes {
   std::map<std::string, std::vector<uint8_t>> gradients;
   std::vector<double> losses;
 };
 
-Bytes Train(const Backend& on, bool capture, bool frozen_language_model) {
+struct How {
+  bool capture = false;
+  bool ahead = false;  // the stage knows the next batch
+  bool frozen_language_model = false, frozen_encoders = false;
+};
+
+Bytes Train(const Backend& on, const How& how) {
   Allocator allocator(StreamOf(on)), host;
   MimoModelConfig config = LlavaModelConfig(Tiny());
-  config.freeze_language_model = frozen_language_model;
+  config.freeze_language_model = how.frozen_language_model;
+  config.freeze_modality_encoders["images"] = how.frozen_encoders;
   auto model = MimoModel::Build(
       config, BuiltinModules(),
       {.allocator = &allocator, .dtype = on.dtype, .seed = 11});
   CHECK_OK(model.status());
-  MimoStage stage(**model, allocator, capture);
+  MimoStage stage(**model, allocator, how.capture);
+  // Other values of the same shape, and at last other labelled rows.
+  std::vector<MicroBatch> batches(8, TwoSamples());
+  for (size_t i = 0; i < batches.size(); ++i) {
+    for (float& x : batches[i].modalities["images"].values)
+      x *= 1 + 0.1f * (i / 2) + i % 2;
+  }
+  batches.back().labels.assign(batches.back().labels.size(), 5);
   Bytes out;
-  const MicroBatch batch = TwoSamples();
-  for (int update = 0; update < 4; ++update) {
-    for (int micro_batch = 0; micro_batch < 2; ++micro_batch) {
-      MicroBatch other = batch;
-      // Other values of the same shape, and at last other labelled rows.
-      for (float& x : other.modalities["images"].values)
-        x *= 1 + 0.1f * update + micro_batch;
-      if (update == 3 && micro_batch == 1)
-        other.labels.assign(other.labels.size(), 5);
-      const auto loss = stage.ForwardBackward(other, 0.25 + update);
-      CHECK_OK(loss.status());
-      out.losses.push_back(*loss);
-    }
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const bool announce = how.ahead && i + 1 < batches.size();
+    const auto loss = stage.ForwardBackward(
+        batches[i], 0.25 + i / 2, announce ? &batches[i + 1] : nullptr);
+    CHECK_OK(loss.status());
+    out.losses.push_back(*loss);
+    if (i % 2 == 0) continue;
     for (Parameter* p : stage.Parameters()) {
       if (p->frozen) continue;
       const Tensor grad = p->Grad().Clone(host);
@@ -60,20 +68,51 @@ Bytes Train(const Backend& on, bool capture, bool frozen_language_model) {
   return out;
 }
 
-TEST_P(MimoStageTest, CapturedWorkIsBitwiseTheEager) {
-  for (bool frozen : {false, true}) {
-    const Bytes eager = Train(backend(), false, frozen);
-    const Bytes captured = Train(backend(), true, frozen);
-    EXPECT_EQ(captured.losses, eager.losses);
-    EXPECT_FALSE(eager.gradients.empty());
-    for (const auto& [name, bytes] : eager.gradients)
-      EXPECT_EQ(captured.gradients.at(name), bytes) << name;
+TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
+  How how;
+  for (bool frozen_language_model : {false, true}) {
+    for (bool frozen_encoders : {false, true}) {
+      how = {.frozen_language_model = frozen_language_model,
+             .frozen_encoders = frozen_encoders};
+      const Bytes eager = Train(backend(), how);
+      EXPECT_FALSE(eager.gradients.empty());
+      for (const auto& [capture, ahead] :
+           {std::pair(true, false), {false, true}, {true, true}}) {
+        how.capture = capture;
+        how.ahead = ahead;
+        const Bytes other = Train(backend(), how);
+        EXPECT_EQ(other.losses, eager.losses);
+        for (const auto& [name, bytes] : eager.gradients)
+          EXPECT_EQ(other.gradients.at(name), bytes) << name;
+      }
+    }
   }
 }
 
+TEST_P(MimoStageTest, AnotherBatchThanAnnounced) {
+  Allocator allocator(StreamOf(backend()));
+  auto model = MimoModel::Build(
+      LlavaModelConfig(Tiny()), BuiltinModules(),
+      {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
+  ASSERT_TRUE(model.ok()) << model.status();
+  MimoStage stage(**model, allocator);
+  const MicroBatch batch = TwoSamples();
+  MicroBatch other = batch;
+  other.input_ids[0] = (other.input_ids[0] + 1) % kImageToken;
+  // A batch that does not fit is an error in its turn.
+  MicroBatch wrong = batch;
+  wrong.input_ids[0] = 99;
+  EXPECT_TRUE(stage.ForwardBackward(batch, 1, &wrong).ok());
+  EXPECT_FALSE(stage.ForwardBackward(wrong, 1, nullptr).ok());
+  EXPECT_TRUE(stage.ForwardBackward(batch, 1, &other).ok());
+  EXPECT_DEATH(stage.ForwardBackward(batch, 1, nullptr).IgnoreError(),
+               "announced");
+}
+
 TEST_P(MimoStageTest, SameAgain) {
-  const Bytes one = Train(backend(), true, false);
-  const Bytes two = Train(backend(), true, false);
+  const How how = {.capture = true, .ahead = true};
+  const Bytes one = Train(backend(), how);
+  const Bytes two = Train(backend(), how);
   EXPECT_EQ(one.losses, two.losses);
   EXPECT_EQ(one.gradients, two.gradients);
 }

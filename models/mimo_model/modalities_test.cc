@@ -238,7 +238,7 @@ TEST_F(ModalitiesTest, ModulesOfTheUsersOwn) {
   sample.input_ids = {1, kImageToken, kImageToken, 4};
   sample.labels = {1, kIgnoreLabel, kIgnoreLabel, 4};
   sample.modalities["images"] = {{{2}, {1, 2}}, {{2}, {3, 4}}};
-  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1);
+  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1, nullptr);
   ASSERT_TRUE(loss.ok()) << loss.status();
   // Outputs of the wrong width are named.
   config.modality_submodules_spec["images"]
