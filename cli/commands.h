@@ -13,6 +13,7 @@ namespace mimo {
 using Words = std::vector<std::string>;
 
 absl::Status RunTrain(const Words& words, const ModuleRegistry& registry);
+absl::Status RunLaunch(const Words& words, const ModuleRegistry& registry);
 absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry);
 absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry);
 absl::Status RunForward(const Words& words, const ModuleRegistry& registry);

@@ -25,6 +25,7 @@ struct Command {
 };
 constexpr Command kCommands[] = {
     {"train", "trains a model from a config", RunTrain},
+    {"launch", "starts a command as several ranks of this machine", RunLaunch},
     {"evaluate", "loss and task metrics on the validation data", RunEvaluate},
     {"generate", "writes text about pictures", RunGenerate},
     {"forward", "one forward, and backward, of a checkpoint", RunForward},

@@ -15,6 +15,7 @@
 #include "cli/config.h"
 #include "cli/open_model.h"
 #include "cli/run_data.h"
+#include "comm/rendezvous/job.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/gemm/gemm.h"
 #include "mimo/checkpoint/checkpoint.h"
@@ -73,6 +74,12 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   if (ranks != 1) {
     return absl::InvalidArgumentError(absl::StrCat(
         "train: --ranks: ", ranks, ", wanted 1 (mimo runs one rank so far)"));
+  }
+  MIMO_ASSIGN_OR_RETURN(const Job job, JobFromEnvironment());
+  if (job.world_size != 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "train: rank ", job.rank, " of ", job.world_size,
+        " in the environment, wanted 1 rank (mimo runs one rank so far)"));
   }
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));

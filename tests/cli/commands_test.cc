@@ -33,8 +33,8 @@ std::string Out(const Words& words) {
 TEST(Commands, HelpAndVersion) {
   const std::string help = Out({"--help"});
   EXPECT_EQ(Out({"-h"}), help);
-  for (const std::string command :
-       {"train", "evaluate", "generate", "forward", "convert", "plan"}) {
+  for (const std::string command : {"train", "launch", "evaluate", "generate",
+                                    "forward", "convert", "plan"}) {
     EXPECT_TRUE(absl::StrContains(help, "\n  " + command)) << command;
     const std::string usage = Out({command, "--help"});
     EXPECT_TRUE(absl::StrContains(usage, "usage: mimo " + command + " "))

@@ -1,6 +1,7 @@
 // Mistakes in flags, configs and the files that a user gives.
 #include "tests/cli/mistakes.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -38,6 +39,44 @@ TEST_F(Mistakes, CommandsAndFlags) {
   Expect(words, {"--dtype", "\"float8\"", "wanted float32"});
   Expect({"convert", "--from", golden, "--to", In("to"), "--dtype", "int4"},
          {"--dtype", "\"int4\""});
+}
+
+TEST_F(Mistakes, Launch) {
+  Expect({"launch"}, {"launch: --nproc is missing"});
+  Expect({"launch", "--nproc", "two"}, {"--nproc", "\"two\""});
+  Expect({"launch", "--nproc", "0", "--", "train"}, {"--nproc: 0, wanted 1"});
+  Expect({"launch", "--nproc", "1"}, {"command \"\"", "-- train ..."});
+  Expect({"launch", "--nproc", "1", "--", "plan"}, {"command \"plan\""});
+  Expect({"launch", "--nproc", "1", "train"}, {"unexpected", "\"train\""});
+  Expect({"launch", "--nproc", "4", "--", "train"}, {"4 ranks, wanted 1"});
+  const Words two = {"launch", "--nproc", "1", "--nnodes", "2"};
+  const auto with = [&two](const Words& more) {
+    Words words = two;
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  Expect(two, {"--node-rank is missing"});
+  Expect(with({"--node-rank", "2"}), {"--node-rank: 2, wanted 0 to 1"});
+  Expect(with({"--node-rank", "1"}), {"--master-addr is missing"});
+  Expect(with({"--node-rank", "1", "--master-addr", "n0"}),
+         {"secret", "MIMO_STORE_KEY_FILE"});
+
+  // Of another launcher.
+  setenv("RANK", "1", 1);
+  Expect(TinyTrain(folder_), {"environment: WORLD_SIZE: not set"});
+  setenv("WORLD_SIZE", "2", 1);
+  setenv("LOCAL_RANK", "1", 1);
+  setenv("LOCAL_WORLD_SIZE", "2", 1);
+  setenv("MASTER_ADDR", "localhost", 1);
+  setenv("MASTER_PORT", "29500", 1);
+  Expect(TinyTrain(folder_), {"MIMO_STORE_KEY_FILE: not set"});
+  setenv("MIMO_STORE_KEY", "secret", 1);
+  Expect(TinyTrain(folder_), {"train: rank 1 of 2", "wanted 1 rank"});
+  for (const char* name :
+       {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+        "MASTER_PORT", "MIMO_STORE_KEY"}) {
+    unsetenv(name);
+  }
 }
 
 TEST_F(Mistakes, ConfigKeysAndTypes) {
