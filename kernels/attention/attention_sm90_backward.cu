@@ -47,6 +47,7 @@ __device__ void Load(const Params& p, Shared<kDim>& shared) {
   constexpr int kRows = kQueries<kDim>;
   const AttentionShape& s = p.args.shape;
   const int tickets = s.batch * s.kv_heads * p.k_tiles;
+  WaitForKernelBefore();
   Ring<2> slot;
   Ring<kQStages> q;
   Ring<kDoutStages> dout;
@@ -115,23 +116,27 @@ __device__ void AddQueryGradients(const Params& p, Shared<kDim>& shared,
     BarrierWait(&shared.item_full[slot.stage], slot.parity);
     const Item<kDim>& item = shared.ItemAt(slot.stage);
     if (item.n < 0) return;
+    bool ready = item.n == 0;
     for (int h = 0; h < p.ratio; ++h) {
+      const int first = (item.first_tile + h * p.q_tiles) * 2 + half;
       for (int m = item.m_end - 1; m >= item.m_begin; --m) {
-        const int64_t tile = (item.first_tile + h * p.q_tiles + m) * 2 + half;
-        int* turn = p.turns + tile;
-        if (item.n > 0) {
-          while (LoadRelaxed(turn) != item.n) {
-          }
-        }
+        int* turn = p.turns + first + m * 2;
+        float* sums = p.dq_sums + int64_t{first + m * 2} * kHalf;
+        while (!ready) ready = LoadRelaxed(turn) == item.n;
         BarrierWait(&shared.dq_full[half], parity);
         parity ^= 1;
         asm volatile("fence.proxy.async.global;" ::: "memory");
         if (item.n == 0) {
-          BulkStore(p.dq_sums + tile * kHalf, shared.dq[half], kHalf * 4);
+          BulkStore(sums, shared.dq[half], kHalf * 4);
         } else {
-          BulkAdd(p.dq_sums + tile * kHalf, shared.dq[half], kHalf * 4);
+          BulkAdd(sums, shared.dq[half], kHalf * 4);
         }
         sm90::TmaStoreCommit();
+        // Meanwhile: is the next one's turn already there?
+        if (m > item.m_begin && item.n > 0)
+          ready = LoadRelaxed(turn - 2) == item.n;
+        else
+          ready = item.n == 0;
         sm90::TmaStoreWait<0>();
         BarrierArrive(&shared.dq_empty[half]);
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
@@ -199,9 +204,6 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
   const float log2_scale = p.scale * kLog2E;
   const int key_of_thread = half * 64 + thread / kWarp * 16 + lane / 4;
 
-  // Row-major operands: this warpgroup's 64 rows of k and v.
-  const uint64_t k_rows = RowsDescriptor(shared.k + half * 64 * 64);
-  const uint64_t v_rows = RowsDescriptor(shared.v + half * 64 * 64);
   // For dQ: of 128 columns this warpgroup makes 64, of 128 queries 64.
   const uint64_t k_columns = ColumnsDescriptor(
       shared.k + (kDim == 128 ? half * kKeys * 64 : 0), kKeys);
@@ -210,18 +212,40 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
       shared.ds[0][0] + (half * 64 + thread / kWarp * 16 + lane % 16) * 64;
 
   const auto warp_arrive = [&](uint64_t* barrier) {
+    __syncwarp();  // the other lanes' reads come before, too
     if (lane == 0) BarrierArrive(barrier);
   };
+  // This warpgroup's 64 rows of k or v as wgmma's left operand; 64 columns are
+  // held in registers, 128 stay in shared memory.
+  struct Rows {
+    uint32_t held[kDim == 64 ? 16 : 1];
+    uint64_t shared;
+  };
+  const auto take_rows = [&](Rows& rows, const __nv_bfloat16* from) {
+    rows.shared = RowsDescriptor(from + half * 64 * 64);
+    if constexpr (kDim == 64) {
+      const int row = half * 64 + thread / kWarp * 16 + lane % 16;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int chunk = (2 * i + lane / 16) ^ (lane % 8);
+        LoadMatrices(from + row * 64 + chunk * 8, rows.held + 4 * i);
+      }
+    }
+  };
   // x[64 keys, 64 queries] = rows of k or v times those of q or dout.
-  const auto scores = [&](float(&x)[32], uint64_t keys,
+  const auto scores = [&](float(&x)[32], const Rows& rows,
                           const __nv_bfloat16* queries) {
     const uint64_t b = RowsDescriptor(queries);
     WgmmaFence();
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
       const int at = i % 4 * 2;
-      Wgmma<0, 0>(x, keys + i / 4 * kKeys * 8 + at, b + i / 4 * kRows * 8 + at,
-                  i > 0);
+      if constexpr (kDim == 64) {
+        Wgmma<0>(x, rows.held + 4 * i, b + at, i > 0);
+      } else {
+        Wgmma<0, 0>(x, rows.shared + i / 4 * kKeys * 8 + at,
+                    b + i / 4 * kRows * 8 + at, i > 0);
+      }
     }
     WgmmaCommit();
   };
@@ -255,10 +279,13 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
     if (left > 0) {
       float z[32], dp[32];
       uint32_t pairs[16], ds[16];
+      Rows k_rows, v_rows;
       BarrierWait(&shared.k_full, kv_parity);
+      take_rows(k_rows, shared.k);
       BarrierWait(&shared.q_full[q.stage], q.parity);
       scores(z, k_rows, shared.q[q.stage]);
       BarrierWait(&shared.v_full, kv_parity);
+      take_rows(v_rows, shared.v);
       BarrierWait(&shared.dout_full[steps % 2], steps / 2 % 2);
       scores(dp, v_rows, shared.dout[steps % 2]);
       kv_parity ^= 1;
@@ -335,12 +362,10 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
             const float2 d = delta[4 * j];
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-              const uint32_t pair = pairs[2 * j + r];
-              const float low = __uint_as_float(pair << 16);
-              const float high = __uint_as_float(pair & 0xffff0000u);
-              ds[2 * j + r] =
-                  PackBfloat16(low * (dp[4 * j + 2 * r] - d.x),
-                               high * (dp[4 * j + 2 * r + 1] - d.y));
+              // Two at once, rounded once more: 2^-9 beside P's and dS's.
+              ds[2 * j + r] = MultiplyBfloat16(
+                  pairs[2 * j + r], PackBfloat16(dp[4 * j + 2 * r] - d.x,
+                                                 dp[4 * j + 2 * r + 1] - d.y));
             }
           }
           __nv_bfloat16* ds_to =
@@ -392,13 +417,13 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
           dq_to[j * sm90::kWarpgroup] = make_float4(
               dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
         }
-        sm90::FenceAsyncProxy();
-        BarrierArrive(&shared.dq_full[half]);
         ++steps;
         if constexpr (kMore) {
           BarrierWait(&shared.dout_full[steps % 2], steps / 2 % 2);
           scores(dp, v_rows, shared.dout[steps % 2]);
         }
+        sm90::FenceAsyncProxy();  // late: here the stores are over
+        BarrierArrive(&shared.dq_full[half]);
       };
       for (; left > 1; --left) step.template operator()<true>();
       step.template operator()<false>();
@@ -443,6 +468,7 @@ __global__ __launch_bounds__(kThreads, 1) void TilesKernel(
     sm90::FenceBarrierInit();
   }
   __syncthreads();
+  LetNextStart();
   const int warp = threadIdx.x / kWarp;
   if (warp < 4) {
     sm90::ShrinkRegisters<24>();
@@ -456,13 +482,15 @@ __global__ __launch_bounds__(kThreads, 1) void TilesKernel(
   }
 }
 
-// A block for each tile of queries of a head; fills nlse and delta behind the
-// sample's end too, and starts the counters.
+// nlse and delta, also of the rows around the sample's; zeroes dq where no key
+// is seen, and the counters. A block for each tile of queries of a head.
 template <int kDim>
 __global__ __launch_bounds__(256) void PrepareKernel(
     const __grid_constant__ Params p) {
-  const int n = blockIdx.x, m = blockIdx.y, b = blockIdx.z;
   const AttentionShape& s = p.args.shape;
+  LetNextStart();
+  // Last sample first: what the next kernel starts with is then in L2.
+  const int n = blockIdx.x, m = blockIdx.y, b = s.batch - 1 - blockIdx.z;
   const Extent<kDim> sample(p.args, b);
   constexpr int kRows = kQueries<kDim>;
   const int64_t tile = (b * s.heads + n) * p.q_tiles + m;
@@ -518,11 +546,14 @@ __global__ __launch_bounds__(256) void PrepareKernel(
   }
 }
 
+// dq of the sums. A block for each tile of queries of a head.
 template <int kDim>
 __global__ __launch_bounds__(256) void FinishKernel(
     const __grid_constant__ Params p) {
-  const int n = blockIdx.x, m = blockIdx.y, b = blockIdx.z;
   const AttentionShape& s = p.args.shape;
+  WaitForKernelBefore();
+  // Last sample first: its sums may still be in L2.
+  const int n = blockIdx.x, m = blockIdx.y, b = s.batch - 1 - blockIdx.z;
   const Extent<kDim> sample(p.args, b);
   constexpr int kRows = kQueries<kDim>;
   if (m >= sample.QueryTiles() || !sample.Sees(m)) return;
@@ -607,17 +638,29 @@ void Launch(const AttentionBackwardArgs& args, Stream stream,
   const int64_t tickets = s.batch * s.kv_heads * p.k_tiles;
   const dim3 tiles(s.heads, p.q_tiles, s.batch);
   const cudaStream_t raw = RawStream(stream);
-  static const bool once = [] {
+  [[maybe_unused]] static const bool once = [] {
     MIMO_CUDA_CHECK(cudaFuncSetAttribute(
         TilesKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
         sizeof(Shared<kDim>)));
     return true;
   }();
-  (void)once;
   PrepareKernel<kDim><<<tiles, 256, 0, raw>>>(p);
-  TilesKernel<kDim><<<std::min<int64_t>(tickets, NumSms()), kThreads,
-                      sizeof(Shared<kDim>), raw>>>(p);
-  FinishKernel<kDim><<<tiles, 256, 0, raw>>>(p);
+  const auto launch = [&](auto kernel, dim3 blocks, int threads, int shared) {
+    cudaLaunchAttribute early{
+        .id = cudaLaunchAttributeProgrammaticStreamSerialization};
+    early.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config{
+        .gridDim = blocks,
+        .blockDim = dim3(threads),
+        .dynamicSmemBytes = static_cast<size_t>(shared),
+        .stream = raw,
+        .attrs = &early,
+        .numAttrs = 1};
+    MIMO_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
+  };
+  launch(TilesKernel<kDim>, dim3(std::min<int64_t>(tickets, NumSms())),
+         kThreads, sizeof(Shared<kDim>));
+  launch(FinishKernel<kDim>, tiles, 256, 0);
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -637,10 +680,17 @@ int64_t AttentionBackwardSm90WorkspaceBytes(const AttentionShape& shape) {
 }
 
 void AttentionBackwardSm90(const AttentionBackwardArgs& args, Stream stream) {
+  CHECK(AttentionBackwardSm90Takes(args));
   const AttentionShape& s = args.shape;
-  // Twice as many tiles of keys side by side as there are multiprocessors.
-  const int heads_at_once =
-      std::max<int64_t>(1, 2 * NumSms() / CeilDiv(s.seq_k, kKeys));
+  // Measured: with the causal mask two tiles of keys side by side for every
+  // multiprocessor (four if items are longer for several heads), without as
+  // many groups as L2 holds of q, dout and dQ's sums.
+  const int64_t k_tiles = CeilDiv(s.seq_k, kKeys);
+  const int64_t head_bytes = s.seq_q * s.head_dim * 8;
+  const int64_t groups =
+      s.causal ? (s.heads > s.kv_heads ? 4 : 2) * NumSms() / k_tiles
+               : std::max<int64_t>(NumSms() / k_tiles, (24 << 20) / head_bytes);
+  const int heads_at_once = std::max<int64_t>(1, groups);
   if (s.head_dim == 64) {
     Launch<64>(args, stream, heads_at_once);
   } else {

@@ -152,6 +152,11 @@ __device__ inline float Exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+__device__ inline uint32_t MultiplyBfloat16(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
 // Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void StoreMatrices(void* to, uint32_t a, uint32_t b,
                                      uint32_t c, uint32_t d) {
@@ -159,6 +164,13 @@ __device__ inline void StoreMatrices(void* to, uint32_t a, uint32_t b,
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
           SharedAddress(to)),
       "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+__device__ inline void LoadMatrices(const void* from, uint32_t* to) {
+  asm volatile(
+      "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+      : "r"(SharedAddress(from))
       : "memory");
 }
 __device__ inline void BulkLoad(void* to, const void* from, uint32_t bytes,
@@ -182,7 +194,7 @@ __device__ inline void BulkAdd(void* to, const void* from, uint32_t bytes) {
       "r"(SharedAddress(from)), "r"(bytes)
       : "memory");
 }
-// Relaxed: what they order are copies, which happen in L2.
+// Relaxed: a copy issued after it cannot come before it.
 __device__ inline int LoadRelaxed(const int* from) {
   int x;
   asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];"
@@ -194,6 +206,15 @@ __device__ inline int LoadRelaxed(const int* from) {
 __device__ inline void StoreRelease(int* to, int x) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(to), "r"(x)
                : "memory");
+}
+
+// Programmatic dependent launch: the next kernel's blocks may take their places
+// when all of this one's have started; they wait before they read its results.
+__device__ inline void LetNextStart() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ inline void WaitForKernelBefore() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 }  // namespace mimo::kernels::sm90_backward
