@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 
@@ -49,12 +50,20 @@ std::string ToPost(const Operation& operation) {
                       operation.ToString());
 }
 
-// Whether `post` is of another collective than `own` at its place.
-bool IsInsteadOf(absl::string_view post, const Operation& own) {
-  if (own.kind == Operation::kExchange || absl::StrContains(post, "exchange("))
-    return false;
-  return absl::EndsWith(post, absl::StrCat(", sequence ", own.sequence)) &&
-         !absl::EndsWith(post, absl::StrCat(" ", own.ToString()));
+// The first of `theirs`, operations by line, that is another collective than
+// that of `own` with its sequence number, and the latter; "" if there is none.
+std::string Difference(absl::string_view theirs,
+                       const std::vector<std::string>& own) {
+  for (absl::string_view line : absl::StrSplit(theirs, '\n')) {
+    absl::ConsumePrefix(&line, "in ");
+    const size_t sequence = line.rfind(", sequence ");
+    if (sequence == line.npos || absl::StartsWith(line, "exchange(")) continue;
+    for (const std::string& mine : own) {
+      if (absl::EndsWith(mine, line.substr(sequence)) && mine != line)
+        return absl::StrCat(line, ", where this rank made ", mine);
+    }
+  }
+  return "";
 }
 
 }  // namespace
@@ -146,6 +155,10 @@ Watchdog::Doing Watchdog::Describe(const Communicator& communicator) {
                    [](const Operation& operation) { return !operation.done; });
   doing.operation =
       unfinished == operations.end() ? operations.back() : *unfinished;
+  for (const Operation& operation : operations) {
+    if (operation.kind != Operation::kExchange)
+      doing.collectives.push_back(operation.ToString());
+  }
   return doing;
 }
 
@@ -177,16 +190,27 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
   for (int i = 0; i < doing.members.size(); ++i) {
     const int member = doing.members[i];
     if (member == rank_) continue;
-    const std::string post = Ask(doing.group, member, deadline);
-    if (post.empty()) {
+    const std::string asked = Ask(doing.group, member, deadline);
+    if (asked.empty()) {
       missing.push_back(absl::StrCat("rank ", member, " (no answer)"));
       continue;
     }
+    const std::pair<absl::string_view, absl::string_view> parts =
+        absl::StrSplit(asked, absl::MaxSplits('\n', 1));
+    // Where calls return at once, a rank goes on after one that differs.
+    if (const std::string difference =
+            Difference(parts.second, doing.collectives);
+        !difference.empty()) {
+      others.push_back(absl::StrCat("rank ", member, " made ", difference));
+      differs = true;
+      continue;
+    }
+    const absl::string_view post = parts.first;
     // Of an exchange, only the first peer's call says something.
     if (exchange ? i != own.root : post == ToPost(own)) continue;
     if (absl::StartsWith(post, "in ")) {
       others.push_back(absl::StrCat("rank ", member, " is ", post));
-      differs |= IsInsteadOf(post, own);
+      differs |= !exchange && !Difference(post, doing.collectives).empty();
     } else {
       missing.push_back(absl::StrCat("rank ", member, " (", post, ")"));
     }
@@ -210,9 +234,15 @@ void Watchdog::FailAll(const absl::Status& reason) {
   }
   const Doing* waiting = nullptr;  // the one that waits longest
   for (const Doing& doing : doings) {
-    board_->Post(doing.group, doing.operation.has_value()
-                                  ? ToPost(*doing.operation)
-                                  : "before its first operation");
+    std::string post = "before its first operation";
+    if (doing.operation.has_value()) {
+      post = ToPost(*doing.operation);
+      for (const std::string& collective : doing.collectives) {
+        if (collective != doing.operation->ToString())
+          absl::StrAppend(&post, "\n", collective);
+      }
+    }
+    board_->Post(doing.group, post);
     if (doing.operation.has_value() && !doing.operation->done &&
         (waiting == nullptr ||
          doing.operation->start < waiting->operation->start))

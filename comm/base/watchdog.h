@@ -73,6 +73,7 @@ class Watchdog {
     std::vector<int> members;
     // The oldest unfinished one, else the newest, else none.
     std::optional<Operation> operation;
+    std::vector<std::string> collectives;  // of the record, oldest first
 
     std::string ToString() const;
   };

@@ -138,7 +138,8 @@ TEST(Watchdog, FailsWhatDoesNotEndAndNamesTheMissing) {
                        "[0, 1, 2] does not end; missing: rank 2 (no answer); "
                        "first report: rank 0: barrier(), sequence 1 in group "
                        "hand of ranks [0, 1, 2] does not end within ")));
-  EXPECT_EQ(f.board->own("hand"), "in barrier(), sequence 1");
+  EXPECT_EQ(f.board->own("hand"),
+            "in barrier(), sequence 1\nbarrier(), sequence 0");
   EXPECT_EQ(f.board->own("other"), "before its first operation");
   EXPECT_THAT(f.board->Raised(), StartsWith("DEADLINE_EXCEEDED: rank 0: "));
 }
@@ -153,6 +154,34 @@ TEST(Watchdog, NamesWhatOthersCalledInstead) {
               HasSubstr("; rank 1 is in all_gather(3 float32), sequence 0, "
                         "rank 2 is in exchange(1 transfers, first peer 0), "
                         "sequence 0; first report: "));
+}
+
+TEST(Watchdog, NamesWhatOthersCalledBefore) {
+  Fixture f({{1,
+              "in barrier(), sequence 2\n"
+              "barrier(), sequence 0\n"
+              "all_gather(3 float32), sequence 1"},
+             {2, "in barrier(), sequence 1\nbarrier(), sequence 0"}});
+  f.communicator.Barrier({});
+  f.communicator.Finish();
+  f.communicator.Barrier({});
+  const absl::Status status = f.Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("; rank 1 made all_gather(3 float32), sequence 1, "
+                        "where this rank made barrier(), sequence 1; "
+                        "first report: "));
+}
+
+TEST(Watchdog, NamesWhatOthersAreStillIn) {
+  Fixture f({{1, "in all_gather(3 float32), sequence 0"}});
+  f.communicator.Barrier({});
+  f.communicator.Finish();
+  f.communicator.Barrier({});
+  const absl::Status status = f.Wait();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("rank 1 is in all_gather(3 float32), sequence 0"));
 }
 
 TEST(Watchdog, NamesTheRanksBehind) {

@@ -144,7 +144,10 @@ absl::Status LoopBody(const Job& job, Store& store) {
     else
       world->AllReduce(x, x, count, DType::kInt32, ReduceOp::kSum, stream);
     const std::vector<int32_t> found = buffer.Get<int32_t>();
-    if (!world->Health().ok()) break;
+    if (!world->Health().ok()) {
+      std::cout << "back at " << absl::Now() << std::endl;
+      break;
+    }
     const int n = world->size();
     for (int64_t i = 0; i < count && step != desync; ++i) {
       const int32_t want = n * 7 * i + step * n * (n + 1) / 2;
@@ -160,7 +163,7 @@ absl::Status LoopBody(const Job& job, Store& store) {
 
 TEST(Nccl, Conforms) {
   SKIP_BELOW_GPUS(2);
-  for (int size = 1; size <= Gpus(); ++size) {
+  for (int size = 2; size <= Gpus(); ++size) {
     RankProcesses ranks(size, "conformance");
     const absl::Status status = ranks.Wait(kLong);
     EXPECT_TRUE(status.ok()) << size << " ranks: " << status;
@@ -242,7 +245,7 @@ TEST(NcclFaults, AStoppedRank) {
     absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
     kill(ranks.pid(victim), SIGSTOP);
     ExpectFailure(ranks, victim, "DEADLINE_EXCEEDED",
-                  absl::StrCat("missing: ranks [", victim, "]"));
+                  absl::StrCat("missing: rank ", victim));
   }
 }
 

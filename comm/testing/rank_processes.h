@@ -32,8 +32,8 @@ void RunRankIfAsked(const std::map<std::string, RankBody>& bodies);
 
 class RankProcesses {
  public:
-  // The ranks' environment is the launcher's, and `environment` ("NAME=value").
-  // Their store is served here.
+  // 2 ranks or more. Their environment is the launcher's, and `environment`
+  // ("NAME=value"). Their store is served here.
   RankProcesses(int size, const std::string& body,
                 const std::vector<std::string>& environment = {});
   ~RankProcesses();  // kills those that still run
