@@ -3,6 +3,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/turn_back.h"
 #include "kernels/base/cuda.cuh"
 
 namespace mimo::kernels {
@@ -11,12 +12,12 @@ namespace {
 // The way for a class of shapes. Measured on an H100 with attention_cuda_bench,
 // TFLOP/s of sm90, cudnn (its sums in a fixed order) and simple, forward and
 // backward, head size 128 causal unless said otherwise:
-//   B  4 N 32       S  2048         553 529 23    403 361 11
-//   B  2 N 32       S  4096         632 587       474 407
-//   B  2 N 32 G 8   S  4096         639 587       393 406
-//   B  1 N 32       S 16384         685 661       499 475
-//   B  8 N 32       S   704         332 318       231 233
-//   B 32 N 16       S   577 D 64    302 282 17    229 164 13    full
+//   B  4 N 32       S  2048         559 523 23    414 360 11
+//   B  2 N 32       S  4096         638 585       478 406
+//   B  2 N 32 G 8   S  4096         639 587       461 406
+//   B  1 N 32       S 16384         698 656       523 472
+//   B  8 N 32       S   704         307 310       237 231
+//   B 32 N 16       S   577 D 64    304 278 17    273 164 13    full
 //   B  8 N 16       S   729 D 72        243 12        170  5    full
 // Where sm90 and cudnn are close it is sm90: cuDNN compiles for a second for
 // every shape, and its backward keeps dz.
@@ -126,8 +127,10 @@ void AttentionForwardCuda(const AttentionForwardArgs& args, Stream stream) {
 
 void AttentionBackwardCuda(const AttentionBackwardArgs& args, Stream stream) {
   const AttentionWay way = Preferred(args.shape, args.dtype);
-  AttentionBackwardBy(Takes(way, args) ? way : AttentionWay::kSimple, args,
-                      stream);
+  const bool takes = Takes(way, args);
+  AttentionBackwardBy(takes ? way : AttentionWay::kSimple, args, stream);
+  // Ours has done it.
+  if (!takes || way != AttentionWay::kSm90) TurnBack(args, stream);
 }
 
 int64_t AttentionBackwardWorkspaceBytesCuda(const AttentionShape& shape,

@@ -71,6 +71,11 @@ struct AttentionBackwardArgs {
   void* dk;          // [B*Sk, dkv_stride] dtype, written
   void* dv;          // [B*Sk, dkv_stride] dtype, written
   int64_t dq_stride, dkv_stride;
+  // If q and k came out of a rotary embedding (kernels/rotary) at positions 0
+  // to S-1 of every sample: its tables, [at least S, D/2] accumulator dtype,
+  // and dq and dk are of what went into it. Not for packed samples; Sq = Sk.
+  const void* cos = nullptr;
+  const void* sin = nullptr;
   void* workspace;  // AttentionBackwardWorkspaceBytes(...) bytes
   DType dtype;
 };

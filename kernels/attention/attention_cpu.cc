@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_ref.h"
+#include "kernels/attention/turn_back.h"
 #include "kernels/attention/visible_keys.h"
 #include "kernels/base/parallel.h"
 #include "kernels/base/vec_math.h"
@@ -284,6 +285,7 @@ void AttentionBackwardCpu(const AttentionBackwardArgs& args) {
   Check(args.shape, args.q_stride, args.kv_stride);
   Check(args.shape, args.dq_stride, args.dkv_stride);
   args.dtype == DType::kFloat64 ? AttentionBackwardRef(args) : Backward(args);
+  TurnBack(args, Stream());
 }
 
 }  // namespace mimo::kernels

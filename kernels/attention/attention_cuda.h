@@ -22,7 +22,8 @@ absl::string_view Name(AttentionWay way);
 bool Takes(AttentionWay way, const AttentionForwardArgs& args);
 bool Takes(AttentionWay way, const AttentionBackwardArgs& args);
 
-// AttentionForward and AttentionBackward by a way that takes the arguments.
+// AttentionForward and AttentionBackward by a way that takes the arguments; but
+// only sm90's backward minds cos and sin.
 void AttentionForwardBy(AttentionWay way, const AttentionForwardArgs& args,
                         Stream stream);
 void AttentionBackwardBy(AttentionWay way, const AttentionBackwardArgs& args,

@@ -8,6 +8,7 @@
 //      warpgroup makes half. One thread loads (TMA), two add the halves of dQ
 //      to float32 sums in memory.
 //   3. dq from those sums, scaled, as bfloat16.
+// dq and dk are turned back by a rotary embedding where they are stored.
 // A dQ is summed over tiles of keys in rising order: a counter for each half
 // says whose turn it is. Tiles of keys are handed out in rising order too (of
 // `heads_at_once` groups side by side, so that those of one group start
@@ -148,9 +149,11 @@ __device__ void AddQueryGradients(const Params& p, Shared<kDim>& shared,
   }
 }
 
-// Writes scale * x, this warpgroup's 64 rows, to rows `begin` to `end` of `to`.
-template <int kDim>
-__device__ void StoreRows(const float (&x)[kDim / 2], float scale,
+// Writes scale * x, this warpgroup's 64 rows, to rows `begin` to `end` of `to`;
+// kTurned: turned back, row `begin` from position 0.
+template <int kDim, bool kTurned>
+__device__ void StoreRows(const AttentionBackwardArgs& args,
+                          const float (&x)[kDim / 2], float scale,
                           __nv_bfloat16* staging, __nv_bfloat16* to,
                           int64_t stride, int begin, int end, int barrier) {
   const int thread = threadIdx.x % sm90::kWarpgroup, lane = thread % kWarp;
@@ -171,9 +174,14 @@ __device__ void StoreRows(const float (&x)[kDim / 2], float scale,
   for (int r = thread / kChunks; r < 64; r += kStep) {
     const int chunk = thread % kChunks;
     if (r < begin || r >= end) continue;
-    *reinterpret_cast<uint4*>(to + r * stride + chunk * 8) =
-        *reinterpret_cast<const uint4*>(staging + r * kDim +
-                                        (chunk ^ (r % 8)) * 8);
+    const __nv_bfloat16* row = staging + r * kDim;
+    const int place = chunk ^ (r % 8);
+    uint4 values = *reinterpret_cast<const uint4*>(row + place * 8);
+    if (kTurned && args.cos != nullptr) {
+      values = TurnBack<kDim>(args, r - begin, chunk * 8, row + place * 8,
+                              row + (place ^ (kDim / 16)) * 8);
+    }
+    *reinterpret_cast<uint4*>(to + r * stride + chunk * 8) = values;
   }
   NamedBarrierSync(barrier, sm90::kWarpgroup);
 }
@@ -190,11 +198,12 @@ __device__ void StoreTile(const Params& p, Shared<kDim>& shared,
   const int64_t stride = p.args.dkv_stride;
   const int64_t at = (item.sample.first_key + key) * stride + item.group * kDim;
   auto* staging = reinterpret_cast<__nv_bfloat16*>(shared.dq[half]);
-  StoreRows<kDim>(dv, 1, staging, static_cast<__nv_bfloat16*>(p.args.dv) + at,
-                  stride, begin, end, 2 + half);
-  StoreRows<kDim>(dk, p.scale, staging,
-                  static_cast<__nv_bfloat16*>(p.args.dk) + at, stride, begin,
-                  end, 2 + half);
+  StoreRows<kDim, false>(p.args, dv, 1, staging,
+                         static_cast<__nv_bfloat16*>(p.args.dv) + at, stride,
+                         begin, end, 2 + half);
+  StoreRows<kDim, true>(p.args, dk, p.scale, staging,
+                        static_cast<__nv_bfloat16*>(p.args.dk) + at, stride,
+                        begin, end, 2 + half);
 }
 
 template <int kDim>
@@ -582,9 +591,15 @@ __global__ __launch_bounds__(256) void FinishKernel(
     if (i < sample.q_begin || i >= sample.q_end) continue;
     const int64_t row = sample.first_query + i;
     const int column = threadIdx.x % kChunks * 8;
+    const __nv_bfloat16* from = staging + r * kRow;
+    uint4 values = *reinterpret_cast<const uint4*>(from + column);
+    if (p.args.cos != nullptr) {
+      values = TurnBack<kDim>(p.args, i - sample.q_begin, column, from + column,
+                              from + (column ^ (kDim / 2)));
+    }
     *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.args.dq) +
                               row * p.args.dq_stride + n * kDim + column) =
-        *reinterpret_cast<const uint4*>(staging + r * kRow + column);
+        values;
   }
 }
 

@@ -145,6 +145,33 @@ struct Ring {
   }
 };
 
+// Eight values of a row of a head, turned back from `position`: `own` are those
+// from `column` on, `partner` those half a head away.
+template <int kDim>
+__device__ uint4 TurnBack(const AttentionBackwardArgs& args, int position,
+                          int column, const __nv_bfloat16* own,
+                          const __nv_bfloat16* partner) {
+  constexpr int kHalfHead = kDim / 2;
+  const int at = position * kHalfHead + column % kHalfHead;
+  float x[8], y[8];
+  Load(own, x);
+  Load(partner, y);
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    float c[4], s[4];
+    Load(static_cast<const float*>(args.cos) + at + i, c);
+    Load(static_cast<const float*>(args.sin) + at + i, s);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float sine = column < kHalfHead ? s[k] : -s[k];
+      x[i + k] = x[i + k] * c[k] + y[i + k] * sine;
+    }
+  }
+  return make_uint4(
+      sm90::PackBfloat16(x[0], x[1]), sm90::PackBfloat16(x[2], x[3]),
+      sm90::PackBfloat16(x[4], x[5]), sm90::PackBfloat16(x[6], x[7]));
+}
+
 // ---- Instructions that only this file needs ---------------------------------
 
 __device__ inline float Exp2(float x) {

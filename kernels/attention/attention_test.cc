@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "kernels/attention/attention_problem.h"
 #include "kernels/base/parallel.h"
+#include "kernels/rotary/rotary.h"
 #include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
 
@@ -51,6 +52,7 @@ const std::vector<Case>& Cases() {
       {3, 66, 66, 2, 2, 7, false, {}, 0, {0, 64, 130, 131}},
       // Rows of which a GPU reads 16 bytes at once.
       {2, 71, 71, 4, 2, 64, true, {}, 0, {}, 8},
+      {1, 200, 200, 2, 1, 128, true, {}, 0, {}, 8},
       {2, 71, 71, 4, 2, 128, false, {40, 71}, 0, {}, 8},
       {3, 131, 131, 4, 2, 128, true, {}, 0, {0, 131, 140, 200}, 8},
   };
@@ -73,6 +75,64 @@ TEST_P(AttentionTest, SameAgain) {
     EXPECT_EQ(one.dq, two.dq) << c;
     EXPECT_EQ(one.dkv, two.dkv) << c;
   }
+}
+
+// dq and dk are those of the op alone, turned back afterwards.
+TEST_P(AttentionTest, TurnsBackThroughARotaryEmbedding) {
+  int cases = 0;
+  for (const Case& c : Cases()) {
+    if (c.seq_q != c.seq_k || c.head_dim % 2 != 0 || c.capacity != 0 ||
+        !c.cu_seqlens.empty()) {
+      continue;
+    }
+    ++cases;
+    const Problem p(c);
+    Values cos(c.seq_q * c.head_dim / 2), sin = cos;
+    RotaryTable(cos.data(), sin.data(), c.seq_q, c.head_dim, 100,
+                DType::kFloat64);
+    const auto compute = [&](const Backend& on, bool fused) {
+      const DType statistic = AccumulatorOf(on.dtype);
+      const Array cos_on(on, statistic, cos), sin_on(on, statistic, sin);
+      const auto turn = [&](void* x, int64_t heads, int64_t stride) {
+        Rotary({.x = x,
+                .cos = cos_on.data(),
+                .sin = sin_on.data(),
+                .seq = c.seq_q,
+                .tokens = c.batch * c.seq_q,
+                .heads = heads,
+                .head_dim = c.head_dim,
+                .stride = stride,
+                .max_position = c.seq_q,
+                .inverse = true,
+                .dtype = on.dtype},
+               StreamOf(on));
+      };
+      Functions f;
+      f.backward = [&](const AttentionBackwardArgs& args, Stream stream) {
+        AttentionBackwardArgs turned = args;
+        if (fused) {
+          turned.cos = cos_on.data();
+          turned.sin = sin_on.data();
+        }
+        AttentionBackward(turned, stream);
+        if (fused) return;
+        turn(args.dq, c.heads, args.dq_stride);
+        turn(args.dk, c.kv_heads, args.dkv_stride);
+      };
+      return Compute(on, p, f);
+    };
+    const Outputs got = compute(backend(), true);
+    ExpectNear(backend(), p, got, compute(Oracle(), false));
+    const Outputs apart = compute(backend(), false);
+    // The same sums of two products, each rounded once.
+    for (Values Outputs::*x : {&Outputs::dq, &Outputs::dkv}) {
+      const double largest = MaxAbs(apart.*x, Values((apart.*x).size()));
+      EXPECT_LE(MaxAbs(got.*x, apart.*x),
+                2 * Roundoff(backend().dtype) * largest)
+          << c;
+    }
+  }
+  EXPECT_GT(cases, 8);
 }
 
 // Scores of hundreds: the exponentials of a naive softmax would overflow, and a

@@ -37,6 +37,11 @@ const Tensor& Saved::get() const {
   return tensor_;
 }
 
+Tensor Saved::Take() {
+  get();
+  return std::move(tensor_);
+}
+
 Slot Tape::NewSlot() {
   grads_.emplace_back();
   return static_cast<Slot>(grads_.size()) - 1;

@@ -50,6 +50,7 @@ class Saved {
   explicit Saved(Tensor tensor);
   // The tensor; in debug builds its bytes must be those that were saved.
   const Tensor& get() const;
+  Tensor Take();  // for a node that writes over it; nothing is kept
 
  private:
   Tensor tensor_;

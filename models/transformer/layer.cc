@@ -61,15 +61,17 @@ SelfAttention::SelfAttention(BuildContext build,
 Var SelfAttention::Forward(const Context& ctx, const Var& x,
                            const Sequence& sequence, KvCache* cache) const {
   const ModuleScope scope(ctx, path());
-  const Var qkv = QkvLinear(ctx, x, qkv_.weight(), qkv_.bias(),
-                            sequence.rotary ? &*sequence.rotary : nullptr,
-                            config_.heads, config_.kv_heads, config_.head_dim);
+  const Rotary* rotary = sequence.rotary ? &*sequence.rotary : nullptr;
+  const Var qkv = qkv_.Forward(ctx, x);
   if (cache != nullptr) {
     CHECK(ctx.tape == nullptr) << "a KV cache has no backward";
+    if (rotary != nullptr)
+      ApplyRotary(ctx, qkv.value, *rotary, config_.heads + config_.kv_heads,
+                  config_.head_dim);
     return proj_.Forward(ctx, Var{Cached(ctx, qkv.value, sequence, *cache)});
   }
   const Var attended =
-      Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor());
+      Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor(), rotary);
   return proj_.Forward(ctx, Wanted(ctx, attended, sequence));
 }
 

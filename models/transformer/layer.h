@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "mimo/autograd/ops/attention.h"
 #include "mimo/autograd/ops/linear.h"
 #include "mimo/nn/layers.h"
 #include "mimo/nn/module.h"

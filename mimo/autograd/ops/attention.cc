@@ -6,6 +6,7 @@
 
 #include "absl/log/check.h"
 #include "kernels/activation/silu_gate.h"
+#include "kernels/rotary/rotary.h"
 
 namespace mimo {
 namespace {
@@ -30,6 +31,7 @@ struct AttentionNode final : Node {
   kernels::AttentionShape shape;
   Saved qkv, out, lse;
   Tensor key_lengths;
+  Tensor cos, sin;  // undefined: no rotary embedding
 
   const char* name() const override { return "Attention"; }
   void Backward(BackwardContext& ctx) override {
@@ -58,6 +60,8 @@ struct AttentionNode final : Node {
                                 .dv = grad.v,
                                 .dq_stride = x.dim(1),
                                 .dkv_stride = x.dim(1),
+                                .cos = cos.data(),
+                                .sin = sin.data(),
                                 .workspace = workspace.data(),
                                 .dtype = x.dtype()},
                                ctx.exec().compute);
@@ -72,9 +76,9 @@ struct SiluGateNode final : Node {
   void Backward(BackwardContext& ctx) override {
     const Tensor dy = ctx.Take(y_slot);
     if (!dy.defined()) return;
-    const Tensor& in = x.get();
-    const auto dx = ctx.GradFor(x_slot, in.shape(), in.dtype());
-    CHECK(!dx.accumulate) << "SiluGate must be the projection's only user";
+    const Tensor in = x.Take();
+    // In place if nobody else has it: it is a layer's largest tensor.
+    Tensor dx = in.unique() ? in : ctx.exec().Empty(in.shape(), in.dtype());
     kernels::SiluGateBackward({.x = in.data(),
                                .dy = dy.data(),
                                .dx = dx.data(),
@@ -82,16 +86,36 @@ struct SiluGateNode final : Node {
                                .features = in.dim(1) / 2,
                                .dtype = in.dtype()},
                               ctx.exec().compute);
+    ctx.PassGrad(x_slot, std::move(dx));
   }
 };
 
 }  // namespace
 
+void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
+                 int64_t heads, int64_t head_dim) {
+  kernels::Rotary({.x = qkv.data(),
+                   .cos = rotary.cos.data(),
+                   .sin = rotary.sin.data(),
+                   .seq = rotary.seq,
+                   .first_position = rotary.first_position,
+                   .tokens = qkv.dim(0),
+                   .heads = heads,
+                   .head_dim = head_dim,
+                   .stride = qkv.dim(1),
+                   .max_position = rotary.cos.dim(0),
+                   .dtype = qkv.dtype()},
+                  ctx.compute);
+}
+
 Var Attention(const Context& ctx, const Var& qkv,
-              const kernels::AttentionShape& shape, const Tensor& key_lengths) {
+              const kernels::AttentionShape& shape, const Tensor& key_lengths,
+              const Rotary* rotary) {
   const Tensor& x = qkv.value;
   CHECK_EQ(x.dim(0), shape.batch * shape.seq_q);
   CHECK_EQ(x.dim(1), (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
+  if (rotary != nullptr)
+    ApplyRotary(ctx, x, *rotary, shape.heads + shape.kv_heads, shape.head_dim);
   Var out{ctx.Empty({x.dim(0), shape.heads * shape.head_dim}, x.dtype())};
   Tensor lse = ctx.Empty({shape.batch, shape.heads, shape.seq_q},
                          AccumulatorOf(x.dtype()));
@@ -116,6 +140,11 @@ Var Attention(const Context& ctx, const Var& qkv,
   node->out = Saved(out.value);
   node->lse = Saved(std::move(lse));
   node->key_lengths = key_lengths;
+  if (rotary != nullptr) {
+    CHECK(rotary->first_position == 0 && rotary->seq == shape.seq_q);
+    node->cos = rotary->cos;
+    node->sin = rotary->sin;
+  }
   ctx.tape->Append(std::move(node));
   return out;
 }

@@ -3,16 +3,31 @@
 #ifndef MIMO_MIMO_AUTOGRAD_OPS_ATTENTION_H_
 #define MIMO_MIMO_AUTOGRAD_OPS_ATTENTION_H_
 
+#include <cstdint>
+
 #include "kernels/attention/attention.h"
 #include "mimo/autograd/tape.h"
 
 namespace mimo {
 
-// qkv [B*S, (N + 2G) D]: query, key, value heads -> [B*S, N*D].
-// shape.seq_q = shape.seq_k = S. key_lengths [B] int32, or undefined: no
-// padding.
+// Angles of the rotary embedding, and where each sequence begins.
+struct Rotary {
+  Tensor cos, sin;  // [max_position, D/2] accumulator dtype
+  int64_t seq;      // tokens of a sequence
+  int64_t first_position;
+};
+
+// Turns the first `heads` heads of each row of qkv, in place.
+void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
+                 int64_t heads, int64_t head_dim);
+
+// qkv [B*S, (N + 2G) D]: query, key, value heads -> [B*S, N*D], with the rotary
+// embedding on queries and keys if there is one: qkv, which nobody else may
+// have read, is turned in place. shape.seq_q = shape.seq_k = S. key_lengths [B]
+// int32, or undefined: no padding.
 Var Attention(const Context& ctx, const Var& qkv,
-              const kernels::AttentionShape& shape, const Tensor& key_lengths);
+              const kernels::AttentionShape& shape, const Tensor& key_lengths,
+              const Rotary* rotary = nullptr);
 
 // x [T, 2F] gate then up -> silu(gate) * up [T, F]
 Var SiluGate(const Context& ctx, const Var& x);

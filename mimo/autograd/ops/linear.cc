@@ -5,32 +5,9 @@
 
 #include "absl/log/check.h"
 #include "kernels/gemm/gemm.h"
-#include "kernels/rotary/rotary.h"
 
 namespace mimo {
 namespace {
-
-// The query and key heads of a fused projection, turned by their positions.
-struct Turn {
-  Rotary rotary;
-  int64_t heads, head_dim;  // N + G, D
-
-  void Apply(const Context& ctx, const Tensor& qkv, bool inverse) const {
-    kernels::Rotary({.x = qkv.data(),
-                     .cos = rotary.cos.data(),
-                     .sin = rotary.sin.data(),
-                     .seq = rotary.seq,
-                     .first_position = rotary.first_position,
-                     .tokens = qkv.dim(0),
-                     .heads = heads,
-                     .head_dim = head_dim,
-                     .stride = qkv.dim(1),
-                     .max_position = rotary.cos.dim(0),
-                     .inverse = inverse,
-                     .dtype = qkv.dtype()},
-                    ctx.compute);
-  }
-};
 
 struct LinearNode final : Node {
   Slot x_slot, y_slot;
@@ -40,7 +17,6 @@ struct LinearNode final : Node {
   Parameter* weight;
   Parameter* bias;  // or null
   Activation activation;
-  std::unique_ptr<Turn> turn;  // or null
 
   const char* name() const override { return "Linear"; }
 
@@ -48,10 +24,8 @@ struct LinearNode final : Node {
     const Context& exec = ctx.exec();
     Tensor dy = ctx.Take(y_slot);  // [T, F]
     if (!dy.defined()) return;
-    const bool in_place =
-        turn != nullptr || activation != Activation::kIdentity;
+    const bool in_place = activation != Activation::kIdentity;
     if (in_place && !dy.unique()) dy = dy.Clone(*exec.allocator);
-    if (turn != nullptr) turn->Apply(exec, dy, /*inverse=*/true);
     const int64_t tokens = dy.dim(0), features = dy.dim(1);
     const bool bias_grad = bias != nullptr && !bias->frozen;
     if (bias_grad || activation != Activation::kIdentity) {
@@ -103,8 +77,7 @@ struct LinearNode final : Node {
 };
 
 Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
-          Activation activation, std::unique_ptr<Turn> turn,
-          bool record_only = false) {
+          Activation activation, bool record_only = false) {
   CHECK_EQ(x.value.dim(1), weight.data.dim(1))
       << weight.name << ": input " << ToString(x.value.shape()) << ", weight "
       << ToString(weight.data.shape());
@@ -131,7 +104,6 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
                    .z = z.defined() ? z.data() : nullptr},
                   ctx.compute);
   }
-  if (turn != nullptr) turn->Apply(ctx, y.value, /*inverse=*/false);
   if (!record) return y;
   auto node = std::make_unique<LinearNode>();
   node->x_slot = x.slot;
@@ -142,7 +114,6 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
   node->weight = &weight;
   node->bias = bias;
   node->activation = activation;
-  node->turn = std::move(turn);
   ctx.tape->Append(std::move(node));
   return y;
 }
@@ -151,25 +122,13 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
 
 Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
            Activation activation) {
-  return Apply(ctx, x, weight, bias, activation, nullptr);
+  return Apply(ctx, x, weight, bias, activation);
 }
 
 Var RecordLinear(const Context& ctx, const Var& x, Parameter& weight,
                  Parameter* bias) {
-  return Apply(ctx, x, weight, bias, Activation::kIdentity, nullptr,
+  return Apply(ctx, x, weight, bias, Activation::kIdentity,
                /*record_only=*/true);
-}
-
-Var QkvLinear(const Context& ctx, const Var& x, Parameter& weight,
-              Parameter* bias, const Rotary* rotary, int64_t heads,
-              int64_t kv_heads, int64_t head_dim) {
-  CHECK_EQ(weight.data.dim(0), (heads + 2 * kv_heads) * head_dim)
-      << weight.name;
-  std::unique_ptr<Turn> turn;
-  if (rotary != nullptr) {
-    turn = std::make_unique<Turn>(Turn{*rotary, heads + kv_heads, head_dim});
-  }
-  return Apply(ctx, x, weight, bias, Activation::kIdentity, std::move(turn));
 }
 
 }  // namespace mimo
