@@ -1,5 +1,5 @@
-// Times every operation of a communicator on the CPU and prints a Markdown
-// table; docs/perf/collectives.md says what the columns are.
+// Times every operation of a communicator, and bridges, on the CPU; prints
+// Markdown tables. docs/perf/collectives.md says what the columns are.
 //
 //   collectives --backend inproc --ranks 4
 //
@@ -10,6 +10,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "bench/collectives/bridges.h"
 #include "bench/collectives/measure.h"
 #include "cli/args.h"
 #include "comm/inproc/inproc.h"
@@ -27,18 +28,17 @@ absl::StatusOr<DType> ParseDType(const std::string& name) {
       absl::StrCat("--dtype: found ", name, ", wanted float32, bfloat16, .."));
 }
 
-absl::Status Run(const std::vector<std::string>& words) {
+Args DeclareArgs() {
   Args args("collectives", "times the operations of a communicator");
   args.Flag("backend", "NAME", "inproc");
-  args.Flag("ranks", "N", "threads of inproc (2)");
+  args.Flag("ranks", "N", "threads (2)");
   args.Flag("dtype", "NAME", "of the elements (float32)");
   args.Flag("bytes", "N", "a size, several times (4 KiB, 256 KiB, 16 MiB)");
   args.Flag("seconds", "S", "about what a line takes (0.2)");
-  MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  return args;
+}
+
+absl::StatusOr<TableOptions> OptionsOf(const Args& args) {
   TableOptions options;
   MIMO_ASSIGN_OR_RETURN(options.dtype,
                         ParseDType(args.String("dtype", "float32")));
@@ -51,15 +51,34 @@ absl::Status Run(const std::vector<std::string>& words) {
     options.bytes.push_back(bytes);
   }
   if (options.bytes.empty()) options.bytes = {4 << 10, 256 << 10, 16 << 20};
-  MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 2));
+  return options;
+}
 
+absl::Status PrintTables(Communicator& world, const std::string& backend,
+                         const TableOptions& options) {
+  MIMO_RETURN_IF_ERROR(
+      PrintTable(world, Stream(), options, {{backend, OperationsOf(world)}}));
+  return world.size() % 2 == 0 ? PrintBridgeTable(world, Stream(), options)
+                               : absl::OkStatus();
+}
+
+absl::Status Run(const std::vector<std::string>& words) {
+  Args args = DeclareArgs();
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  if (args.help()) {
+    std::cout << args.Usage();
+    return absl::OkStatus();
+  }
+  MIMO_ASSIGN_OR_RETURN(const TableOptions options, OptionsOf(args));
+  MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 2));
+  if (ranks < 1)
+    return absl::InvalidArgumentError(
+        absl::StrCat("--ranks: found ", ranks, ", wanted at least 1"));
   const std::string backend = args.String("backend", "inproc");
-  const auto table = [&](Communicator& world) {
-    return PrintTable(world, Stream(), options,
-                      {{backend, OperationsOf(world)}});
-  };
   if (backend == "inproc") {
-    for (const absl::Status& status : RunRanks(ranks, table))
+    for (const absl::Status& status : RunRanks(ranks, [&](Communicator& world) {
+           return PrintTables(world, backend, options);
+         }))
       MIMO_RETURN_IF_ERROR(status);
     return absl::OkStatus();
   }

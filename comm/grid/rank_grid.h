@@ -28,7 +28,7 @@ namespace mimo {
 
 // Groups of one size, one behind another in one array.
 struct RankGroups {
-  int group_size = 0;
+  int group_size = 1;
   std::vector<int> ranks;  // [number of groups, group_size]
 
   int size() const { return static_cast<int>(ranks.size()) / group_size; }
@@ -57,7 +57,7 @@ class RankGrid {
   static absl::StatusOr<RankGrid> Create(std::vector<int> shape,
                                          std::vector<std::string> dim_names,
                                          int rank_offset, int world_size);
-  // `shape` may be of any integers; those that are not positive are refused.
+  // `shared_dims` are named in both and have the same groups in both.
   absl::Status RegisterView(const std::string& name, std::vector<int> shape,
                             std::vector<std::string> dim_names,
                             std::vector<std::string> shared_dims);
