@@ -23,6 +23,11 @@ def mimo_repositories():
         dir = "benchmark",
     )
     deps_repository(
+        name = "gloo",
+        build_file = "//third_party/gloo:BUILD.gloo",
+        dir = "gloo",
+    )
+    deps_repository(
         name = "sentencepiece",
         build_file = "//third_party/sentencepiece:BUILD.sentencepiece",
         dir = "sentencepiece",
