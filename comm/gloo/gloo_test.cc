@@ -1,0 +1,114 @@
+// gloo under the suite that all communicators pass, each rank a process.
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "comm/gloo/gloo_communicator.h"
+#include "comm/testing/conformance.h"
+#include "comm/testing/rank_processes.h"
+#include "gtest/gtest.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+constexpr absl::Duration kLong = absl::Minutes(5);
+constexpr DType kF32 = DType::kFloat32;
+
+absl::Status ConformanceBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  MIMO_RETURN_IF_ERROR(CheckConformance(*world, Stream{}));
+  return CheckRandomOperations(*world, Stream{}, 500, 3);
+}
+
+// The same bits as a sum in rank order, rounded once.
+absl::Status RankOrderBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  const float big = 0x1p24f;  // big + 1 == big
+  float x = job.rank == 0 ? big : job.rank == 1 ? 1 : -big;
+  world->AllReduce(&x, &x, 1, kF32, ReduceOp::kSum, Stream{});
+  MIMO_RETURN_IF_ERROR(world->Health());
+  if (x != 0) return absl::DataLossError(absl::StrCat("found ", x));
+  return absl::OkStatus();
+}
+
+// A call that waits for a rank which does not come returns by Abort.
+absl::Status AbortBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  if (job.rank == 0) {
+    std::thread other([&] { world->Abort(absl::AbortedError("enough")); });
+    float x = 0;
+    const absl::Time start = absl::Now();
+    world->Recv(&x, 1, kF32, 1, Stream{});
+    other.join();
+    if (absl::Now() - start > absl::Seconds(20))
+      return absl::DeadlineExceededError("it waited");
+    if (world->Health().code() != absl::StatusCode::kAborted)
+      return world->Health();
+  }
+  return store.Get("failure", kLong).status();
+}
+
+// What the others do when one rank leaves before its last call.
+absl::Status LeaveBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  if (job.rank == 2) return absl::OkStatus();
+  world->Barrier(Stream{});
+  if (!absl::IsUnavailable(world->Health())) return world->Health();
+  return absl::OkStatus();
+}
+
+// One rank never comes.
+absl::Status AbsentBody(const Job& job, Store& store) {
+  if (job.rank == 1) return absl::OkStatus();
+  const auto world =
+      ConnectGloo(job, store, {.timeout = absl::Milliseconds(500)});
+  return world.status();
+}
+
+void ExpectOk(int size, const std::string& body) {
+  RankProcesses ranks(size, body);
+  const absl::Status status = ranks.Wait(kLong);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST(Gloo, Conformance) {
+  for (const int size : {3, 8}) ExpectOk(size, "conformance");
+}
+
+TEST(Gloo, SumsInRankOrder) { ExpectOk(3, "rank_order"); }
+
+TEST(Gloo, AbortWakesAWaitingCall) { ExpectOk(2, "abort"); }
+
+TEST(Gloo, ARankThatLeavesIsSeenAtOnce) {
+  const absl::Time start = absl::Now();
+  ExpectOk(3, "leave");
+  EXPECT_LT(absl::Now() - start, absl::Seconds(30));  // the timeout is 60
+}
+
+TEST(Gloo, NamesARankThatDoesNotCome) {
+  RankProcesses ranks(2, "absent");
+  EXPECT_EQ(ranks.Wait(0, absl::Now() + kLong), 1);
+  EXPECT_TRUE(absl::StrContains(
+      ranks.Output(0),
+      "DEADLINE_EXCEEDED: gloo/1 has not come within the timeout"))
+      << ranks.Output(0);
+}
+
+}  // namespace
+}  // namespace mimo
+
+int main(int argc, char** argv) {
+  mimo::RunRankIfAsked({{"conformance", mimo::ConformanceBody},
+                        {"rank_order", mimo::RankOrderBody},
+                        {"abort", mimo::AbortBody},
+                        {"leave", mimo::LeaveBody},
+                        {"absent", mimo::AbsentBody}});
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
