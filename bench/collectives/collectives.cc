@@ -3,21 +3,31 @@
 //
 //   collectives --backend inproc --ranks 4
 //
-// `inproc`: the ranks are threads of this process.
+// `inproc`: the ranks are threads of this process; `gloo`: processes that it
+// starts.
+#include <cstdlib>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "bench/collectives/bridges.h"
 #include "bench/collectives/measure.h"
 #include "cli/args.h"
+#include "comm/gloo/gloo_communicator.h"
 #include "comm/inproc/inproc.h"
+#include "comm/testing/rank_processes.h"
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
 namespace {
+
+// The command line, for the processes of ranks.
+constexpr char kWords[] = "MIMO_COLLECTIVES_WORDS";
 
 absl::StatusOr<DType> ParseDType(const std::string& name) {
   for (const DType dtype :
@@ -30,8 +40,8 @@ absl::StatusOr<DType> ParseDType(const std::string& name) {
 
 Args DeclareArgs() {
   Args args("collectives", "times the operations of a communicator");
-  args.Flag("backend", "NAME", "inproc");
-  args.Flag("ranks", "N", "threads (2)");
+  args.Flag("backend", "NAME", "inproc or gloo (inproc)");
+  args.Flag("ranks", "N", "threads or processes (2)");
   args.Flag("dtype", "NAME", "of the elements (float32)");
   args.Flag("bytes", "N", "a size, several times (4 KiB, 256 KiB, 16 MiB)");
   args.Flag("seconds", "S", "about what a line takes (0.2)");
@@ -62,6 +72,16 @@ absl::Status PrintTables(Communicator& world, const std::string& backend,
                                : absl::OkStatus();
 }
 
+absl::Status GlooRank(const Job& job, Store& store) {
+  Args args = DeclareArgs();
+  MIMO_RETURN_IF_ERROR(
+      args.Parse(absl::StrSplit(std::getenv(kWords), '\n', absl::SkipEmpty())));
+  MIMO_ASSIGN_OR_RETURN(const TableOptions options, OptionsOf(args));
+  MIMO_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world,
+                        ConnectGloo(job, store));
+  return PrintTables(*world, "gloo", options);
+}
+
 absl::Status Run(const std::vector<std::string>& words) {
   Args args = DeclareArgs();
   MIMO_RETURN_IF_ERROR(args.Parse(words));
@@ -82,14 +102,21 @@ absl::Status Run(const std::vector<std::string>& words) {
       MIMO_RETURN_IF_ERROR(status);
     return absl::OkStatus();
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--backend: found ", backend, ", wanted inproc"));
+  if (backend != "gloo")
+    return absl::InvalidArgumentError(
+        absl::StrCat("--backend: found ", backend, ", wanted inproc or gloo"));
+  RankProcesses processes(
+      ranks, "gloo", {absl::StrCat(kWords, "=", absl::StrJoin(words, "\n"))});
+  const absl::Status status = processes.Wait(absl::Minutes(10));
+  std::cout << processes.Output(0);
+  return status;
 }
 
 }  // namespace
 }  // namespace mimo
 
 int main(int argc, char** argv) {
+  mimo::RunRankIfAsked({{"gloo", mimo::GlooRank}});
   const absl::Status status = mimo::Run({argv + 1, argv + argc});
   if (!status.ok()) std::cerr << "collectives: " << status.message() << "\n";
   return status.ok() ? 0 : 1;
