@@ -187,10 +187,13 @@ Report RunWorld(int run) {
     if (at != output.npos)
       waited = std::strtoll(output.c_str() + at + 8, nullptr, 10);
     report.longest = std::max(report.longest, waited);
-    // One line says what was called, where, among whom, and who is at fault.
+    // One line says what was called, where, among whom, and who is at fault. A
+    // rank may learn of it between two calls.
+    const bool between =
+        Lines(output, ": in no operation; first report: ") == 2;
     const bool said =
-        Lines(output, "sequence ") == 2 &&  // the log's, and Health's
-        Lines(output, " in group group of ranks [0, 1") == 2 &&
+        (between || (Lines(output, "sequence ") == 2 &&  // the log's, Health's
+                     Lines(output, " in group group of ranks [0, 1") == 2)) &&
         (rank == culprit ||
          absl::StrContains(output, absl::StrCat("rank ", culprit)));
     if (status != 0 || !said)
