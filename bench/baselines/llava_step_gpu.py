@@ -164,6 +164,7 @@ def main():
                 spec["batch"] * spec["seq"] / ms * 1e3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
             "first_step_s": round(first, 1)}), flush=True)
+        torch.cuda.empty_cache()  # the other side's turn
         if args.step != "-" or not sys.stdin.readline():
             break
 

@@ -123,8 +123,9 @@ absl::Status RunAheadBody(const Job& job, Store& store) {
   return world->Health();
 }
 
-// All-reduces, each checked, until the world fails; from operation `DESYNC` on
-// rank 1 makes another call. The world's status.
+// All-reduces, each checked, until the world fails; at operation `DESYNC` rank
+// 1 makes another call, after which NCCL, which compares no calls, may join any
+// two: sums count only until then. The world's status.
 absl::Status LoopBody(const Job& job, Store& store) {
   MIMO_ASSIGN_OR_RETURN(const auto world,
                         ConnectNccl(job, store, {.timeout = kTimeout}));
@@ -149,7 +150,7 @@ absl::Status LoopBody(const Job& job, Store& store) {
       break;
     }
     const int n = world->size();
-    for (int64_t i = 0; i < count && step != desync; ++i) {
+    for (int64_t i = 0; i < count && (desync < 0 || step < desync); ++i) {
       const int32_t want = n * 7 * i + step * n * (n + 1) / 2;
       if (found[i] != want)
         return absl::DataLossError(absl::StrCat("step ", step, " element ", i,
