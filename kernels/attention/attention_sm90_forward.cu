@@ -538,7 +538,8 @@ void AttentionForwardSm90(const AttentionForwardArgs& args, Stream stream) {
   if (args.shape.head_dim == 128) {
     Launch<Tiling<128, 2, 128, 2>>(args, stream);
   } else if (CeilDiv(seq, 128) * 128 * 1.1 < CeilDiv(seq, 192) * 192) {
-    // Tiles of 192 queries are faster on long sequences, but leave more rows empty.
+    // Tiles of 192 queries are faster on long sequences, but leave more rows
+    // empty.
     Launch<Tiling<64, 2, 208, 2>>(args, stream);
   } else {
     Launch<Tiling<64, 3, 128, 3>>(args, stream);
