@@ -11,9 +11,9 @@
 namespace mimo {
 namespace {
 
-// "group 'dp-cp'", "group 'expert:ep' for view 'expert'".
+// "group 'dp-cp'", "group 'expert.ep' for view 'expert'".
 std::string Describe(const std::string& key, absl::string_view view) {
-  const bool is_private = absl::StartsWith(key, absl::StrCat(view, ":"));
+  const bool is_private = absl::StartsWith(key, absl::StrCat(view, "."));
   return absl::StrCat("group '", key, "'",
                       is_private ? absl::StrCat(" for view '", view, "'") : "");
 }

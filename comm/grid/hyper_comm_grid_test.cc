@@ -176,13 +176,13 @@ TEST(HyperCommGrid, Refusals) {
            "grid 'language': group 'dp-tp' hasn't been created. Call Create "
            "first");
     expect(grid.Get({"ep"}, "expert"), absl::StatusCode::kFailedPrecondition,
-           "group 'expert:ep' for view 'expert' hasn't been created");
+           "group 'expert.ep' for view 'expert' hasn't been created");
     MIMO_RETURN_IF_ERROR(grid.Create({"tp", "dp"}).status());
     MIMO_RETURN_IF_ERROR(grid.Create({"ep"}, "expert").status());
     expect(grid.Create({"dp", "tp"}), absl::StatusCode::kAlreadyExists,
            "grid 'language': group 'dp-tp' has already been created");
     expect(grid.Create({"ep"}, "expert"), absl::StatusCode::kAlreadyExists,
-           "group 'expert:ep' for view 'expert' has already been created");
+           "group 'expert.ep' for view 'expert' has already been created");
     for (const bool create : {false, true}) {
       const auto ask = [&](const Names& dims, const std::string& view) {
         return create ? grid.Create(dims, view) : grid.Get(dims, view);
@@ -293,7 +293,7 @@ TEST(HyperCommGrid, OneSplitAGroupAndEachEndsOnce) {
       EXPECT_FALSE(grid.Get({"dp"}).ok());
     }
     EXPECT_THAT(notes.ended, ElementsAre("language/cp-tp", "language/pp",
-                                         "language/expert:ep"));
+                                         "language/expert.ep"));
     EXPECT_THAT(notes.splits,
                 ElementsAre(ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3),
                                         ElementsAre(4, 5), ElementsAre(6, 7)),

@@ -276,7 +276,7 @@ absl::StatusOr<std::string> RankGrid::Key(Dims dims,
       });
   return selection.view == &views_.front()
              ? names
-             : absl::StrCat(selection.view->name, ":", names);
+             : absl::StrCat(selection.view->name, ".", names);
 }
 
 absl::StatusOr<int> RankGrid::GroupSize(Dims dims,

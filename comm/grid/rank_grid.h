@@ -78,7 +78,7 @@ class RankGrid {
                              absl::string_view view = kBase) const;
 
   // The name of the groups of `dims`: the last declared first, "dp-tp"; of a
-  // view "expert:expt_dp-ep" unless all of `dims` are shared.
+  // view "expert.expt_dp-ep" unless all of `dims` are shared.
   absl::StatusOr<std::string> Key(Dims dims,
                                   absl::string_view view = kBase) const;
   // Ranks in a group of `dims`: the product of their sizes.

@@ -224,7 +224,7 @@ TEST(RankGridProperty, ViewsShareWhatHasEqualGroups) {
           return std::count(shared.begin(), shared.end(), dim) > 0;
         });
     const std::string key = *grid.Key(dims, "view");
-    ASSERT_EQ(key.find("view:") == 0, !all_shared) << key;
+    ASSERT_EQ(key.find("view.") == 0, !all_shared) << key;
     if (all_shared) {
       ASSERT_EQ(key, *grid.Key(dims));
     }

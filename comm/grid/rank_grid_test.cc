@@ -201,18 +201,18 @@ TEST(RankGridView, ExpertExample) {
 TEST(RankGridView, SharedDimsHaveTheBasesKey) {
   const RankGrid grid = ExpertGrid();
   EXPECT_EQ(*grid.Key({"pp"}, "expert"), "pp");
-  EXPECT_EQ(*grid.Key({"pp", "ep"}, "expert"), "expert:pp-ep");
-  EXPECT_EQ(*grid.Key({"expt_tp"}, "expert"), "expert:expt_tp");
+  EXPECT_EQ(*grid.Key({"pp", "ep"}, "expert"), "expert.pp-ep");
+  EXPECT_EQ(*grid.Key({"expt_tp"}, "expert"), "expert.expt_tp");
   // A dimension of the same name and ranks that is not shared stays private.
   RankGrid private_pp = Grid({2, 2}, {"tp", "pp"});
   CHECK_OK(private_pp.RegisterView("expert", {2, 2}, {"ep", "pp"}, {}));
-  EXPECT_EQ(*private_pp.Key({"pp"}, "expert"), "expert:pp");
+  EXPECT_EQ(*private_pp.Key({"pp"}, "expert"), "expert.pp");
   // Several shared ones together, and one of them with a private one.
   RankGrid two = Grid({2, 2, 2}, {"tp", "dp", "pp"});
   CHECK_OK(
       two.RegisterView("expert", {2, 2, 2}, {"ep", "dp", "pp"}, {"pp", "dp"}));
   EXPECT_EQ(*two.Key({"dp", "pp"}, "expert"), "pp-dp");
-  EXPECT_EQ(*two.Key({"dp", "ep"}, "expert"), "expert:dp-ep");
+  EXPECT_EQ(*two.Key({"dp", "ep"}, "expert"), "expert.dp-ep");
 }
 
 TEST(RankGridView, AViewsDimsNeedTheView) {
