@@ -23,28 +23,35 @@ __device__ T FromDouble(double x) {
   }
 }
 
-// A thread a block of Philox: the elements of [offset, offset + size) in it.
-// value(words, out): the four values of a block.
+// A thread a block of Philox, `counters` of them a row: the row's elements in
+// it. value(words, out): the four values of a block.
 template <typename T, typename F>
-__global__ void FillKernel(RandomFillArgs args, F value) {
-  const uint64_t counter =
-      args.offset / 4 + (uint64_t{blockIdx.x} * kThreads + threadIdx.x);
+__global__ void FillKernel(RandomFillArgs args, int64_t counters, F value) {
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t row = thread / counters;
+  if (row * args.columns >= args.size) return;
+  const uint64_t first = args.offset + row * args.stride;  // element of the row
+  const uint64_t counter = first / 4 + thread % counters;
   double block[4];
   value(Philox(args.seed, args.stream, counter), block);
+  T* out = static_cast<T*>(args.out) + row * args.columns;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const uint64_t i = counter * 4 + k - args.offset;  // huge before `offset`
-    if (i < args.size) static_cast<T*>(args.out)[i] = FromDouble<T>(block[k]);
+    const uint64_t c = counter * 4 + k - first;  // huge before `first`
+    if (c < args.columns) out[c] = FromDouble<T>(block[k]);
   }
 }
 
 template <typename T, typename F>
-void Fill(const RandomFillArgs& args, F value, Stream stream) {
+void Fill(RandomFillArgs args, F value, Stream stream) {
   if (args.size == 0) return;
-  const int64_t counters = CeilDiv(args.offset % 4 + args.size, 4);
+  if (args.columns == 0) args.columns = args.size;
+  const int64_t rows = args.size / args.columns;
+  // A row may begin in the middle of a block.
+  const int64_t counters = CeilDiv(args.columns + 3, 4);
   FillKernel<T>
-      <<<CeilDiv(counters, kThreads), kThreads, 0, RawStream(stream)>>>(args,
-                                                                        value);
+      <<<CeilDiv(rows * counters, kThreads), kThreads, 0, RawStream(stream)>>>(
+          args, counters, value);
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
 

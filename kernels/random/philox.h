@@ -58,14 +58,17 @@ class PhiloxSequence {
 namespace mimo::kernels {
 
 // out[i] = mean + std * normal(seed, stream, offset + i); uniform in [low,
-// high) likewise. Element i depends on offset + i alone. Computed in double and
-// rounded to dtype: uniform the same bits on every device, normal but for the
-// last bits of log, sine and cosine in double.
+// high) likewise. Element i depends on offset + i alone. Of `columns` of a
+// matrix whose rows have `stride` elements, row-major: element (r, c) of out
+// is that of offset + r * stride + c. Computed in double and rounded to dtype:
+// uniform the same bits on every device, normal but for the last bits of log,
+// sine and cosine in double.
 struct RandomFillArgs {
   void* out;  // [size] dtype
   int64_t size;
   uint64_t seed, stream;
   uint64_t offset = 0;
+  int64_t columns = 0, stride = 0;  // 0: one row
   DType dtype;
 };
 void FillNormalCpu(const RandomFillArgs& args, double mean, double std);

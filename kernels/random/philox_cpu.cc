@@ -54,16 +54,20 @@ uint64_t PhiloxSequence::Below(uint64_t n) {
 namespace mimo::kernels {
 namespace {
 
-// out[i] = value(words of block e / 4, e % 4), e = offset + i.
+// out[i] = value(words of block e / 4, e % 4), e the element that i is.
 template <typename T, typename F>
 void Fill(const RandomFillArgs& args, F value) {
   T* out = static_cast<T*>(args.out);
+  const int64_t columns = args.columns == 0 ? args.size : args.columns;
   ParallelFor(args.size, 1 << 10, [&](int64_t begin, int64_t end) {
     std::array<double, 4> block;
+    uint64_t counter = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const uint64_t e = args.offset + static_cast<uint64_t>(i);
-      if (i == begin || e % 4 == 0)
-        block = value(Philox(args.seed, args.stream, e / 4));
+      const uint64_t e = args.offset + i / columns * args.stride + i % columns;
+      if (i == begin || e / 4 != counter) {
+        counter = e / 4;
+        block = value(Philox(args.seed, args.stream, counter));
+      }
       out[i] = static_cast<T>(block[e % 4]);
     }
   });

@@ -200,6 +200,25 @@ TEST_P(RandomFillTest, ElementDependsOnItsIndexAlone) {
   }
 }
 
+// Columns of a matrix, each row of which begins elsewhere in a block.
+TEST_P(RandomFillTest, ASliceOfAMatrixHasItsElements) {
+  constexpr int64_t kRows = 5, kWidth = 4099, kFirst = 7;
+  const Values whole = Normals(backend(), kRows * kWidth);
+  for (int64_t columns : {1, 2, 6, 1001, 4092}) {
+    Values wanted;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const auto begin = whole.begin() + r * kWidth + kFirst;
+      wanted.insert(wanted.end(), begin, begin + columns);
+    }
+    const Array out = Array::Poisoned(backend(), kRows * columns);
+    RandomFillArgs args = Args(out, kRows * columns, kFirst, backend().dtype);
+    args.columns = columns;
+    args.stride = kWidth;
+    FillNormal(args, 0, 1, StreamOf(backend()));
+    EXPECT_EQ(out.Values(), wanted) << columns << " columns";
+  }
+}
+
 TEST_P(RandomFillTest, IsDeterministic) {
   SetNumThreads(1);
   const Values normal = Normals(backend(), 100003, 7);

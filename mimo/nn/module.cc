@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "kernels/random/philox.h"
 
 namespace mimo {
@@ -21,6 +23,12 @@ BuildContext BuildContext::Child(absl::string_view name) const {
   BuildContext child = *this;
   child.path = path.empty() ? std::string(name) : absl::StrCat(path, ".", name);
   return child;
+}
+
+Shard BuildContext::PartOf(int64_t size) const {
+  const int64_t ranks = parallel.tp_size(), rank = parallel.tp_rank();
+  const int64_t begin = size * rank / ranks;
+  return {begin, size * (rank + 1) / ranks - begin};
 }
 
 std::vector<Parameter*> Module::Parameters() const {
@@ -47,8 +55,19 @@ bool Module::Trainable() const {
                      [](const Parameter* p) { return !p->frozen; });
 }
 
-Parameter& Module::AddParameter(absl::string_view name, Shape shape,
-                                Init init) {
+Parameter& Module::AddParameter(absl::string_view name, Shape whole, Init init,
+                                Sharding sharding) {
+  const int dim = sharding.dim;
+  std::vector<Shard>& shards = sharding.shards;
+  if (shards.empty()) {
+    shards = {{.begin = 0,
+               .size = whole[dim],
+               .copies = build_.parallel.tp_size(),
+               .copy = build_.parallel.tp_rank()}};
+  }
+  Shape shape = whole;
+  shape[dim] = 0;
+  for (const Shard& shard : shards) shape[dim] += shard.size;
   auto parameter = std::make_unique<Parameter>();
   parameter->name = build_.Child(name).path;
   parameter->frozen = !build_.trainable;
@@ -61,13 +80,28 @@ Parameter& Module::AddParameter(absl::string_view name, Shape shape,
   if (build_.trainable)
     parameter->main_grad = make(AccumulatorOf(build_.dtype));
   if (!build_.meta && build_.initialize) {
-    kernels::FillNormal({.out = parameter->data.data(),
-                         .size = parameter->data.numel(),
-                         .seed = build_.seed,
-                         .stream = StableHash(parameter->name),
-                         .dtype = build_.dtype},
-                        init.mean, init.std, build_.allocator->stream());
+    const auto sizes = absl::MakeConstSpan(whole);
+    const int64_t outer = NumElements(sizes.first(dim));
+    const int64_t inner = NumElements(sizes.subspan(dim + 1));
+    CHECK(outer == 1 || shards.size() == 1)
+        << parameter->name << ": several shards of dimension " << dim;
+    char* out = static_cast<char*>(parameter->data.data());
+    for (const Shard& shard : shards) {
+      const int64_t columns = shard.size * inner;
+      kernels::FillNormal({.out = out,
+                           .size = outer * columns,
+                           .seed = build_.seed,
+                           .stream = StableHash(parameter->name),
+                           .offset = static_cast<uint64_t>(shard.begin * inner),
+                           .columns = columns,
+                           .stride = whole[dim] * inner,
+                           .dtype = build_.dtype},
+                          init.mean, init.std, build_.allocator->stream());
+      out += columns * SizeOf(build_.dtype);
+    }
   }
+  parameter->whole = std::move(whole);
+  parameter->sharding = std::move(sharding);
   parameters_.push_back(std::move(parameter));
   return *parameters_.back();
 }

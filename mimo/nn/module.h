@@ -3,7 +3,8 @@
 // A parameter's full name is its path,
 // "language_model.layers.0.mlp.fc1.weight", and its initial values depend on
 // the seed and that name alone, not on the order of construction or on what
-// else the model has.
+// else the model has, nor on the ranks it is spread over: a rank's part has the
+// values of the whole.
 #ifndef MIMO_MIMO_NN_MODULE_H_
 #define MIMO_MIMO_NN_MODULE_H_
 
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "mimo/nn/parallel_groups.h"
 #include "mimo/nn/parameter.h"
 #include "mimo/tensor/tensor.h"
 
@@ -27,9 +29,12 @@ struct BuildContext {
   bool meta = false;  // parameters have shapes only: a model to count, not run
   bool initialize = true;  // false: parameters are about to be loaded
   bool trainable = true;   // false: every parameter is frozen from the start
+  ParallelGroups parallel = {};
   std::string path;
 
   BuildContext Child(absl::string_view name) const;
+  // This tp rank's part of `size` things, which differ by one at most.
+  Shard PartOf(int64_t size) const;
 };
 
 class Module {
@@ -50,7 +55,9 @@ class Module {
   struct Init {
     double mean = 0, std = 0;  // normal; std 0: constant
   };
-  Parameter& AddParameter(absl::string_view name, Shape shape, Init init);
+  // `whole`: the shape on one rank. No shards: every tp rank has all of it.
+  Parameter& AddParameter(absl::string_view name, Shape whole, Init init,
+                          Sharding sharding = {});
 
   // Builds M(build.Child(name), args...).
   template <typename M, typename... Args>

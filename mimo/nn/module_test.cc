@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/inproc/inproc.h"
 #include "gtest/gtest.h"
 #include "mimo/nn/layers.h"
 
@@ -52,6 +53,74 @@ TEST(Module, InitialValuesDependOnSeedAndNameAlone) {
   double square = 0;
   for (float x : Values(*Find(m, "m.a.weight"))) square += x * x;
   EXPECT_NEAR(std::sqrt(square / 400), 0.5, 0.06);  // 3 sigma of 400 draws
+}
+
+// Elements [begin, begin + size) of dimension `dim` of a matrix, for each
+// shard.
+std::vector<float> Slice(const std::vector<float>& values, const Shape& shape,
+                         const Sharding& sharding) {
+  std::vector<float> slice;
+  for (int64_t r = 0; r < shape[0]; ++r) {
+    for (int64_t c = 0; c < shape[1]; ++c) {
+      const int64_t at = sharding.dim == 0 ? r : c;
+      for (const Shard& shard : sharding.shards)
+        if (shard.begin <= at && at < shard.begin + shard.size)
+          slice.push_back(values[r * shape[1] + c]);
+    }
+  }
+  return slice;
+}
+
+class Matrix : public Module {
+ public:
+  Matrix(BuildContext build, Sharding sharding)
+      : Module(std::move(build)),
+        weight(
+            AddParameter("weight", {11, 7}, {.std = 1}, std::move(sharding))) {}
+  Parameter& weight;
+};
+
+TEST(Module, ARanksPartHasTheValuesOfTheWhole) {
+  Allocator allocator;
+  BuildContext build = {.allocator = &allocator, .seed = 3, .path = "m"};
+  const std::vector<float> whole = Values(Matrix(build, {}).weight);
+  for (int ranks : {2, 3, 4}) {
+    for (auto& tp : InprocWorld(ranks)) {
+      build.parallel.tp = tp.get();
+      const Shard four = build.PartOf(4), seven = build.PartOf(7);
+      for (const Sharding& sharding :
+           {Sharding{0, {build.PartOf(11)}},
+            Sharding{0, {four, {4 + seven.begin, seven.size}}},
+            Sharding{1, {seven}}}) {
+        const Matrix part(build, sharding);
+        EXPECT_EQ(part.weight.whole, (Shape{11, 7}));
+        EXPECT_EQ(part.weight.data.shape(), part.weight.main_grad.shape());
+        EXPECT_EQ(Values(part.weight),
+                  Slice(whole, part.weight.whole, sharding));
+      }
+      const Matrix all(build, {});
+      EXPECT_EQ(Values(all.weight), whole);
+      EXPECT_EQ(all.weight.sharding.shards[0].copies, ranks);
+      EXPECT_EQ(all.weight.sharding.shards[0].copy, tp->rank());
+    }
+  }
+}
+
+TEST(Module, PartsMakeTheWhole) {
+  for (int ranks : {1, 2, 3, 4}) {
+    for (int64_t size : {1, 4, 5, 12}) {
+      int64_t end = 0;
+      for (auto& tp : InprocWorld(ranks)) {
+        const BuildContext build = {.allocator = nullptr,
+                                    .parallel = {.tp = tp.get()}};
+        const Shard part = build.PartOf(size);
+        EXPECT_EQ(part.begin, end);
+        EXPECT_EQ(part.size, size / ranks + (part.size > size / ranks));
+        end += part.size;
+      }
+      EXPECT_EQ(end, size);
+    }
+  }
 }
 
 TEST(Module, FreezeDropsGradients) {

@@ -7,17 +7,38 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "mimo/tensor/tensor.h"
 
 namespace mimo {
 
+// A range of a dimension that a rank has a parameter of.
+struct Shard {
+  int64_t begin, size;
+  // How many tp ranks have it, side by side in their group, and which of them
+  // this one is. What counts an element once counts those of copy 0.
+  int copies = 1, copy = 0;
+};
+
+// The shards of dimension `dim`, one behind another, that a rank's part is made
+// of: several where a matrix has blocks that are split each for itself.
+struct Sharding {
+  int dim = 0;
+  std::vector<Shard> shards;
+};
+
 struct Parameter {
   std::string
-      name;  // full path, e.g. "language_model.layers.0.mlp.down.weight"
-  Tensor data;
+      name;     // full path, e.g. "language_model.layers.0.mlp.down.weight"
+  Tensor data;  // this rank's part
   Tensor main_grad;  // accumulator dtype; undefined when frozen
+  Shape whole;       // the shape of all tp ranks' parts together
+  Sharding sharding;
   bool frozen = false;
+  // The copies of a shard have gradients of different tokens or heads each:
+  // only their sum is the shard's (SumGradsOverTp).
+  bool reduce_grad_over_tp = false;
   bool written = false;  // main_grad holds a gradient of this step
 
   void* main_grad_or_null() const {
