@@ -32,8 +32,8 @@ HyperCommGrid::~HyperCommGrid() { Destroy(); }
 absl::StatusOr<Communicator*> HyperCommGrid::Create(Dims dims,
                                                     absl::string_view view) {
   MIMO_ASSIGN_OR_RETURN(const std::string key, ranks_.Key(dims, view));
-  MIMO_ASSIGN_OR_RETURN(const RankGroups groups, ranks_.Groups(dims, view));
-  return Make(key, Describe(key, view), groups);
+  MIMO_ASSIGN_OR_RETURN(RankGroups groups, ranks_.Groups(dims, view));
+  return Make(key, Describe(key, view), std::move(groups));
 }
 
 absl::StatusOr<Communicator*> HyperCommGrid::Get(Dims dims,
@@ -54,20 +54,25 @@ absl::StatusOr<Communicator*> HyperCommGrid::GetNamed(
 
 absl::StatusOr<Communicator*> HyperCommGrid::Make(const std::string& key,
                                                   const std::string& what,
-                                                  const RankGroups& groups) {
+                                                  RankGroups groups) {
   if (Find(key, what).ok())
     return absl::AlreadyExistsError(absl::StrCat("grid '", name_, "': ", what,
                                                  " has already been created"));
   if (world_.rank() == 0)
     LOG(INFO) << "grid '" << name_ << "': " << what << ": "
               << groups.ToString();
+  for (const Group& made : groups_)
+    if (made.ranks == groups) {
+      groups_.push_back({key, std::move(groups), made.communicator});
+      return groups_.back().communicator.get();
+    }
   std::vector<std::vector<int>> lists;
   lists.reserve(groups.size());
   for (int group = 0; group < groups.size(); ++group)
     lists.emplace_back(groups[group].begin(), groups[group].end());
   MIMO_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
                         world_.Split(absl::StrCat(name_, "/", key), lists));
-  groups_.push_back({key, std::move(communicator)});
+  groups_.push_back({key, std::move(groups), std::move(communicator)});
   return groups_.back().communicator.get();
 }
 

@@ -3,6 +3,8 @@
 //
 // Every rank of the world makes the same Create calls in the same order, those
 // outside the grid too. A rank that is in none of the groups made gets null.
+// Keys whose groups are the same ranks, as "dp" and "dp-cp" where cp is 1,
+// share one communicator, named after the first of them.
 #ifndef MIMO_COMM_GRID_HYPER_COMM_GRID_H_
 #define MIMO_COMM_GRID_HYPER_COMM_GRID_H_
 
@@ -46,20 +48,21 @@ class HyperCommGrid {
                                             const RankGroups& groups);
   absl::StatusOr<Communicator*> GetNamed(absl::string_view key) const;
 
-  // Ends each group of this rank, in the order of their making. Groups may
-  // then be made anew. The destructor does it too.
+  // Ends each group of this rank once. Groups may then be made anew. The
+  // destructor does it too.
   void Destroy();
 
  private:
   struct Group {
     std::string key;
-    std::unique_ptr<Communicator> communicator;  // null if not a member
+    RankGroups ranks;
+    std::shared_ptr<Communicator> communicator;  // null if not a member
   };
 
   // `what` names the group in messages.
   absl::StatusOr<Communicator*> Make(const std::string& key,
                                      const std::string& what,
-                                     const RankGroups& groups);
+                                     RankGroups groups);
   absl::StatusOr<Communicator*> Find(absl::string_view key,
                                      const std::string& what) const;
 

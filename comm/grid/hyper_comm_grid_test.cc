@@ -1,6 +1,7 @@
 // Groups over threads: who is in them, that they work, and every refusal.
 #include "comm/grid/hyper_comm_grid.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -67,6 +68,8 @@ TEST(HyperCommGrid, EveryCombinationWorksOnEverySize) {
     SCOPED_TRACE(absl::StrJoin(shape, ","));
     ExpectAllOk(RunRanks(size, [&](Communicator& world) {
       HyperCommGrid grid("module", Dense(shape, 0, size), world);
+      // By all groups' ranks, the first name of this one and its communicator.
+      std::map<std::string, std::pair<std::string, Communicator*>> made;
       for (int set = 1; set < 16; ++set) {
         Names dims;
         for (int d = 0; d < 4; ++d)
@@ -74,7 +77,12 @@ TEST(HyperCommGrid, EveryCombinationWorksOnEverySize) {
         MIMO_ASSIGN_OR_RETURN(Communicator * group, grid.Create(dims));
         ExpectWorks(group, *grid.ranks().GroupOf(world.rank(), dims),
                     world.rank());
-        EXPECT_EQ(group->name(), "module/" + *grid.ranks().Key(dims));
+        const auto& [name, first] =
+            made.try_emplace(grid.ranks().Groups(dims)->ToString(),
+                             "module/" + *grid.ranks().Key(dims), group)
+                .first->second;
+        EXPECT_EQ(group, first);
+        EXPECT_EQ(group->name(), name);
         EXPECT_EQ(*grid.Get(dims), group);
       }
       return absl::OkStatus();
@@ -125,9 +133,12 @@ TEST(HyperCommGrid, ViewsHaveGroupsOfTheirOwnAndShareTheBases) {
               absl::StatusCode::kAlreadyExists);
     EXPECT_EQ(grid.Create({"pp"}, "expert").status().code(),
               absl::StatusCode::kAlreadyExists);
-    // The same ranks, but not shared: two groups.
+    // The same ranks under a key of the view's own: one communicator.
+    EXPECT_FALSE(grid.Get({"tp"}).ok());
     MIMO_ASSIGN_OR_RETURN(Communicator * tp, grid.Create({"tp"}));
-    EXPECT_EQ(tp != *grid.Get({"ep"}, "expert"), inside);
+    EXPECT_EQ(tp, *grid.Get({"ep"}, "expert"));
+    MIMO_ASSIGN_OR_RETURN(Communicator * dp, grid.Create({"dp"}));
+    EXPECT_EQ(dp != tp, inside);
     return absl::OkStatus();
   }));
 }
@@ -273,7 +284,7 @@ class NotingCommunicator : public Communicator {
   Notes* const notes_;
 };
 
-TEST(HyperCommGrid, OneSplitAGroupAndEachEndsOnce) {
+TEST(HyperCommGrid, OneSplitForTheSameRanksAndEachEndsOnce) {
   NotingCommunicator::Notes notes;
   {
     NotingCommunicator world("world", {0, 1, 2, 3, 4, 5, 6, 7}, 0, &notes);
@@ -281,7 +292,9 @@ TEST(HyperCommGrid, OneSplitAGroupAndEachEndsOnce) {
       HyperCommGrid grid("language", WithExperts(0, 8), world);
       CHECK_OK(grid.Create({"tp", "cp"}).status());
       CHECK_OK(grid.Create({"pp"}, "expert").status());
-      CHECK_OK(grid.Create({"ep"}, "expert").status());
+      CHECK_OK(grid.Create({"tp"}).status());            // as cp-tp
+      CHECK_OK(grid.Create({"ep"}, "expert").status());  // as well
+      CHECK_OK(grid.Create({"expt_dp"}, "expert").status());
       // Not a member of this one.
       CHECK_OK(grid.CreateNamed("last", {1, {7}}).status());
       EXPECT_EQ(*grid.GetNamed("last"), nullptr);
@@ -289,18 +302,18 @@ TEST(HyperCommGrid, OneSplitAGroupAndEachEndsOnce) {
       EXPECT_THAT(notes.ended, ElementsAre());
       // One that cannot be made is not there, and can be tried again.
       notes.fails = absl::UnavailableError("rank 3 has ended");
-      EXPECT_EQ(grid.Create({"dp"}).status(), notes.fails);
-      EXPECT_FALSE(grid.Get({"dp"}).ok());
+      EXPECT_EQ(grid.Create({"tp", "pp"}).status(), notes.fails);
+      EXPECT_FALSE(grid.Get({"tp", "pp"}).ok());
     }
-    EXPECT_THAT(notes.ended, ElementsAre("language/cp-tp", "language/pp",
-                                         "language/expert.ep"));
+    EXPECT_THAT(notes.ended, ElementsAre("language/pp", "language/cp-tp",
+                                         "language/expert.expt_dp"));
     EXPECT_THAT(notes.splits,
                 ElementsAre(ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3),
                                         ElementsAre(4, 5), ElementsAre(6, 7)),
                             ElementsAre(ElementsAre(0, 4), ElementsAre(1, 5),
                                         ElementsAre(2, 6), ElementsAre(3, 7)),
-                            ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3),
-                                        ElementsAre(4, 5), ElementsAre(6, 7)),
+                            ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3),
+                                        ElementsAre(4, 6), ElementsAre(5, 7)),
                             ElementsAre(ElementsAre(7))));
   }
 }

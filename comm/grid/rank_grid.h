@@ -36,6 +36,7 @@ struct RankGroups {
     return absl::MakeConstSpan(ranks).subspan(group * size_t(group_size),
                                               group_size);
   }
+  bool operator==(const RankGroups&) const = default;
   // "[0,1] [2,3]"; of more than 16 groups the first 16 and how many there are.
   std::string ToString() const;
 };

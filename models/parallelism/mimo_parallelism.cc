@@ -124,12 +124,17 @@ absl::Status CheckShared(const MimoParallelismConfig& config) {
       }
       continue;
     }
-    if (module.pipeline_model_parallel_size != 1) {
+    const bool may_be_pipelined =
+        name == config.llm_module_name && !config.strict_megatron_compat;
+    if (module.pipeline_model_parallel_size != 1 && !may_be_pipelined) {
       return ModuleError(
           name, absl::StrFormat("pipeline_model_parallel_size: %d, "
                                 "pipeline_model_parallel_size must be 1 in "
-                                "colocated deployment",
-                                module.pipeline_model_parallel_size));
+                                "colocated deployment%s",
+                                module.pipeline_model_parallel_size,
+                                config.strict_megatron_compat
+                                    ? " with strict_megatron_compat"
+                                    : ", but of the language module"));
     }
     MIMO_ASSIGN_OR_RETURN(const int64_t found, module.TotalRanks());
     if (found != ranks) {

@@ -2,13 +2,15 @@
 // must hold between them. The `parallelism:` section of a run.
 //
 //   homogeneous    all modules have the same sizes and all ranks
-//   colocated      all modules have all ranks; TP, CP and DP may differ; PP is
-//   1 heterogeneous  each module has the ranks from its rank_offset on
+//   colocated      all modules have all ranks; sizes may differ, but PP is 1 of
+//                  all but the language module
+//   heterogeneous  each module has the ranks from its rank_offset on
 //
 // Relaxed unless strict_megatron_compat: a TP that is no power of two, DP sizes
 // of which neither divides the other, CP, pipelined encoders and overlapping
-// spans, which our bridges carry and Megatron's do not. Ranks of no module are
-// an error unless allow_idle_ranks (strict: always).
+// spans, which our bridges carry and Megatron's do not, and a pipelined
+// language module in colocated mode. Ranks of no module are an error unless
+// allow_idle_ranks (strict: always).
 //
 // Errors are a user's mistakes and begin with the key below `parallelism`.
 // Source: Megatron-Bridge, megatron_mimo_config.py (order of checks, words).

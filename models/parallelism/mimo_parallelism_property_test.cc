@@ -1,142 +1,135 @@
 // Random configs against an oracle that counts rank by rank.
+#include <algorithm>
+#include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 #include "models/parallelism/mimo_parallelism.h"
+#include "models/parallelism/random_config.h"
 
 namespace mimo {
 namespace {
 
 using Module = ModuleParallelismConfig;
 
-constexpr DeploymentMode kModes[] = {DeploymentMode::kHomogeneous,
-                                     DeploymentMode::kColocated,
-                                     DeploymentMode::kHeterogeneous};
-
-struct Draw {
-  std::mt19937 bits;
-  int Below(int end) { return std::uniform_int_distribution(0, end - 1)(bits); }
-  bool OneIn(int n) { return Below(n) == 0; }
-  int Size() { return std::vector{1, 1, 1, 2, 2, 3, 4}[Below(7)]; }
-};
-
-// Mostly right: spans touch, shared spans are of equal sizes.
-MimoParallelismConfig RandomConfig(Draw& draw, int& world) {
-  MimoParallelismConfig config;
-  config.deployment_mode = kModes[draw.Below(3)];
-  config.strict_megatron_compat = draw.OneIn(3);
-  config.allow_idle_ranks = draw.OneIn(3);
-  const bool heterogeneous =
-      config.deployment_mode == DeploymentMode::kHeterogeneous;
-  world = heterogeneous ? 0 : 1 + draw.Below(12);
-  Module m;
-  for (const char* name : {"images", "language", "audios"}) {
-    if (draw.OneIn(8)) continue;
-    if (config.deployment_mode != DeploymentMode::kHomogeneous ||
-        config.module_parallelisms.empty() || draw.OneIn(10)) {
-      m = {.tensor_model_parallel_size = draw.Size(),
-           .pipeline_model_parallel_size =
-               config.deployment_mode == DeploymentMode::kColocated &&
-                       !draw.OneIn(8)
-                   ? 1
-                   : draw.Size(),
-           .context_parallel_size = draw.OneIn(4) ? 2 : 1,
-           .expert_model_parallel_size = draw.OneIn(8) ? draw.Size() : 1,
-           .expert_tensor_parallel_size = draw.OneIn(8) ? draw.Size() : 1};
-    }
-    m.rank_offset = heterogeneous ? world : 0;
-    m.data_parallel_size.reset();
-    if (heterogeneous ? !draw.OneIn(20) : draw.OneIn(8)) {
-      m.data_parallel_size = draw.Size();
-    }
-    if (draw.OneIn(12)) m.rank_offset += draw.Below(4) - 2;
-    if (heterogeneous) {
-      world = m.rank_offset +
-              m.DenseModelParallelSize() * m.data_parallel_size.value_or(1);
-    }
-    config.module_parallelisms.emplace_back(name, m);
-  }
-  if (draw.OneIn(10)) world += draw.Below(5) - 2;
-  return config;
-}
-
 bool PowerOfTwo(int n) { return n == 1 || (n % 2 == 0 && PowerOfTwo(n / 2)); }
 
-// Whether the config holds for that world, by its rules one by one.
-bool Holds(MimoParallelismConfig config, int world) {
+// What the messages of the rules say that the config breaks in that world, rule
+// by rule; empty if it holds. Rules whose numbers an earlier fault leaves
+// without meaning are not looked at.
+std::set<std::string> Broken(MimoParallelismConfig config, int world) {
+  std::set<std::string> broken;
+  const auto expect = [&](bool holds, const std::string& words) {
+    if (!holds) broken.insert(words);
+  };
   const bool strict = config.strict_megatron_compat;
   const bool heterogeneous =
       config.deployment_mode == DeploymentMode::kHeterogeneous;
   const bool homogeneous =
       config.deployment_mode == DeploymentMode::kHomogeneous;
-  std::vector<int> owners(world < 0 ? 0 : world);
-  bool language = false;
+  expect(config.Find("language") != nullptr, "Language module 'language'");
   for (auto& [name, m] : config.module_parallelisms) {
+    const std::pair<const char*, int> sizes[] = {
+        {"tensor_model_parallel_size", m.tensor_model_parallel_size},
+        {"pipeline_model_parallel_size", m.pipeline_model_parallel_size},
+        {"context_parallel_size", m.context_parallel_size},
+        {"expert_model_parallel_size", m.expert_model_parallel_size},
+        {"expert_tensor_parallel_size", m.expert_tensor_parallel_size},
+        {"data_parallel_size", m.data_parallel_size.value_or(1)}};
+    bool positive = true;
+    for (const auto& [key, size] : sizes) {
+      expect(size > 0, absl::StrCat(key, " must be positive"));
+      positive &= size > 0;
+    }
+    expect(m.rank_offset >= 0, "rank_offset must be non-negative");
     const int model = m.tensor_model_parallel_size *
                       m.pipeline_model_parallel_size * m.context_parallel_size;
-    if (m.rank_offset < 0) return false;
-    if (!m.data_parallel_size) {
-      if (heterogeneous || world <= 0 || world % model != 0) return false;
+    if (!m.data_parallel_size && heterogeneous) {
+      expect(false, "data_parallel_size must be set for module '" + name);
+    } else if (!m.data_parallel_size && world <= 0) {
+      expect(false, "world_size must be provided");
+    } else if (!m.data_parallel_size && positive) {
+      expect(world % model == 0, "total_model_parallel_size");
       m.data_parallel_size = world / model;
     }
-    const int dp = *m.data_parallel_size;
+    if (!positive || !m.data_parallel_size) continue;
     const int experts =
         m.expert_model_parallel_size * m.expert_tensor_parallel_size;
-    if (model / m.pipeline_model_parallel_size * dp % experts != 0) {
-      return false;
-    }
-    if (m.rank_offset + model * dp > world) return false;
-    for (int r = 0; r < model * dp; ++r) ++owners[m.rank_offset + r];
-    if (!heterogeneous && m.rank_offset != 0) return false;
-    if (config.deployment_mode == DeploymentMode::kColocated &&
-        m.pipeline_model_parallel_size != 1) {
-      return false;
-    }
-    if (name == "language") {
-      language = true;
-    } else if (!homogeneous && experts != 1) {
-      return false;
-    }
-    if (!strict) continue;
-    if (!PowerOfTwo(m.tensor_model_parallel_size)) return false;
-    if (homogeneous) continue;
-    if (m.context_parallel_size != 1) return false;
-    if (name != "language" && m.pipeline_model_parallel_size != 1) return false;
+    expect(model / m.pipeline_model_parallel_size * *m.data_parallel_size %
+                   experts ==
+               0,
+           "TP * CP * DP must be divisible");
   }
-  if (!language) return false;
+  if (!broken.empty()) return broken;
+
+  std::vector<int> owners(std::max(world, 0));
+  for (const auto& [name, m] : config.module_parallelisms) {
+    const int end = m.rank_offset + *m.TotalRanks();
+    expect(end <= world, "world size mismatch");
+    for (int r = m.rank_offset; r < std::min(end, world); ++r) ++owners[r];
+    expect(heterogeneous || m.rank_offset == 0, "rank_offset must be 0");
+    const bool language = name == "language";
+    const bool whole = m.pipeline_model_parallel_size == 1;
+    if (config.deployment_mode == DeploymentMode::kColocated) {
+      expect(whole || (language && !strict),
+             "pipeline_model_parallel_size must be 1 in colocated");
+    }
+    expect(language || homogeneous ||
+               (m.expert_model_parallel_size == 1 &&
+                m.expert_tensor_parallel_size == 1),
+           "Encoder modules must remain dense");
+    if (!strict) continue;
+    expect(PowerOfTwo(m.tensor_model_parallel_size), "power of 2");
+    if (homogeneous) continue;
+    expect(m.context_parallel_size == 1, "CP must be 1");
+    expect(whole || language, "PP of an encoder must be 1");
+  }
   for (const auto& [a, of_a] : config.module_parallelisms) {
     for (const auto& [b, of_b] : config.module_parallelisms) {
-      if (homogeneous && of_a != of_b) return false;
-      if (!heterogeneous && *of_a.TotalRanks() != *of_b.TotalRanks()) {
-        return false;
-      }
+      expect(!homogeneous || of_a == of_b, "all sizes must be equal");
+      expect(heterogeneous || *of_a.TotalRanks() == *of_b.TotalRanks(),
+             "total_ranks must be equal");
       const int x = *of_a.data_parallel_size, y = *of_b.data_parallel_size;
-      if (strict && x % y != 0 && y % x != 0) return false;
+      expect(!strict || x % y == 0 || y % x == 0, "DP sizes must be divisible");
     }
   }
   for (int count : owners) {
-    if (count == 0 && (strict || !config.allow_idle_ranks)) return false;
-    if (count > 1 && heterogeneous && strict) return false;
+    expect(count > 0 || (!strict && config.allow_idle_ranks), "no gaps");
+    expect(count < 2 || !heterogeneous || !strict, "ranges overlap");
   }
-  return true;
+  return broken;
 }
 
 TEST(MimoParallelismProperty, AcceptsExactlyWhatHolds) {
   Draw draw{std::mt19937(20260101)};
   int accepted = 0, refused = 0;
+  std::map<std::string, int> by_rule;
   for (int i = 0; accepted < 2000 || refused < 2000; ++i) {
     ASSERT_LT(i, 100000) << accepted << " accepted, " << refused << " refused";
     int world;
     const MimoParallelismConfig config = RandomConfig(draw, world);
     MimoParallelismConfig done = config;
     const absl::Status status = done.Finalize(world);
-    ASSERT_EQ(status.ok(), Holds(config, world))
+    const std::set<std::string> broken = Broken(config, world);
+    ASSERT_EQ(status.ok(), broken.empty())
         << status << "\nworld " << world << "\n"
         << ToYaml(config);
     if (!status.ok()) {
       ++refused;
+      const int named =
+          std::count_if(broken.begin(), broken.end(), [&](const auto& words) {
+            if (!absl::StrContains(status.message(), words)) return false;
+            ++by_rule[words];
+            return true;
+          });
+      EXPECT_GT(named, 0) << status
+                          << ", broken: " << absl::StrJoin(broken, "; ");
       EXPECT_EQ(done, config);
       continue;
     }
@@ -171,6 +164,9 @@ TEST(MimoParallelismProperty, AcceptsExactlyWhatHolds) {
     ASSERT_TRUE(node.ok());
     EXPECT_EQ(*ReadParallelism(*node, world), done);
   }
+  EXPECT_EQ(by_rule.size(), 26)
+      << "rules that were seen broken: "
+      << absl::StrJoin(by_rule, ", ", absl::PairFormatter(": "));
 }
 
 }  // namespace

@@ -303,7 +303,16 @@ TEST(MimoParallelism, Colocated) {
   EXPECT_EQ(config.Find("language")->data_parallel_size, 2);
   ExpectRefused(
       Colocated({{"language", Sizes(1, 2, 4)}, {"images", Sizes(1, 2, 4)}}), 8,
-      "pipeline_model_parallel_size must be 1 in colocated deployment");
+      "modules.images.pipeline_model_parallel_size: 2, "
+      "pipeline_model_parallel_size must be 1 in colocated deployment, but of "
+      "the language module");
+  const auto pipelined = Colocated({{"language", Sizes(2, 2, std::nullopt)},
+                                    {"images", Sizes(1, 1, std::nullopt)}});
+  ExpectAccepted(pipelined, 8);
+  ExpectRefused(Strict(pipelined), 8,
+                "modules.language.pipeline_model_parallel_size: 2, "
+                "pipeline_model_parallel_size must be 1 in colocated "
+                "deployment with strict_megatron_compat");
   ExpectRefused(
       Colocated({{"language", Sizes(1, 1, 8)}, {"images", Sizes(1, 1, 4)}}), 8,
       "total_ranks must be equal across modules in colocated deployment, "
