@@ -1,6 +1,8 @@
 #include "comm/base/watchdog.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <fstream>
 #include <utility>
 
 #include "absl/log/check.h"
@@ -48,6 +50,21 @@ std::string List(const std::vector<T>& items) {
 std::string ToPost(const Operation& operation) {
   return absl::StrCat(operation.done ? "done with " : "in ",
                       operation.ToString());
+}
+
+// The record of a communicator: its group, then a line for each operation.
+std::string ToDump(const Communicator& communicator) {
+  const std::vector<Operation> operations = communicator.LastOperations();
+  std::string dump =
+      absl::StrCat("group ", communicator.name(), " of ranks [",
+                   absl::StrJoin(communicator.members(), ", "), "], its last ",
+                   operations.size(), " operations\n");
+  for (const Operation& operation : operations)
+    absl::StrAppend(&dump,
+                    absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ ", operation.start,
+                                     absl::UTCTimeZone()),
+                    ToPost(operation), "\n");
+  return dump;
 }
 
 // The first of `theirs`, operations by line, that is another collective than
@@ -227,10 +244,13 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
 
 void Watchdog::FailAll(const absl::Status& reason) {
   std::vector<Doing> doings;
+  std::string dump;
   {
     absl::MutexLock lock(&mutex_);
-    for (const Watched& watched : watched_)
+    for (const Watched& watched : watched_) {
       doings.push_back(Describe(*watched.communicator));
+      dump += ToDump(*watched.communicator);
+    }
   }
   const Doing* waiting = nullptr;  // the one that waits longest
   for (const Doing& doing : doings) {
@@ -247,6 +267,11 @@ void Watchdog::FailAll(const absl::Status& reason) {
         (waiting == nullptr ||
          doing.operation->start < waiting->operation->start))
       waiting = &doing;
+  }
+  if (const char* folder = std::getenv("MIMO_OPERATIONS_DUMP")) {
+    const std::string path = absl::StrCat(folder, "/rank_", rank_, ".txt");
+    if (!(std::ofstream(path) << dump << std::flush))
+      LOG(ERROR) << path << ": cannot be written";
   }
   absl::Status status;
   if (waiting != nullptr) {

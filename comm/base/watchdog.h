@@ -6,6 +6,9 @@
 // over. Each rank then logs one line, which Health gives too: operation,
 // sequence number, group name, members, and who is missing, or what another
 // rank called instead. Nothing on the way of an operation takes a lock for it.
+// If MIMO_OPERATIONS_DUMP names a folder, rank N writes the records of all its
+// communicators (their last Communicator::kKept operations) to rank_N.txt
+// there.
 //
 // The last part of the timeout (a quarter, at most a second) is for asking the
 // other ranks, so that within the timeout every waiting call has returned.

@@ -2,6 +2,9 @@
 #include "comm/base/watchdog.h"
 
 #include <atomic>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
@@ -21,6 +25,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 using ::testing::StartsWith;
 
 constexpr absl::Duration kTimeout = absl::Milliseconds(400);
@@ -142,6 +147,28 @@ TEST(Watchdog, FailsWhatDoesNotEndAndNamesTheMissing) {
             "in barrier(), sequence 1\nbarrier(), sequence 0");
   EXPECT_EQ(f.board->own("other"), "before its first operation");
   EXPECT_THAT(f.board->Raised(), StartsWith("DEADLINE_EXCEEDED: rank 0: "));
+}
+
+TEST(Watchdog, DumpsTheLastOperations) {
+  setenv("MIMO_OPERATIONS_DUMP", testing::TempDir().c_str(), 1);
+  Fixture f({});
+  f.communicator.Broadcast(nullptr, 0, DType::kInt32, 2, {});
+  f.communicator.Finish();
+  f.communicator.Barrier({});
+  EXPECT_FALSE(f.Wait().ok());
+  unsetenv("MIMO_OPERATIONS_DUMP");
+  std::ifstream file(testing::TempDir() + "/rank_0.txt");
+  const std::string dump((std::istreambuf_iterator<char>(file)), {});
+  const std::string time = "20..-..-..T..:..:..[.]......Z ";
+  EXPECT_THAT(
+      dump, MatchesRegex(absl::StrCat(
+                "group hand of ranks .0, 1, 2., its last 2 operations\n", time,
+                "done with broadcast.0 int32, root 2., sequence "
+                "0\n",
+                time, "in barrier.., sequence 1\n",
+                "group other of ranks .0, 1, 2., its last 0 "
+                "operations\n")))
+      << dump;
 }
 
 TEST(Watchdog, NamesWhatOthersCalledInstead) {

@@ -169,9 +169,18 @@ absl::StatusOr<std::shared_ptr<const Bridge::Prepared>> Bridge::Prepare(
 // transfers to the batch.
 Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
                              Stream stream) {
+  const bool backward = direction.backward;
+  CHECK((backward ? pass.recv : pass.send) == nullptr ||
+        source_place_.lane >= 0)
+      << "bridge " << groups_.bridge->name() << ": found a buffer, but rank "
+      << rank_ << " is not in the source grid";
+  CHECK((backward ? pass.send : pass.recv) == nullptr ||
+        destination_place_.lane >= 0)
+      << "bridge " << groups_.bridge->name() << ": found a buffer, but rank "
+      << rank_ << " is not in the destination grid";
   const DType dtype = direction.dtype;
   const int64_t size = SizeOf(dtype);
-  const Memory* memory = memory_[direction.backward];
+  const Memory* memory = memory_[backward];
   const auto staging = [&](Stage stage, int64_t begin) {
     return View{static_cast<char*>(memory[stage].data), true, begin, 0};
   };

@@ -3,11 +3,11 @@
 //
 // A call packs (only payloads whose batch axis is not the outermost), makes one
 // Exchange, and lets the receiving module's own groups finish: shares are
-// gathered, sums over cp taken before sending. It enqueues on `stream` and
-// returns. Plans are kept by payload, staging memory as large as needed so
-// far: a call with a payload seen lately allocates nothing and waits for
-// nothing. With no rows in a lane its groups do nothing; with none at all a
-// call does nothing.
+// gathered, sums over cp taken before sending. It enqueues on `stream`, the
+// same in all calls of a bridge, and returns. Plans are kept by payload,
+// staging memory as large as needed so far: a call with a payload seen lately
+// allocates nothing and waits for nothing. With no rows in a lane its groups do
+// nothing; with none at all a call does nothing.
 #ifndef MIMO_COMM_BRIDGE_BRIDGE_H_
 #define MIMO_COMM_BRIDGE_BRIDGE_H_
 

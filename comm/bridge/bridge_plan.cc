@@ -242,7 +242,7 @@ absl::Status CheckBridgeSides(const BridgeSide& source,
     if (source.dp % destination.dp != 0 && destination.dp % source.dp != 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("bridge: leader routing from dp ", source.dp, " to dp ",
-                       destination.dp, ", wanted evenly divisible sizes"));
+                       destination.dp, ", which must be evenly divisible"));
     }
   }
   return absl::OkStatus();

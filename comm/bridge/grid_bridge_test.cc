@@ -1,5 +1,6 @@
-// Which ranks of two grids a bridge joins (the boundary stages that Megatron's
-// bridge has for the same grids), and a tensor carried between grids.
+// Which ranks of two grids a bridge joins (the boundary stages and leaders that
+// Megatron's bridge has for the same grids), and a tensor carried between
+// grids.
 #include "comm/bridge/grid_bridge.h"
 
 #include <memory>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -44,24 +47,51 @@ std::string Lanes(const absl::StatusOr<BridgeSide>& side) {
   return RankGroups{side->cp * side->tp, side->ranks}.ToString();
 }
 
+// Who sends to whom when leaders alone do: "5->0 7->2".
+std::string Pairs(const RankGrid& from, const RankGrid& to) {
+  const BridgeSide source = *SourceSide(from),
+                   destination = *DestinationSide(to);
+  const auto plan =
+      PlanBridge(source, destination,
+                 {.source_rows = NearEqualRows(24, source.dp),
+                  .destination_rows = NearEqualRows(24, destination.dp)},
+                 BridgeRouting::kLeader);
+  CHECK_OK(plan.status());
+  std::vector<std::string> pairs, back;
+  for (const BridgeMessage& m : plan->forward)
+    pairs.push_back(absl::StrCat(m.from, "->", m.to));
+  for (const BridgeMessage& m : plan->backward)
+    back.push_back(absl::StrCat(m.to, "->", m.from));
+  EXPECT_EQ(pairs, back);
+  return absl::StrJoin(pairs, " ");
+}
+
 TEST(BridgeSides, BoundaryStagesWithThePipelineFirst) {
   struct Case {
     RankGrid grid;
     std::string source, destination;
+    std::string sends, receives;  // of its leaders, to and from rank 32
   };
   const std::vector<Case> cases = {
-      {PipelineFirst(2, 1, 2, 2), "[2,3] [6,7]", "[0,1] [4,5]"},
-      {PipelineFirst(4, 1, 2, 1), "[4,5,6,7]", "[0,1,2,3]"},
-      {PipelineFirst(1, 1, 2, 4), "[1] [3] [5] [7]", "[0] [2] [4] [6]"},
-      {PipelineFirst(2, 1, 4, 1), "[6,7]", "[0,1]"},
+      {PipelineFirst(2, 1, 2, 2), "[2,3] [6,7]", "[0,1] [4,5]", "3->32 7->32",
+       "32->0 32->4"},
+      {PipelineFirst(4, 1, 2, 1), "[4,5,6,7]", "[0,1,2,3]", "7->32", "32->0"},
+      {PipelineFirst(1, 1, 2, 4), "[1] [3] [5] [7]", "[0] [2] [4] [6]",
+       "1->32 3->32 5->32 7->32", "32->0 32->2 32->4 32->6"},
+      {PipelineFirst(2, 1, 4, 1), "[6,7]", "[0,1]", "7->32", "32->0"},
       // Each rank of the fourth axis is a lane of its own, within dp.
-      {PipelineFirst(2, 2, 1, 1, 4), "[4,5] [6,7]", "[4,5] [6,7]"},
+      {PipelineFirst(2, 2, 1, 1, 4), "[4,5] [6,7]", "[4,5] [6,7]",
+       "5->32 7->32", "32->4 32->6"},
       {PipelineFirst(2, 2, 2, 2), "[4,5] [6,7] [12,13] [14,15]",
-       "[0,1] [2,3] [8,9] [10,11]"},
+       "[0,1] [2,3] [8,9] [10,11]", "5->32 7->32 13->32 15->32",
+       "32->0 32->2 32->8 32->10"},
   };
+  const RankGrid one = Dense(32, 1, 1);
   for (const Case& c : cases) {
     EXPECT_EQ(Lanes(SourceSide(c.grid)), c.source);
     EXPECT_EQ(Lanes(DestinationSide(c.grid)), c.destination);
+    EXPECT_EQ(Pairs(c.grid, one), c.sends);
+    EXPECT_EQ(Pairs(one, c.grid), c.receives);
   }
 }
 
@@ -69,22 +99,34 @@ TEST(BridgeSides, BoundaryStagesOfEncoderAndLanguageModel) {
   struct Case {
     RankGrid encoder, language;
     std::string source, destination;
+    std::string pairs;  // of leaders
   };
   const std::vector<Case> cases = {
-      {Dense(4, 4, 1), Dense(0, 4, 1), "[4,5,6,7]", "[0,1,2,3]"},
-      {Dense(4, 2, 2), Dense(0, 2, 2), "[4,5] [6,7]", "[0,1] [2,3]"},
-      {Dense(4, 1, 4), Dense(0, 4, 1), "[4] [5] [6] [7]", "[0,1,2,3]"},
-      {Dense(4, 1, 4), Dense(0, 2, 2), "[4] [5] [6] [7]", "[0,1] [2,3]"},
-      {Dense(4, 4, 1), Dense(0, 1, 4), "[4,5,6,7]", "[0] [1] [2] [3]"},
-      {Dense(4, 4, 1), Dense(0, 2, 1, 2), "[4,5,6,7]", "[0,1]"},
-      {Dense(4, 2, 2), Dense(0, 1, 2, 2), "[4,5] [6,7]", "[0] [1]"},
-      {Dense(0, 2, 1, 2), Dense(4, 1, 4), "[2,3]", "[4] [5] [6] [7]"},
-      {Dense(2, 2, 3), Dense(0, 1, 1, 2), "[2,3] [4,5] [6,7]", "[0]"},
-      {Dense(16, 1, 1), Dense(0, 4, 2, 2), "[16]", "[0,1,2,3] [4,5,6,7]"},
+      {Dense(4, 4, 1), Dense(0, 4, 1), "[4,5,6,7]", "[0,1,2,3]", "7->0"},
+      {Dense(4, 2, 2), Dense(0, 2, 2), "[4,5] [6,7]", "[0,1] [2,3]",
+       "5->0 7->2"},
+      {Dense(4, 1, 4), Dense(0, 4, 1), "[4] [5] [6] [7]", "[0,1,2,3]",
+       "4->0 5->0 6->0 7->0"},
+      {Dense(4, 1, 4), Dense(0, 2, 2), "[4] [5] [6] [7]", "[0,1] [2,3]",
+       "4->0 5->0 6->2 7->2"},
+      {Dense(4, 4, 1), Dense(0, 1, 4), "[4,5,6,7]", "[0] [1] [2] [3]",
+       "7->0 7->1 7->2 7->3"},
+      {Dense(4, 4, 1), Dense(0, 2, 1, 2), "[4,5,6,7]", "[0,1]", "7->0"},
+      {Dense(4, 2, 2), Dense(0, 1, 2, 2), "[4,5] [6,7]", "[0] [1]",
+       "5->0 7->1"},
+      {Dense(0, 2, 1, 2), Dense(4, 1, 4), "[2,3]", "[4] [5] [6] [7]",
+       "3->4 3->5 3->6 3->7"},
+      {Dense(2, 2, 3), Dense(0, 1, 1, 2), "[2,3] [4,5] [6,7]", "[0]",
+       "3->0 5->0 7->0"},
+      {Dense(16, 1, 1), Dense(0, 4, 2, 2), "[16]", "[0,1,2,3] [4,5,6,7]",
+       "16->0 16->4"},
+      {Dense(0, 2, 2), PipelineFirst(2, 2, 1, 1, 4), "[0,1] [2,3]",
+       "[4,5] [6,7]", "1->4 3->6"},
   };
   for (const Case& c : cases) {
     EXPECT_EQ(Lanes(SourceSide(c.encoder)), c.source);
     EXPECT_EQ(Lanes(DestinationSide(c.language)), c.destination);
+    EXPECT_EQ(Pairs(c.encoder, c.language), c.pairs);
   }
 }
 

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "comm/gloo/gloo_communicator.h"
+#include "comm/testing/check_bridges.h"
 #include "comm/testing/conformance.h"
 #include "comm/testing/rank_processes.h"
 #include "gtest/gtest.h"
@@ -22,8 +23,15 @@ constexpr DType kF32 = DType::kFloat32;
 
 absl::Status ConformanceBody(const Job& job, Store& store) {
   MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
-  MIMO_RETURN_IF_ERROR(CheckConformance(*world, Stream{}));
+  ConformanceOptions options;
+  if (job.world_size < 8) options.large_count = 0;  // eight have groups of all
+  MIMO_RETURN_IF_ERROR(CheckConformance(*world, Stream{}, options));
   return CheckRandomOperations(*world, Stream{}, 500, 3);
+}
+
+absl::Status BridgesBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  return CheckBridges(*world, Stream{});
 }
 
 // The same bits as a sum in rank order, rounded once.
@@ -81,6 +89,8 @@ TEST(Gloo, Conformance) {
   for (const int size : {3, 8}) ExpectOk(size, "conformance");
 }
 
+TEST(Gloo, CarriesBridges) { ExpectOk(3, "bridges"); }
+
 TEST(Gloo, SumsInRankOrder) { ExpectOk(3, "rank_order"); }
 
 TEST(Gloo, AbortWakesAWaitingCall) { ExpectOk(2, "abort"); }
@@ -105,6 +115,7 @@ TEST(Gloo, NamesARankThatDoesNotCome) {
 
 int main(int argc, char** argv) {
   mimo::RunRankIfAsked({{"conformance", mimo::ConformanceBody},
+                        {"bridges", mimo::BridgesBody},
                         {"rank_order", mimo::RankOrderBody},
                         {"abort", mimo::AbortBody},
                         {"leave", mimo::LeaveBody},

@@ -215,11 +215,8 @@ TEST(Launcher, ForwardsSignals) {
   const struct {
     int signal;
     std::string name;
-  } kCases[] = {{SIGINT, "INT"},
-                {SIGTERM, "TERM"},
-                {SIGHUP, "HUP"},
-                {SIGUSR1, "USR1"},
-                {SIGUSR2, "USR2"}};
+  } kCases[] = {{SIGINT, "INT"},   {SIGTERM, "TERM"}, {SIGHUP, "HUP"},
+                {SIGQUIT, "QUIT"}, {SIGUSR1, "USR1"}, {SIGUSR2, "USR2"}};
   for (const auto& c : kCases) {
     // A shell heeds a signal between two commands.
     Running running("trap 'echo got; exit 0' " + c.name +

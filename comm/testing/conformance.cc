@@ -36,10 +36,10 @@ void CheckAllOperations(Checker& checker, int64_t count) {
 }
 
 template <typename T>
-void CheckLarge(Checker& checker, int64_t count, bool in_place) {
+void CheckLarge(Checker& checker, int64_t count, ReduceOp op, bool in_place) {
   const int64_t part = count / checker.size();
-  checker.AllReduce<T>(count, ReduceOp::kSum, in_place);
-  checker.ReduceScatter<T>(part, ReduceOp::kSum, in_place);
+  checker.AllReduce<T>(count, op, in_place);
+  checker.ReduceScatter<T>(part, op, in_place);
   checker.AllGather<T>(part, in_place);
   checker.Broadcast<T>(count, checker.size() / 2);
   checker.AllToAll<T>(part, /*even=*/in_place);
@@ -135,15 +135,14 @@ absl::Status CheckConformance(Communicator& world, Stream stream,
         CheckSplit(world, absl::StrCat("groups of ", size), groups));
     if (group == nullptr) continue;
     checker.Enter(group.get(), Mix(options.seed + size));
-    for (const DType dtype : options.dtypes)
-      for (const int64_t count : options.counts)
-        DispatchDType(dtype, [&]<typename T>() {
+    for (size_t i = 0; i < options.dtypes.size(); ++i)
+      DispatchDType(options.dtypes[i], [&]<typename T>() {
+        for (const int64_t count : options.counts)
           CheckAllOperations<T>(checker, count);
-        });
-    if (options.large_count > 0) {
-      CheckLarge<float>(checker, options.large_count, /*in_place=*/true);
-      CheckLarge<BFloat16>(checker, options.large_count, /*in_place=*/false);
-    }
+        if (options.large_count > 0)
+          CheckLarge<T>(checker, options.large_count, kOps[(i + size) % 3],
+                        /*in_place=*/(i + size) % 2);
+      });
     // A group's group.
     std::vector<int> odd, even;
     for (int i = 0; i < size; ++i) (i % 2 ? odd : even).push_back(i);

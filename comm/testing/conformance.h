@@ -32,7 +32,7 @@ struct ConformanceOptions {
       DType::kInt32,   DType::kInt64,   DType::kUInt8};
   std::vector<int64_t> counts = {0, 1, 1001};
   // Of large buffers in all (for operations with a part a rank, parts
-  // together): float32 in place, bfloat16 not, sums only. 0: none.
+  // together), of every dtype, reductions and places in turn. 0: none.
   int64_t large_count = 1 << 20;
   uint64_t seed = 1;
 };
