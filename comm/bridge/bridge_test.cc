@@ -285,6 +285,30 @@ TEST(Bridge, RandomLayouts) {
   for (const absl::Status& status : results) EXPECT_TRUE(status.ok()) << status;
 }
 
+TEST(Bridge, OneBatchACall) {
+  const BridgeCase c{
+      Stage(0, 2, 1, 2), Stage(4, 3, 1, 1), {}, BridgeRouting::kShared};
+  const BridgePayload payload{
+      .inner = 8, .source_rows = {9, 9}, .destination_rows = {6, 6, 6}};
+  const auto results = RunRanks(7, [&](Communicator& world) -> absl::Status {
+    MIMO_ASSIGN_OR_RETURN(
+        auto made, MakeBridge(world, c.source, c.destination, c.routing));
+    MicroBatch<float> batch(c, payload, 0, world.rank());
+    for (int calls = 1; calls <= 3; ++calls) {
+      MIMO_RETURN_IF_ERROR(
+          calls == 1   ? made.bridge->Forward(batch.Forward(), Stream())
+          : calls == 2 ? made.bridge->Backward(batch.Backward(), Stream())
+                       : made.bridge->ForwardAndBackward(
+                             batch.Forward(), batch.Backward(), Stream()));
+      const std::vector<Operation> made_calls = made.all->LastOperations();
+      EXPECT_EQ(made_calls.size(), calls);
+      EXPECT_EQ(made_calls.back().kind, Operation::kExchange);
+    }
+    return absl::OkStatus();
+  });
+  for (const absl::Status& s : results) EXPECT_TRUE(s.ok()) << s;
+}
+
 TEST(Bridge, MorePayloadsThanPlansAreKept) {
   const BridgeCase c{
       Stage(0, 2, 1, 2), Stage(4, 1, 2, 2), {}, BridgeRouting::kShared};
@@ -322,86 +346,6 @@ TEST(Bridge, GathersRowCounts) {
                 HasSubstr("source lane 1 has 5 rows on rank 3 and 10 on rank "
                           "2, wanted the same"));
   }
-}
-
-TEST(Bridge, Errors) {
-  const BridgeSide source = Stage(0, 1, 1, 2), destination = Stage(2, 1, 1, 1);
-  const auto results = RunRanks(3, [&](Communicator& world) -> absl::Status {
-    MIMO_ASSIGN_OR_RETURN(auto made, MakeBridge(world, source, destination,
-                                                BridgeRouting::kShared));
-    // Totals that differ: an error on all ranks, and the bridge goes on.
-    const BridgePayload wrong{.source_rows = {2}, .destination_rows = {3}};
-    EXPECT_THAT(
-        std::string(made.bridge->Forward({wrong, nullptr, nullptr}, Stream())
-                        .message()),
-        HasSubstr("hold 2 rows in all, the destination lanes want 3"));
-    // Groups that are not those of the tables.
-    BridgeGroups groups{.bridge = &world};
-    const absl::Status no_tp =
-        Bridge::Create(source, destination, BridgeRouting::kShared, groups)
-            .status();
-    EXPECT_EQ(no_tp.ok(), world.rank() == 2);
-    if (world.rank() < 2) {
-      EXPECT_THAT(std::string(no_tp.message()),
-                  HasSubstr("tp group is of ranks (none), wanted 0,1"));
-    }
-    EXPECT_THAT(std::string(Bridge::Create(Stage(0, 1, 1, 1), destination,
-                                           BridgeRouting::kShared, groups)
-                                .status()
-                                .message()),
-                HasSubstr("its group is of ranks 0,1,2, wanted 0,2"));
-    return absl::OkStatus();
-  });
-  for (const absl::Status& s : results) EXPECT_TRUE(s.ok()) << s;
-}
-
-// A module that computes in another dtype must convert first.
-TEST(Bridge, ADifferenceOfDtypesIsNamed) {
-  const auto results = RunRanks(2, [](Communicator& world) -> absl::Status {
-    MIMO_ASSIGN_OR_RETURN(
-        auto made, MakeBridge(world, Stage(0, 1, 1, 1), Stage(1, 1, 1, 1),
-                              BridgeRouting::kShared));
-    const bool source = world.rank() == 0;
-    const BridgePayload payload{
-        .inner = 4,
-        .source_rows = {2},
-        .destination_rows = {2},
-        .dtype = source ? DType::kFloat32 : DType::kBFloat16};
-    float buffer[8] = {};
-    MIMO_RETURN_IF_ERROR(made.bridge->Forward(
-        {payload, source ? buffer : nullptr, source ? nullptr : buffer},
-        Stream()));
-    return made.all->Health();
-  });
-  for (const absl::Status& s : results) {
-    EXPECT_EQ(s.code(), absl::StatusCode::kFailedPrecondition);
-    EXPECT_THAT(std::string(s.message()),
-                HasSubstr("rank 0 sends 8 float32 but rank 1 receives 8 "
-                          "bfloat16"));
-  }
-}
-
-TEST(BridgeDeathTest, BuffersOfARankThatIsNotOnThatSide) {
-  const auto die = [](bool backward, bool send) {
-    RunRanks(2, [&](Communicator& world) -> absl::Status {
-      MIMO_ASSIGN_OR_RETURN(
-          auto made, MakeBridge(world, Stage(0, 1, 1, 1), Stage(1, 1, 1, 1),
-                                BridgeRouting::kShared));
-      const BridgePayload payload{.source_rows = {1}, .destination_rows = {1}};
-      float x = 0, y = 0;
-      const Bridge::Pass pass{payload,
-                              send || world.rank() == backward ? &x : nullptr,
-                              !send || world.rank() != backward ? &y : nullptr};
-      return backward ? made.bridge->Backward(pass, Stream())
-                      : made.bridge->Forward(pass, Stream());
-    });
-  };
-  const std::string source = "rank 1 is not in the source grid",
-                    destination = "rank 0 is not in the destination grid";
-  EXPECT_DEATH(die(false, true), source);
-  EXPECT_DEATH(die(false, false), destination);
-  EXPECT_DEATH(die(true, true), destination);
-  EXPECT_DEATH(die(true, false), source);
 }
 
 }  // namespace
