@@ -178,8 +178,7 @@ std::string Phases(MimoModel& model, Allocator& allocator, AdamW& optimizer,
     const auto inputs = model.Prepare(ctx, batch);
     CHECK_OK(inputs);
     done(0);
-    CHECK_OK(
-        model.ModalityFeatures(ctx, kImages, inputs->modalities.at(kImages)));
+    CHECK_OK(model.ForwardModalities(ctx, *inputs));
     const double before = phases[1].second;
     done(1);
     phases[2].second -= phases[1].second - before;

@@ -60,12 +60,10 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, prepared));
   out["logits"] = lm.Logits(ctx, hidden.value)
                       .Reshape({batch.batch, batch.seq, lm.vocab_size()});
-  for (const auto& [modality, encoder_inputs] : prepared.modalities) {
-    if (modality != "images") continue;
-    MIMO_ASSIGN_OR_RETURN(
-        const Var features,
-        model.ModalityFeatures(opened.context(), modality, encoder_inputs));
-    out["image_features"] = features.value;
+  if (prepared.modalities.contains("images")) {
+    MIMO_ASSIGN_OR_RETURN(const ModuleVars rows,
+                          model.ForwardModalities(opened.context(), prepared));
+    out["image_features"] = rows.at("images").value;
   }
   if (labelled > 0) {
     const Var loss = LossSum(ctx, model, prepared, hidden);

@@ -5,7 +5,6 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/cast.h"
-#include "mimo/autograd/ops/embedding.h"
 
 namespace mimo {
 namespace {
@@ -13,180 +12,131 @@ namespace {
 // Labelled rows come in multiples of it on a GPU: few shapes to capture.
 constexpr size_t kRowsStep = 128;
 
-}  // namespace
-
-absl::StatusOr<TokenLayout> LayOutTokens(
-    Allocator& allocator, absl::Span<const int32_t> input_ids,
-    const std::map<std::string, int64_t>& special_token_ids,
-    int64_t vocab_size) {
-  std::vector<int32_t> text_ids(input_ids.begin(), input_ids.end());
-  std::map<int32_t, std::vector<int32_t>> positions;
-  for (const auto& [modality, id] : special_token_ids) positions[id];
-  for (size_t t = 0; t < input_ids.size(); ++t) {
-    const auto found = positions.find(input_ids[t]);
-    if (found != positions.end()) {
-      text_ids[t] = -1;
-      found->second.push_back(static_cast<int32_t>(t));
-    } else if (input_ids[t] < 0 || input_ids[t] >= vocab_size) {
-      return Invalid(
-          "", absl::StrCat("input_ids: token ", input_ids[t], " at position ",
-                           t, ", wanted 0 to ", vocab_size - 1));
+// Token ids of modalities that exist, each its own, and flags of those alone.
+absl::Status CheckConfig(const MimoModelConfig& config) {
+  std::map<int64_t, std::string> taken;
+  for (const auto& [name, spec] : config.modality_submodules_spec) {
+    const auto id = config.special_token_ids.find(name);
+    if (id == config.special_token_ids.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("No special token ID defined for modality ", name));
+    }
+    if (const auto [at, added] = taken.emplace(id->second, name); !added) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("special_token_ids.", name, ": ", id->second,
+                       ", wanted another than that of ", at->second));
     }
   }
-  const auto upload = [&](const std::vector<int32_t>& values) {
-    return Tensor::From<int32_t>(allocator,
-                                 {static_cast<int64_t>(values.size())}, values);
+  const auto check_names = [&](absl::string_view key, const auto& map,
+                               absl::string_view why) -> absl::Status {
+    for (const auto& [name, value] : map) {
+      if (config.modality_submodules_spec.contains(name)) continue;
+      return absl::InvalidArgumentError(absl::StrCat(key, ".", name, why));
+    }
+    return absl::OkStatus();
   };
-  TokenLayout layout{upload(text_ids), {}};
-  for (const auto& [modality, id] : special_token_ids)
-    layout.positions[modality] = upload(positions[id]);
-  return layout;
+  MIMO_RETURN_IF_ERROR(check_names("special_token_ids",
+                                   config.special_token_ids,
+                                   ": the model has no such modality"));
+  MIMO_RETURN_IF_ERROR(check_names("freeze_modality_encoders",
+                                   config.freeze_modality_encoders,
+                                   ": no such modality"));
+  return check_names("freeze_modality_projections",
+                     config.freeze_modality_projections, ": no such modality");
 }
 
-absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
-    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
-    const std::vector<std::pair<std::string, Var>>& modality_embeddings) {
-  if (!layout.text_ids.defined() && modality_embeddings.empty()) {
-    return Invalid("", "No modality embeddings provided");
-  }
-  std::map<std::string, Tensor> unfilled = layout.positions;
-  std::vector<PlacedRows> placed;
-  for (const auto& [modality, rows] : modality_embeddings) {
-    const auto found = layout.positions.find(modality);
-    if (found == layout.positions.end()) {
-      return Invalid("", absl::StrCat("No special token ID defined for "
-                                      "modality ",
-                                      modality));
-    }
-    const int64_t tokens = found->second.numel();
-    if (tokens != rows.value.dim(0)) {
-      return Invalid("",
-                     absl::StrCat("Number of ", modality, " tokens (", tokens,
-                                  ") does not match number of ", modality,
-                                  " embeddings (", rows.value.dim(0), ")"));
-    }
-    unfilled.erase(modality);
-    placed.push_back({rows, found->second});
-  }
-  for (const auto& [modality, positions] : unfilled) {
-    if (positions.numel() > 0) {
-      return Invalid(
-          "", absl::StrCat("Number of ", modality, " tokens (",
-                           positions.numel(), ") does not match number of ",
-                           modality, " embeddings (0)"));
-    }
-  }
-  return EmbedAndPlace(ctx, layout.text_ids, embedding, placed);
+}  // namespace
+
+RankRole WholeModel(const MimoModelConfig& config) {
+  RankRole role;
+  role.modules[role.language_module_name] = {};
+  for (const auto& [name, spec] : config.modality_submodules_spec)
+    role.modules[name] = {};
+  return role;
 }
 
 absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
     const MimoModelConfig& config, const ModuleRegistry& registry,
-    BuildContext build) {
-  std::unique_ptr<MimoModel> self(new MimoModel(config, build));
-  MIMO_ASSIGN_OR_RETURN(auto language, registry.Build<LanguageModel>(
-                                           config.language_model_spec,
-                                           build.Child("language_model")));
-  self->language_model_ = language.get();
-  self->AdoptChild(std::move(language));
-  const LanguageModel& lm = *self->language_model_;
-  for (const auto& [name, spec] : config.modality_submodules_spec) {
-    const std::string path = absl::StrCat("modality_submodules.", name);
+    BuildContext build, std::optional<RankRole> role) {
+  MIMO_RETURN_IF_ERROR(CheckConfig(config));
+  if (!role) role = WholeModel(config);
+  std::unique_ptr<MimoModel> self(
+      new MimoModel(config, build, *std::move(role)));
+  if (self->role_.HasLanguageModule()) {
+    MIMO_RETURN_IF_ERROR(self->BuildLanguageModel(registry));
+  }
+  for (const std::string& name : self->role_.ModalityModuleNames()) {
+    const auto spec = config.modality_submodules_spec.find(name);
+    CHECK(spec != config.modality_submodules_spec.end()) << name;
     MIMO_ASSIGN_OR_RETURN(
         auto modality,
-        ModalitySubmodule::Build(spec, registry, build.Child(path)));
+        ModalitySubmodule::Build(
+            spec->second, registry,
+            build.Child(absl::StrCat("modality_submodules.", name)),
+            self->role_.modules.at(name)));
     self->modalities_[name] = modality.get();
     self->AdoptChild(std::move(modality));
-    if (!config.special_token_ids.contains(name)) {
-      return Invalid("", absl::StrCat("No special token ID defined for "
-                                      "modality ",
-                                      name));
-    }
   }
-  std::map<int64_t, std::string> taken;
-  for (const auto& [modality, id] : config.special_token_ids) {
-    if (!self->modalities_.contains(modality)) {
-      return Invalid("", absl::StrCat("special_token_ids.", modality,
-                                      ": the model has no such modality"));
-    }
-    if (const auto [at, added] = taken.emplace(id, modality); !added) {
-      return Invalid(
-          "", absl::StrCat("special_token_ids.", modality, ": ", id,
-                           ", wanted another than that of ", at->second));
-    }
-    if (id < 0 || id >= lm.vocab_size()) {
-      return Invalid(
-          "", absl::StrCat("special_token_ids.", modality, ": ", id,
-                           ", wanted less than vocab_size ", lm.vocab_size()));
-    }
-  }
-  MIMO_RETURN_IF_ERROR(self->Freeze());
+  self->Freeze();
   return self;
 }
 
-absl::Status MimoModel::Freeze() {
-  if (config_.freeze_language_model) language_model_->Freeze();
-  for (bool encoders : {true, false}) {
-    const auto& flags = encoders ? config_.freeze_modality_encoders
-                                 : config_.freeze_modality_projections;
-    for (const auto& [name, freeze] : flags) {
-      const auto found = modalities_.find(name);
-      if (found == modalities_.end()) {
-        return Invalid("",
-                       absl::StrCat(encoders ? "freeze_modality_encoders."
-                                             : "freeze_modality_projections.",
-                                    name, ": no such modality"));
-      }
-      if (!freeze) continue;
-      if (encoders) {
-        found->second->FreezeEncoders();
-      } else {
-        found->second->FreezeProjections();
-      }
+absl::Status MimoModel::BuildLanguageModel(const ModuleRegistry& registry) {
+  MIMO_ASSIGN_OR_RETURN(auto language, registry.Build<LanguageModel>(
+                                           config_.language_model_spec,
+                                           build().Child("language_model")));
+  for (const auto& [modality, id] : config_.special_token_ids) {
+    if (id < 0 || id >= language->vocab_size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "special_token_ids.", modality, ": ", id,
+          ", wanted less than vocab_size ", language->vocab_size()));
     }
   }
+  language_model_ = language.get();
+  AdoptChild(std::move(language));
   return absl::OkStatus();
 }
 
-absl::StatusOr<Var> MimoModel::ModalityFeatures(
-    const Context& ctx, const std::string& modality,
-    const std::map<std::string, Tensor>& inputs, const Var& features) const {
-  const auto found = modalities_.find(modality);
-  if (found == modalities_.end()) {
-    return Invalid("", absl::StrCat("inputs of modality ", modality,
-                                    ": the model has no such modality"));
+// Modules of other ranks are theirs to freeze.
+void MimoModel::Freeze() {
+  if (config_.freeze_language_model && language_model_ != nullptr)
+    language_model_->Freeze();
+  const auto wanted = [](const std::map<std::string, bool>& flags,
+                         const std::string& modality) {
+    const auto found = flags.find(modality);
+    return found != flags.end() && found->second;
+  };
+  for (const auto& [name, submodule] : modalities_) {
+    if (wanted(config_.freeze_modality_encoders, name))
+      submodule->FreezeEncoders();
+    if (wanted(config_.freeze_modality_projections, name))
+      submodule->FreezeProjections();
   }
-  MIMO_ASSIGN_OR_RETURN(Var rows,
-                        found->second->Forward(ctx, inputs, features));
-  if (rows.value.dim(1) != language_model_->hidden_size()) {
-    return Invalid(found->second->path(),
-                   absl::StrCat("embeddings ", ToString(rows.value.shape()),
-                                ", wanted ", language_model_->hidden_size(),
-                                " columns, the language model's hidden_size"));
-  }
-  return rows;
 }
 
 absl::StatusOr<ModelInputs> MimoModel::Prepare(
     const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
     int64_t seq, ModalityInputs modalities, int64_t cached) const {
-  const int64_t limit = language_model_->max_sequence_length();
-  if (cached + seq > limit) {
-    return Invalid("", absl::StrCat("input_ids: sequence of ", cached + seq,
-                                    " tokens, wanted at most "
-                                    "max_sequence_length ",
-                                    limit));
-  }
-  MIMO_ASSIGN_OR_RETURN(
-      TokenLayout layout,
-      LayOutTokens(*ctx.allocator, input_ids,
-                   cached == 0 ? config_.special_token_ids
-                               : std::map<std::string, int64_t>(),
-                   language_model_->vocab_size()));
-  return ModelInputs{.batch = batch,
+  ModelInputs inputs{.batch = batch,
                      .seq = seq,
                      .cached = cached,
-                     .layout = std::move(layout),
                      .modalities = std::move(modalities)};
+  // Generated tokens are text.
+  const std::map<std::string, int64_t> special =
+      cached == 0 ? config_.special_token_ids
+                  : std::map<std::string, int64_t>();
+  inputs.sample_rows = SampleRows(input_ids, batch, special);
+  if (language_model_ == nullptr) return inputs;
+  const int64_t limit = language_model_->max_sequence_length();
+  if (cached + seq > limit) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("input_ids: sequence of ", cached + seq,
+                     " tokens, wanted at most max_sequence_length ", limit));
+  }
+  MIMO_ASSIGN_OR_RETURN(inputs.layout,
+                        LayOutTokens(*ctx.allocator, input_ids, special,
+                                     language_model_->vocab_size()));
+  return inputs;
 }
 
 absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
@@ -194,6 +144,7 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
                         Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
                                 InputsOf(ctx, batch)));
+  if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
       ShiftLabels(batch.labels, batch.batch, batch.seq);
   const int64_t vocab = language_model_->vocab_size();
@@ -201,9 +152,9 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   for (size_t t = 0; t < following.size(); ++t) {
     if (following[t] == kIgnoreLabel) continue;
     if (following[t] < 0 || following[t] >= vocab) {
-      return Invalid(
-          "", absl::StrCat("labels: token ", following[t], ", wanted 0 to ",
-                           vocab - 1, " or ", kIgnoreLabel));
+      return absl::InvalidArgumentError(
+          absl::StrCat("labels: token ", following[t], ", wanted 0 to ",
+                       vocab - 1, " or ", kIgnoreLabel));
     }
     rows.push_back(static_cast<int32_t>(t));
     targets.push_back(following[t]);
@@ -231,38 +182,83 @@ absl::Status MimoModel::EncodeFrozen(const Context& ctx,
         modality->EncodersTrainable()) {
       continue;
     }
-    MIMO_ASSIGN_OR_RETURN(const std::vector<Var> encoded,
+    MIMO_ASSIGN_OR_RETURN(inputs.features[name],
                           modality->Encode(ctx, raw->second));
-    MIMO_ASSIGN_OR_RETURN(const Var combined, modality->Combine(ctx, encoded));
-    inputs.features[name] = combined.value;
     inputs.modalities.erase(raw);
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
+    const Context& ctx, const ModelInputs& inputs,
+    const ModuleVars& received) const {
+  for (const auto& [name, raw] : inputs.modalities) {
+    if (config_.modality_submodules_spec.contains(name)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "inputs of modality ", name, ": the model has no such modality"));
+  }
+  ModuleVars outputs;
+  for (const auto& [name, submodule] : modalities_) {
+    std::map<std::string, Tensor> raw;
+    std::vector<Var> features;
+    if (const auto at = inputs.modalities.find(name);
+        at != inputs.modalities.end())
+      raw = at->second;
+    if (const auto at = inputs.features.find(name); at != inputs.features.end())
+      features = at->second;
+    if (const auto at = received.find(name); at != received.end())
+      features.push_back(at->second);
+    if (!raw.empty() || !features.empty()) {
+      MIMO_ASSIGN_OR_RETURN(outputs[name],
+                            submodule->Forward(ctx, raw, features));
+      continue;
+    }
+    if (const auto at = inputs.sample_rows.find(name);
+        at != inputs.sample_rows.end() &&
+        std::any_of(at->second.begin(), at->second.end(),
+                    [](int64_t rows) { return rows > 0; })) {
+      return Invalid(submodule->path(),
+                     "inputs are missing, but matching special tokens exist");
+    }
+    // No rows, but whoever receives them sends a gradient back.
+    const Tensor none = ctx.Empty({0, submodule->output_size()}, dtype());
+    outputs[name] = ctx.tape == nullptr ? Var{none} : ctx.tape->Input(none);
+  }
+  return outputs;
+}
+
+absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
+                                               const ModelInputs& inputs,
+                                               const ModuleVars& received,
+                                               std::vector<KvCache>* caches,
+                                               bool labelled_only) const {
+  const std::string& name = role_.language_module_name;
+  Var x;
+  if (role_.IsFirstStage(name)) {
+    MIMO_ASSIGN_OR_RETURN(
+        x, AlignEmbeddingsByTokenPositions(
+               ctx, inputs.layout, language_model_->embedding(), received));
+  } else {
+    const auto hidden = received.find(name);
+    CHECK(hidden != received.end())
+        << "a later stage of " << name << " goes on from the one before";
+    x = hidden->second;
+  }
+  const bool select = labelled_only && role_.IsLastStage(name);
+  return language_model_->Forward(ctx, x, inputs.batch, inputs.seq, caches,
+                                  inputs.cached,
+                                  select ? inputs.loss_rows : Tensor());
 }
 
 absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
                                        std::vector<KvCache>* caches,
                                        bool labelled_only) const {
-  std::vector<std::pair<std::string, Var>> embeddings;
-  for (const auto& [modality, encoder_inputs] : inputs.modalities) {
-    if (encoder_inputs.empty()) continue;
-    MIMO_ASSIGN_OR_RETURN(Var rows,
-                          ModalityFeatures(ctx, modality, encoder_inputs));
-    embeddings.emplace_back(modality, std::move(rows));
+  ModuleVars embeddings;
+  if (inputs.cached == 0) {  // else the tokens are generated text
+    MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
   }
-  for (const auto& [modality, features] : inputs.features) {
-    MIMO_ASSIGN_OR_RETURN(Var rows,
-                          ModalityFeatures(ctx, modality, {}, Var{features}));
-    embeddings.emplace_back(modality, std::move(rows));
-  }
-  MIMO_ASSIGN_OR_RETURN(
-      const Var aligned,
-      AlignEmbeddingsByTokenPositions(
-          ctx, inputs.layout, language_model_->embedding(), embeddings));
-  return language_model_->Forward(ctx, aligned, inputs.batch, inputs.seq,
-                                  caches, inputs.cached,
-                                  labelled_only ? inputs.loss_rows : Tensor());
+  return ForwardLanguage(ctx, inputs, embeddings, caches, labelled_only);
 }
 
 ModalityInputs MimoModel::InputsOf(const Context& ctx,
@@ -270,30 +266,20 @@ ModalityInputs MimoModel::InputsOf(const Context& ctx,
   ModalityInputs inputs;
   for (const auto& [name, items] : batch.modalities) {
     if (items.shape.empty() || items.shape[0] == 0) continue;
+    const auto found = modalities_.find(name);
+    if (found == modalities_.end()) {
+      // Another rank's, or one that the model has not: then Forward says so.
+      if (!config_.modality_submodules_spec.contains(name)) inputs[name];
+      continue;
+    }
     const Shape shape(items.shape.begin(), items.shape.end());
     const Tensor values = Cast(
         ctx, Tensor::From<float>(*ctx.allocator, shape, items.values), dtype());
-    const auto found = modalities_.find(name);
-    if (found == modalities_.end()) {
-      inputs[name]["?"] = values;  // Forward names what is wrong
-      continue;
-    }
     for (const std::string& encoder : found->second->encoder_names()) {
       inputs[name][encoder] = values;
     }
   }
   return inputs;
-}
-
-std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
-                                 int64_t batch, int64_t seq) {
-  std::vector<int32_t> targets(batch * seq, kIgnoreLabel);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t s = 0; s + 1 < seq; ++s) {
-      targets[b * seq + s] = labels[b * seq + s + 1];
-    }
-  }
-  return targets;
 }
 
 }  // namespace mimo

@@ -150,10 +150,9 @@ TEST_F(MimoModelTest, FrozenTowersRecordNothingAndKeepNoGradient) {
   Tape tape;
   const Context ctx{.allocator = &allocator_, .tape = &tape};
   const MicroBatch batch = TwoSamples();
-  ASSERT_TRUE(model
-                  ->ModalityFeatures(ctx, "images",
-                                     model->InputsOf(ctx, batch)["images"])
-                  .ok());
+  const auto inputs = model->Prepare(ctx, batch);
+  ASSERT_TRUE(inputs.ok()) << inputs.status();
+  ASSERT_TRUE(model->ForwardModalities(ctx, *inputs).ok());
   EXPECT_EQ(tape.nodes(), 2);  // the projector's two linear layers
 }
 

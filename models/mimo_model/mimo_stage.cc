@@ -22,7 +22,7 @@ std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
   for (const auto& [modality, encoders] : inputs.modalities)
     for (const auto& [encoder, tensor] : encoders) all.push_back(&tensor);
   for (const auto& [modality, features] : inputs.features)
-    all.push_back(&features);
+    for (const Var& encoder : features) all.push_back(&encoder.value);
   return all;
 }
 

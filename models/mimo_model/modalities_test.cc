@@ -30,8 +30,8 @@ TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
   batch = good;
   batch.modalities.clear();
   EXPECT_EQ(ForwardError(*model, batch),
-            "Number of images tokens (8) does not match number of images "
-            "embeddings (0)");
+            "modality_submodules.images: inputs are missing, but matching "
+            "special tokens exist");
   batch = good;
   batch.modalities["sounds"] = batch.modalities["images"];
   EXPECT_THAT(ForwardError(*model, batch), HasSubstr("sounds"));
@@ -55,8 +55,7 @@ TEST_F(ModalitiesTest, AlignmentErrors) {
   auto model = Build(Tiny());
   const Context ctx{.allocator = &allocator_};
   Parameter& table = model->language_model().embedding();
-  auto message = [&](const TokenLayout& layout,
-                     std::vector<std::pair<std::string, Var>> rows) {
+  auto message = [&](const TokenLayout& layout, const ModuleVars& rows) {
     return std::string(AlignEmbeddingsByTokenPositions(ctx, layout, table, rows)
                            .status()
                            .message());
@@ -71,6 +70,13 @@ TEST_F(ModalitiesTest, AlignmentErrors) {
   EXPECT_EQ(message(layout, {{"images", two}}),
             "Number of images tokens (1) does not match number of images "
             "embeddings (2)");
+  EXPECT_EQ(message(layout, {}),
+            "Number of images tokens (1) does not match number of images "
+            "embeddings (0)");
+  const Var narrow{Tensor::Zeros(allocator_, {1, 12}, DType::kFloat32)};
+  EXPECT_EQ(message(layout, {{"images", narrow}}),
+            "images embeddings [1, 12], wanted 24 columns, the language "
+            "model's hidden_size");
   EXPECT_EQ(message(layout, {{"images", one}}), "");
 }
 
@@ -123,14 +129,13 @@ TEST_F(ModalitiesTest, FeaturesStandForTheEncoders) {
   const auto features = (*submodule)->Encode(ctx, inputs);
   ASSERT_TRUE(features.ok()) << features.status();
   const auto whole = (*submodule)->Forward(ctx, inputs);
-  const auto ahead = (*submodule)->Forward(ctx, {}, (*features)[0]);
+  const auto ahead = (*submodule)->Forward(ctx, {}, *features);
   ASSERT_TRUE(whole.ok() && ahead.ok());
   EXPECT_TRUE(std::equal(whole->value.span<float>().begin(),
                          whole->value.span<float>().end(),
                          ahead->value.span<float>().begin()));
-  EXPECT_EQ(
-      (*submodule)->Forward(ctx, inputs, (*features)[0]).status().message(),
-      "images: encoder inputs and features are mutually exclusive");
+  EXPECT_EQ((*submodule)->Forward(ctx, inputs, *features).status().message(),
+            "images: encoder inputs and features are mutually exclusive");
 }
 
 TEST_F(ModalitiesTest, TwoEncodersAreJoinedAlongTheTokens) {
@@ -143,15 +148,77 @@ TEST_F(ModalitiesTest, TwoEncodersAreJoinedAlongTheTokens) {
   Tape tape;
   const Context ctx{.allocator = &allocator_, .tape = &tape};
   const MicroBatch batch = TwoSamples();
-  const auto rows = (*model)->ModalityFeatures(
-      ctx, "images", (*model)->InputsOf(ctx, batch)["images"]);
-  ASSERT_TRUE(rows.ok()) << rows.status();
-  EXPECT_EQ(rows->value.shape(), Shape({2 * 2 * 4, 24}));
-  tape.Backward(ctx, {{rows->slot, rows->value.Clone(allocator_)}});
+  const auto inputs = (*model)->Prepare(ctx, batch);
+  ASSERT_TRUE(inputs.ok()) << inputs.status();
+  const auto outputs = (*model)->ForwardModalities(ctx, *inputs);
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  const Var& rows = outputs->at("images");
+  EXPECT_EQ(rows.value.shape(), Shape({2 * 2 * 4, 24}));
+  tape.Backward(ctx, {{rows.slot, rows.value.Clone(allocator_)}});
   for (Parameter* p : (*model)->Parameters()) {
     if (p->name.find("layers.0.mlp.fc1.weight") == std::string::npos) continue;
     EXPECT_EQ(p->written, p->name.find("encoders") != std::string::npos);
   }
+}
+
+// Encoders of different sizes, each with its projection.
+TEST_F(ModalitiesTest, AProjectionForEachEncoder) {
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  auto& images = config.modality_submodules_spec["images"];
+  ModuleSpec wide = images.encoders[0].second;
+  wide.config.As<ClipVitConfig>()->hidden_size = 18;
+  images.encoders.emplace_back("wide", wide);
+  ModuleSpec projection = images.input_projections[0];
+  projection.config.As<ProjectorConfig>()->input_size = 18;
+  images.input_projections.push_back(projection);
+  const BuildContext build{.allocator = &allocator_, .seed = 1};
+  auto model = MimoModel::Build(config, BuiltinModules(), build);
+  ASSERT_TRUE(model.ok()) << model.status();
+  Tape tape;
+  const Context ctx{.allocator = &allocator_, .tape = &tape};
+  const auto inputs = (*model)->Prepare(ctx, TwoSamples());
+  ASSERT_TRUE(inputs.ok()) << inputs.status();
+  const auto rows = (*model)->ForwardModalities(ctx, *inputs);
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  const Var& joined = rows->at("images");
+  EXPECT_EQ(joined.value.shape(), Shape({2 * 2 * 4, 24}));
+  // Encoder-major: the first encoder's rows are those of the model of it alone.
+  const auto one = Build(Tiny());
+  for (Parameter* to : one->Parameters()) {
+    for (Parameter* from : (*model)->Parameters())
+      if (from->name == to->name) to->data.CopyFrom(from->data);
+  }
+  const auto first =
+      one->ForwardModalities(ctx, *one->Prepare(ctx, TwoSamples()));
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE(std::ranges::equal(first->at("images").value.span<float>(),
+                                 joined.value.Rows(0, 8).span<float>()));
+  tape.Backward(ctx, {{joined.slot, joined.value.Clone(allocator_)}});
+  for (Parameter* p : (*model)->Parameters()) {
+    if (p->name.find("input_projections") == std::string::npos) continue;
+    EXPECT_TRUE(p->written) << p->name;
+  }
+  // Frozen together, and encoded ahead each.
+  config.freeze_modality_encoders["images"] = true;
+  model = MimoModel::Build(config, BuiltinModules(), build);
+  ASSERT_TRUE(model.ok()) << model.status();
+  auto ahead = *(*model)->Prepare(ctx, TwoSamples());
+  ASSERT_TRUE((*model)->EncodeFrozen(ctx, ahead).ok());
+  EXPECT_EQ(ahead.features.at("images").size(), 2u);
+  const auto same = (*model)->ForwardModalities(ctx, ahead);
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_TRUE(std::ranges::equal(same->at("images").value.span<float>(),
+                                 joined.value.span<float>()));
+
+  images.input_projections.push_back(projection);
+  EXPECT_EQ(BuildError(config),
+            "modality_submodules.images: 3 input projections, wanted at most "
+            "one, or one for each of 2 encoders");
+  images.input_projections.pop_back();
+  images.input_projections[1].config.As<ProjectorConfig>()->output_size = 20;
+  EXPECT_EQ(BuildError(config),
+            "modality_submodules.images.input_projections.1: output_size: 20, "
+            "wanted 24 as of the first projection");
 }
 
 TEST_F(ModalitiesTest, SpecErrorsNameTheModule) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/embedding.h"
@@ -15,22 +16,27 @@ absl::Status Invalid(absl::string_view path, absl::string_view why) {
 
 absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
     const ModalitySpec& spec, const ModuleRegistry& registry,
-    BuildContext build) {
+    BuildContext build, StageInfo stage) {
   std::unique_ptr<ModalitySubmodule> self(new ModalitySubmodule(build));
   if (spec.encoders.empty()) {
     return Invalid(build.path, "no encoder, wanted at least one");
   }
-  if (spec.input_projections.size() > 1) {
-    return Invalid(build.path,
-                   absl::StrCat(spec.input_projections.size(),
-                                " input projections, wanted at most one"));
+  const size_t projections = spec.input_projections.size();
+  const bool whole = stage.is_first_stage && stage.is_last_stage;
+  if (projections > 1 && (projections != spec.encoders.size() || !whole)) {
+    return Invalid(
+        build.path,
+        absl::StrCat(projections, " input projections, wanted at most one",
+                     whole ? absl::StrCat(", or one for each of ",
+                                          spec.encoders.size(), " encoders")
+                           : " in a pipeline of several stages"));
   }
   const BuildContext encoders = build.Child("encoders");
   for (const auto& [name, module] : spec.encoders) {
     MIMO_ASSIGN_OR_RETURN(auto encoder, registry.Build<ModalityEncoder>(
                                             module, encoders.Child(name)));
     const int64_t size = encoder->output_size();
-    if (!self->encoders_.empty() &&
+    if (projections <= 1 && !self->encoders_.empty() &&
         self->encoders_[0].second->output_size() != size) {
       return Invalid(encoder->path(),
                      absl::StrCat("output size ", size, ", wanted ",
@@ -40,22 +46,36 @@ absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
     self->encoders_.emplace_back(name, encoder.get());
     self->AdoptChild(std::move(encoder));
   }
-  if (!spec.input_projections.empty()) {
-    MIMO_ASSIGN_OR_RETURN(
-        auto projection,
-        registry.Build<Projection>(spec.input_projections[0],
-                                   build.Child("input_projections.0")));
-    const int64_t features = self->encoders_[0].second->output_size();
+  if (stage.is_last_stage) {
+    MIMO_RETURN_IF_ERROR(self->BuildProjections(spec, registry));
+  }
+  return self;
+}
+
+absl::Status ModalitySubmodule::BuildProjections(
+    const ModalitySpec& spec, const ModuleRegistry& registry) {
+  for (size_t i = 0; i < spec.input_projections.size(); ++i) {
+    const std::string name = absl::StrCat("input_projections.", i);
+    MIMO_ASSIGN_OR_RETURN(auto projection,
+                          registry.Build<Projection>(spec.input_projections[i],
+                                                     build().Child(name)));
+    const int64_t features = encoders_[i].second->output_size();
     if (projection->input_size() != features) {
       return Invalid(
           projection->path(),
           absl::StrCat("input_size: ", projection->input_size(), ", wanted ",
                        features, ", the encoder's output size"));
     }
-    self->projection_ = projection.get();
-    self->AdoptChild(std::move(projection));
+    if (i > 0 && projection->output_size() != output_size()) {
+      return Invalid(
+          projection->path(),
+          absl::StrCat("output_size: ", projection->output_size(), ", wanted ",
+                       output_size(), " as of the first projection"));
+    }
+    projections_.push_back(projection.get());
+    AdoptChild(std::move(projection));
   }
-  return self;
+  return absl::OkStatus();
 }
 
 std::vector<std::string> ModalitySubmodule::encoder_names() const {
@@ -75,7 +95,12 @@ void ModalitySubmodule::FreezeEncoders() {
 }
 
 void ModalitySubmodule::FreezeProjections() {
-  if (projection_ != nullptr) projection_->Freeze();
+  for (Projection* projection : projections_) projection->Freeze();
+}
+
+int64_t ModalitySubmodule::output_size() const {
+  return projections_.empty() ? encoders_[0].second->output_size()
+                              : projections_[0]->output_size();
 }
 
 absl::StatusOr<std::vector<Var>> ModalitySubmodule::Encode(
@@ -118,21 +143,32 @@ absl::StatusOr<Var> ModalitySubmodule::Combine(
   return ConcatRows(ctx, features);
 }
 
+absl::StatusOr<Var> ModalitySubmodule::Project(
+    const Context& ctx, const std::vector<Var>& features) const {
+  if (projections_.size() > 1) {
+    CHECK_EQ(features.size(), projections_.size()) << path();
+    std::vector<Var> projected;
+    for (size_t i = 0; i < features.size(); ++i)
+      projected.push_back(projections_[i]->Forward(ctx, features[i]));
+    return Combine(ctx, projected);
+  }
+  MIMO_ASSIGN_OR_RETURN(Var combined, Combine(ctx, features));
+  return projections_.empty() ? combined
+                              : projections_[0]->Forward(ctx, combined);
+}
+
 absl::StatusOr<Var> ModalitySubmodule::Forward(
     const Context& ctx, const std::map<std::string, Tensor>& inputs,
-    const Var& features) const {
-  Var combined = features;
-  if (features.value.defined()) {
+    const std::vector<Var>& features) const {
+  if (!features.empty()) {
     if (!inputs.empty()) {
       return Invalid(path(),
                      "encoder inputs and features are mutually exclusive");
     }
-  } else {
-    MIMO_ASSIGN_OR_RETURN(const std::vector<Var> encoded, Encode(ctx, inputs));
-    MIMO_ASSIGN_OR_RETURN(combined, Combine(ctx, encoded));
+    return Project(ctx, features);
   }
-  return projection_ == nullptr ? combined
-                                : projection_->Forward(ctx, combined);
+  MIMO_ASSIGN_OR_RETURN(const std::vector<Var> encoded, Encode(ctx, inputs));
+  return Project(ctx, encoded);
 }
 
 }  // namespace mimo

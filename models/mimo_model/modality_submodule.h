@@ -1,7 +1,8 @@
-// ModalitySubmodule: the encoders and the projection of one modality.
+// ModalitySubmodule: the encoders and the projections of one modality.
 #ifndef MIMO_MODELS_MIMO_MODEL_MODALITY_SUBMODULE_H_
 #define MIMO_MODELS_MIMO_MODEL_MODALITY_SUBMODULE_H_
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "models/mimo_model/rank_role.h"
 #include "models/spec/module_spec.h"
 
 namespace mimo {
@@ -19,9 +21,10 @@ absl::Status Invalid(absl::string_view path, absl::string_view why);
 
 class ModalitySubmodule : public Module {
  public:
+  // The last stage of the modality's pipeline has the projections.
   static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
       const ModalitySpec& spec, const ModuleRegistry& registry,
-      BuildContext build);
+      BuildContext build, StageInfo stage = {});
 
   // Features of every encoder in order, each [tokens, size]. No inputs: none.
   absl::StatusOr<std::vector<Var>> Encode(
@@ -29,22 +32,30 @@ class ModalitySubmodule : public Module {
   // Joined along the tokens; an empty list is an error.
   absl::StatusOr<Var> Combine(const Context& ctx,
                               const std::vector<Var>& features) const;
-  // Encode, combine, project -> [tokens, H]. `features`, when defined, are
-  // combined features that exist already (encoded ahead, or by another stage):
-  // then there must be no inputs.
+  // The joined features through the projection, or each through its own, then
+  // joined -> [tokens, H].
+  absl::StatusOr<Var> Project(const Context& ctx,
+                              const std::vector<Var>& features) const;
+  // Encode and Project. `features`, if any, are the encoders' features that
+  // exist already: encoded ahead, or joined by the stage before. Then there
+  // must be no inputs.
   absl::StatusOr<Var> Forward(const Context& ctx,
                               const std::map<std::string, Tensor>& inputs,
-                              const Var& features = Var()) const;
+                              const std::vector<Var>& features = {}) const;
 
   std::vector<std::string> encoder_names() const;
+  int64_t output_size() const;  // of this stage
   bool EncodersTrainable() const;
   void FreezeEncoders();
   void FreezeProjections();
 
  private:
   using Module::Module;
+  absl::Status BuildProjections(const ModalitySpec& spec,
+                                const ModuleRegistry& registry);
+
   std::vector<std::pair<std::string, ModalityEncoder*>> encoders_;
-  Projection* projection_ = nullptr;  // or null: features pass as they are
+  std::vector<Projection*> projections_;  // none: features pass as they are
 };
 
 }  // namespace mimo

@@ -1,0 +1,105 @@
+#include "models/mimo_model/alignment.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "mimo/autograd/ops/embedding.h"
+#include "mimo/data/batch.h"
+
+namespace mimo {
+
+absl::StatusOr<TokenLayout> LayOutTokens(
+    Allocator& allocator, absl::Span<const int32_t> input_ids,
+    const std::map<std::string, int64_t>& special_token_ids,
+    int64_t vocab_size) {
+  std::vector<int32_t> text_ids(input_ids.begin(), input_ids.end());
+  std::map<int32_t, std::vector<int32_t>> positions;
+  for (const auto& [modality, id] : special_token_ids) positions[id];
+  for (size_t t = 0; t < input_ids.size(); ++t) {
+    const auto found = positions.find(input_ids[t]);
+    if (found != positions.end()) {
+      text_ids[t] = -1;
+      found->second.push_back(static_cast<int32_t>(t));
+    } else if (input_ids[t] < 0 || input_ids[t] >= vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("input_ids: token ", input_ids[t], " at position ", t,
+                       ", wanted 0 to ", vocab_size - 1));
+    }
+  }
+  const auto upload = [&](const std::vector<int32_t>& values) {
+    return Tensor::From<int32_t>(allocator,
+                                 {static_cast<int64_t>(values.size())}, values);
+  };
+  TokenLayout layout{upload(text_ids), {}};
+  for (const auto& [modality, id] : special_token_ids)
+    layout.positions[modality] = upload(positions[id]);
+  return layout;
+}
+
+std::map<std::string, std::vector<int64_t>> SampleRows(
+    absl::Span<const int32_t> input_ids, int64_t batch,
+    const std::map<std::string, int64_t>& special_token_ids) {
+  const int64_t seq = batch == 0 ? 0 : input_ids.size() / batch;
+  std::map<std::string, std::vector<int64_t>> rows;
+  for (const auto& [modality, id] : special_token_ids) {
+    for (int64_t b = 0; b < batch; ++b) {
+      const auto sample = input_ids.subspan(b * seq, seq);
+      rows[modality].push_back(std::count(sample.begin(), sample.end(), id));
+    }
+  }
+  return rows;
+}
+
+absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
+    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
+    const ModuleVars& modality_embeddings) {
+  if (!layout.text_ids.defined() && modality_embeddings.empty()) {
+    return absl::InvalidArgumentError("No modality embeddings provided");
+  }
+  std::map<std::string, Tensor> unfilled = layout.positions;
+  std::vector<PlacedRows> placed;
+  for (const auto& [modality, rows] : modality_embeddings) {
+    const auto found = layout.positions.find(modality);
+    if (found == layout.positions.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("No special token ID defined for "
+                       "modality ",
+                       modality));
+    }
+    const int64_t tokens = found->second.numel();
+    if (tokens != rows.value.dim(0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("Number of ", modality, " tokens (", tokens,
+                       ") does not match number of ", modality, " embeddings (",
+                       rows.value.dim(0), ")"));
+    }
+    if (rows.value.dim(1) != embedding.data.dim(1)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          modality, " embeddings ", ToString(rows.value.shape()), ", wanted ",
+          embedding.data.dim(1), " columns, the language model's hidden_size"));
+    }
+    unfilled.erase(modality);
+    placed.push_back({rows, found->second});
+  }
+  for (const auto& [modality, positions] : unfilled) {
+    if (positions.numel() > 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "Number of ", modality, " tokens (", positions.numel(),
+          ") does not match number of ", modality, " embeddings (0)"));
+    }
+  }
+  return EmbedAndPlace(ctx, layout.text_ids, embedding, placed);
+}
+
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
+                                 int64_t batch, int64_t seq) {
+  std::vector<int32_t> targets(batch * seq, kIgnoreLabel);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t s = 0; s + 1 < seq; ++s) {
+      targets[b * seq + s] = labels[b * seq + s + 1];
+    }
+  }
+  return targets;
+}
+
+}  // namespace mimo

@@ -1,0 +1,54 @@
+// Where the tokens of a batch take their embeddings from: text from the
+// language model's table, special tokens from their modality's rows.
+#ifndef MIMO_MODELS_MIMO_MODEL_ALIGNMENT_H_
+#define MIMO_MODELS_MIMO_MODEL_ALIGNMENT_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "mimo/autograd/tape.h"
+#include "mimo/nn/parameter.h"
+
+namespace mimo {
+
+// Where each modality's rows go in a flattened batch; int32, on the device.
+struct TokenLayout {
+  Tensor text_ids;  // [B*S] the id; -1 at special tokens
+  std::map<std::string, Tensor> positions;  // of special tokens, each [n]
+};
+// Errors: an id that is neither special nor in [0, vocab_size).
+absl::StatusOr<TokenLayout> LayOutTokens(
+    Allocator& allocator, absl::Span<const int32_t> input_ids,
+    const std::map<std::string, int64_t>& special_token_ids,
+    int64_t vocab_size);
+
+// Special tokens of each modality in each of `batch` samples [B*S]: how many of
+// the modality's rows are each sample's.
+std::map<std::string, std::vector<int64_t>> SampleRows(
+    absl::Span<const int32_t> input_ids, int64_t batch,
+    const std::map<std::string, int64_t>& special_token_ids);
+
+// What passes between modules, and between the stages of one: by the name of
+// the module that gives it.
+using ModuleVars = std::map<std::string, Var>;
+
+// Embeddings [B*S, H]: text by the language model's table, and each modality's
+// rows [n, H] at its special tokens, in order.
+// Errors: no id for a modality; counts or widths that differ; special tokens of
+// a modality that has no embeddings.
+absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
+    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
+    const ModuleVars& modality_embeddings);
+
+// targets[t] = labels[t+1] within each sample, kIgnoreLabel at its end: what
+// row t predicts. labels [B*S]
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
+                                 int64_t batch, int64_t seq);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_MIMO_MODEL_ALIGNMENT_H_
