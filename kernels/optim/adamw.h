@@ -1,4 +1,4 @@
-// AdamW over many tensors in one call, after GlobalNorm. If the norm is not
+// AdamW over many tensors in one call, after ClipFactor. If the norm is not
 // finite only ++skipped; else ++steps and, of every element,
 //   g = grad * grad_scale
 //   m = beta1 m + (1-beta1) g,   v = beta2 v + (1-beta2) g^2

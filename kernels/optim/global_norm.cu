@@ -16,7 +16,8 @@ __global__ void SquaresKernel(const AdamWTensor* tensors,
   const TensorBlock block = blocks[blockIdx.x];
   const AdamWTensor& tensor = tensors[block.tensor];
   const float* grad = static_cast<const float*>(tensor.grad) + block.begin;
-  const int size = min(kBlockElements, tensor.size - block.begin);
+  const int size =
+      tensor.counted ? min(kBlockElements, tensor.size - block.begin) : 0;
   double squares[4] = {};
 #pragma unroll 4
   for (int i = threadIdx.x * 4; i + 3 < size; i += kThreads * 4) {
@@ -34,10 +35,15 @@ __global__ void SquaresKernel(const AdamWTensor* tensors,
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
+__global__ void ClipFactorKernel(AdamWControl* control, double max_norm) {
+  const double norm = sqrt(control->squares);
+  control->norm = norm;
+  control->grad_scale = max_norm == 0 ? 1 : fmin(1.0, max_norm / (norm + 1e-6));
+}
+
 }  // namespace
 
-void GlobalNormCuda(const GlobalNormArgs& args, Stream stream) {
-  CHECK_GE(args.max_norm, 0);
+void SumSquaresCuda(const SumSquaresArgs& args, Stream stream) {
   const TensorList& list = *args.tensors;
   if (list.num_blocks() > 0) {
     SquaresKernel<<<list.num_blocks(), kThreads, 0, RawStream(stream)>>>(
@@ -46,14 +52,16 @@ void GlobalNormCuda(const GlobalNormArgs& args, Stream stream) {
   }
   SumDoubles(
       list.partials(), list.num_blocks(),
-      [control = args.control,
-       max_norm = args.max_norm] __device__(double squares) {
-        const double norm = sqrt(squares);
-        control->norm = norm;
-        control->grad_scale =
-            max_norm == 0 ? 1 : fmin(1.0, max_norm / (norm + 1e-6));
+      [control = args.control] __device__(double squares) {
+        control->squares = squares;
       },
       stream);
+}
+
+void ClipFactorCuda(const ClipFactorArgs& args, Stream stream) {
+  CHECK_GE(args.max_norm, 0);
+  ClipFactorKernel<<<1, 1, 0, RawStream(stream)>>>(args.control, args.max_norm);
+  MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace mimo::kernels

@@ -1,6 +1,9 @@
-// GlobalNorm: the L2 norm over all gradients, and the factor that clips it.
-//   norm       = sqrt(sum over tensors of sum grad^2)
-//   grad_scale = min(1, max_norm / (norm + 1e-6)), 1 when max_norm = 0
+// The L2 norm over all gradients, and the factor that clips it, in two ops:
+//   SumSquares  squares    = sum over counted tensors of sum grad^2
+//   ClipFactor  norm       = sqrt(squares)
+//               grad_scale = min(1, max_norm / (norm + 1e-6)), 1 if max_norm =
+//               0
+// Ranks that share a model out add up their squares in between.
 // Sums in double, in a fixed order: the same result for any number of threads.
 // A NaN or infinity in a gradient gives a norm that is not finite.
 // Source: Pascanu et al. 2012, arXiv:1211.5063, algorithm 1.
@@ -14,12 +17,17 @@
 
 namespace mimo::kernels {
 
-struct GlobalNormArgs {
+struct SumSquaresArgs {
   const TensorList* tensors;
+  AdamWControl* control;  // [1] squares is written
+};
+MIMO_OP(SumSquares, SumSquaresArgs);
+
+struct ClipFactorArgs {
   double max_norm;
   AdamWControl* control;  // [1] norm and grad_scale are written
 };
-MIMO_OP(GlobalNorm, GlobalNormArgs);
+MIMO_OP(ClipFactor, ClipFactorArgs);
 
 }  // namespace mimo::kernels
 

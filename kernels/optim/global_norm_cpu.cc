@@ -7,8 +7,7 @@
 
 namespace mimo::kernels {
 
-void GlobalNormCpu(const GlobalNormArgs& args) {
-  CHECK_GE(args.max_norm, 0);
+void SumSquaresCpu(const SumSquaresArgs& args) {
   const TensorList& list = *args.tensors;
   double* partials = list.partials();
   DispatchCpuFloat(list.dtype(), [&]<typename T>() {
@@ -16,6 +15,7 @@ void GlobalNormCpu(const GlobalNormArgs& args) {
                         int64_t end) {
       const T* grad = static_cast<const T*>(tensor.grad);
       double squares = 0;
+      if (!tensor.counted) end = begin;
 #pragma omp simd reduction(+ : squares)
       for (int64_t i = begin; i < end; ++i) {
         const double v = static_cast<double>(grad[i]);
@@ -26,8 +26,13 @@ void GlobalNormCpu(const GlobalNormArgs& args) {
   });
   double squares = 0;
   for (int64_t b = 0; b < list.num_blocks(); ++b) squares += partials[b];
+  args.control->squares = squares;
+}
+
+void ClipFactorCpu(const ClipFactorArgs& args) {
+  CHECK_GE(args.max_norm, 0);
   AdamWControl& control = *args.control;
-  control.norm = std::sqrt(squares);
+  control.norm = std::sqrt(control.squares);
   control.grad_scale =
       args.max_norm == 0 ? 1
                          : std::min(1.0, args.max_norm / (control.norm + 1e-6));

@@ -19,7 +19,7 @@ class GlobalNormTest : public BackendTest {};
 MIMO_ON_BACKENDS(GlobalNormTest);
 
 AdamWControl Norm(const Backend& on, const std::vector<Values>& grads,
-                  double max_norm) {
+                  double max_norm, size_t uncounted = 0) {
   std::vector<Array> buffers;
   std::vector<AdamWTensor> tensors;
   for (const Values& grad : grads) {
@@ -27,14 +27,14 @@ AdamWControl Norm(const Backend& on, const std::vector<Values>& grads,
     void* data = buffers.back().data();
     tensors.push_back({.master = on.dtype == DType::kBFloat16 ? data : nullptr,
                        .grad = data,
-                       .size = static_cast<int64_t>(grad.size())});
+                       .size = static_cast<int64_t>(grad.size()),
+                       .counted = tensors.size() >= uncounted});
   }
   const TensorList list(tensors, on.dtype, StreamOf(on));
   const double nan = std::nan("");
-  const ControlOn control(on, {.norm = nan, .grad_scale = nan});
-  GlobalNorm(
-      {.tensors = &list, .max_norm = max_norm, .control = control.data()},
-      StreamOf(on));
+  const ControlOn control(on, {.squares = nan, .norm = nan, .grad_scale = nan});
+  SumSquares({.tensors = &list, .control = control.data()}, StreamOf(on));
+  ClipFactor({.max_norm = max_norm, .control = control.data()}, StreamOf(on));
   return control.Get();
 }
 
@@ -56,6 +56,12 @@ TEST_P(GlobalNormTest, IsTheFormula) {
       EXPECT_NEAR(control.grad_scale, scale, 1e-13);
     }
   }
+}
+
+TEST_P(GlobalNormTest, WhatIsNotCountedIsNot) {
+  const Values other(100000, 7), three(9, 1);
+  EXPECT_EQ(Norm(backend(), {other, three, {4}}, 1, 1).norm, 5);
+  EXPECT_EQ(Norm(backend(), {other, three, {4}}, 1, 2).norm, 4);
 }
 
 TEST_P(GlobalNormTest, NothingHasNormZero) {

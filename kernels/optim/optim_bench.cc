@@ -1,4 +1,4 @@
-// GlobalNorm and AdamW by the bytes of their headers.
+// The global norm and AdamW by the bytes of their headers.
 #include <vector>
 
 #include "benchmark/benchmark.h"
@@ -36,7 +36,8 @@ std::vector<AdamWTensor> Split(int64_t count, int64_t size, DType dtype,
 void Enqueue(bool norm, const TensorList& list, AdamWControl* control,
              Stream stream) {
   if (norm) {
-    GlobalNorm({.tensors = &list, .max_norm = 1, .control = control}, stream);
+    SumSquares({.tensors = &list, .control = control}, stream);
+    ClipFactor({.max_norm = 1, .control = control}, stream);
   } else {
     AdamW({.tensors = &list,
            .beta1 = 0.9,
@@ -47,7 +48,7 @@ void Enqueue(bool norm, const TensorList& list, AdamWControl* control,
   }
 }
 
-// Arguments: GlobalNorm or AdamW, tensors, elements of each.
+// Arguments: the global norm or AdamW, tensors, elements of each.
 void Cpu(benchmark::State& state) {
   const bool norm = state.range(0) != 0;
   const int64_t count = state.range(1), size = state.range(2);

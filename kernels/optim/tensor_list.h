@@ -23,13 +23,15 @@ struct AdamWTensor {
   int64_t size;
   double lr_scale;      // times AdamWControl::lr
   double weight_decay;  // 0 where shapes have one dimension
+  bool counted = true;  // in the norm; false: another rank counts it
 };
 
 // On the device of the list. All zero is the state before the first step.
 struct AdamWControl {
   double lr;          // of the next step; the caller's
-  double norm;        // of the gradients, before clipping; GlobalNorm's
-  double grad_scale;  // that clips them; GlobalNorm's
+  double squares;     // sum of the gradients' squares; SumSquares'
+  double norm;        // of the gradients, before clipping; ClipFactor's
+  double grad_scale;  // that clips them; ClipFactor's
   int64_t steps;      // updates made; AdamW's
   int64_t skipped;    // updates not made, the norm not being finite; AdamW's
   // AdamW's own: lr / (1 - beta1^steps), 1 / sqrt(1 - beta2^steps).
@@ -58,7 +60,7 @@ class TensorList {
   // In the device's memory.
   const AdamWTensor* tensors() const { return tensors_; }
   const TensorBlock* blocks() const { return blocks_; }
-  double* partials() const { return partials_; }  // [num_blocks]: GlobalNorm's
+  double* partials() const { return partials_; }  // [num_blocks]: SumSquares'
 
  private:
   DType dtype_;

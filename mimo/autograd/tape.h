@@ -9,7 +9,9 @@
 //  4 Nodes are coarse: a fused kernel's worth.
 //  5 A gradient lives in a slot. GradFor() says whether to write or to add;
 //    PassGrad() aliases; a shared buffer is copied before it is added to.
-//  6 Parameters are sinks, not slots: nodes write main_grad with NextBeta().
+//  6 Parameters are sinks, not slots: nodes write main_grad with NextBeta(),
+//  and
+//    hold a ParameterUse, by whose end a gradient is known to be complete.
 //  7 Save by need: a frozen weight saves no input, a constant input gets no
 //    gradient, a frozen tower on constant input records nothing.
 //  8 Each node dies after its backward. Debug builds check that nothing wrote

@@ -5,7 +5,7 @@
 #ifndef MIMO_MIMO_NN_PARAMETER_H_
 #define MIMO_MIMO_NN_PARAMETER_H_
 
-#include <cstdint>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -28,6 +28,16 @@ struct Sharding {
   std::vector<Shard> shards;
 };
 
+struct Parameter;
+
+// Is told when a recorded pass holds no use of a parameter any more: what is to
+// be written into its main_grad has been enqueued.
+class GradObserver {
+ public:
+  virtual ~GradObserver() = default;
+  virtual void LastUseGone(Parameter& parameter) = 0;
+};
+
 struct Parameter {
   std::string
       name;     // full path, e.g. "language_model.layers.0.mlp.down.weight"
@@ -40,6 +50,8 @@ struct Parameter {
   // only their sum is the shard's (SumGradsOverTp).
   bool reduce_grad_over_tp = false;
   bool written = false;  // main_grad holds a gradient of this step
+  int uses = 0;          // ParameterUse that name it
+  GradObserver* observer = nullptr;
 
   void* main_grad_or_null() const {
     return frozen ? nullptr : main_grad.data();
@@ -58,6 +70,31 @@ struct Parameter {
     written = true;
     return main_grad;
   }
+};
+
+// A node's hold on a parameter that its backward writes. Nodes die after their
+// backward (rule 8), so tied weights and any number of recorded passes count
+// right. Null for no parameter.
+class ParameterUse {
+ public:
+  ParameterUse() = default;
+  ParameterUse(const ParameterUse&) = delete;
+  ~ParameterUse() {
+    if (parameter_ == nullptr || --parameter_->uses > 0) return;
+    if (parameter_->observer != nullptr)
+      parameter_->observer->LastUseGone(*parameter_);
+  }
+  // Once.
+  void operator=(Parameter* parameter) {
+    parameter_ = parameter;
+    if (parameter != nullptr) ++parameter->uses;
+  }
+  Parameter* operator->() const { return parameter_; }
+  Parameter& operator*() const { return *parameter_; }
+  bool operator==(std::nullptr_t) const { return parameter_ == nullptr; }
+
+ private:
+  Parameter* parameter_ = nullptr;
 };
 
 }  // namespace mimo

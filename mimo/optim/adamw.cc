@@ -1,5 +1,6 @@
 #include "mimo/optim/adamw.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "absl/log/check.h"
@@ -9,41 +10,96 @@
 #include "kernels/optim/global_norm.h"
 
 namespace mimo {
+namespace {
+
+// Elements [begin, end) of a parameter, all of which a norm counts or none.
+struct Piece {
+  int64_t begin, end;
+  bool counted;
+};
+
+// Of copies that tp ranks have, the first counts. Where a parameter has several
+// shards they are rows.
+std::vector<Piece> PiecesOf(const ParameterShard& shard) {
+  const std::vector<Shard>& shards = shard.parameter->sharding.shards;
+  if (shards.empty()) return {{shard.begin, shard.end, true}};
+  if (shards.size() == 1)
+    return {{shard.begin, shard.end, shards[0].copy == 0}};
+  const Tensor& data = shard.parameter->data;
+  const int64_t row = data.numel() / data.dim(0);
+  std::vector<Piece> pieces;
+  int64_t at = 0;
+  for (const Shard& rows : shards) {
+    const int64_t next = at + rows.size * row;
+    const int64_t begin = std::max(shard.begin, at);
+    const int64_t end = std::min(shard.end, next);
+    if (begin < end) pieces.push_back({begin, end, rows.copy == 0});
+    at = next;
+  }
+  return pieces;
+}
+
+}  // namespace
 
 AdamW::AdamW(const OptimizerConfig& config,
-             const std::vector<Parameter*>& parameters, Allocator& allocator)
+             const std::vector<ParamGroup>& groups, Communicator* world,
+             Allocator& allocator)
     : config_(config),
+      world_(world),
       stream_(allocator.stream()),
       control_(allocator, {sizeof(kernels::AdamWControl)}, DType::kUInt8) {
   DType dtype = DType::kFloat32;
   std::vector<kernels::AdamWTensor> tensors;
-  for (Parameter* parameter : parameters) {
-    if (parameter->frozen) continue;
-    const Tensor& data = parameter->data;
-    if (parameters_.empty()) dtype = data.dtype();
-    CHECK(data.dtype() == dtype)
-        << parameter->name << " is " << Name(data.dtype());
-    parameters_.push_back(parameter);
-    const auto add = [&](const char* what) -> void* {
-      const auto [it, fresh] = state_.emplace(
-          absl::StrCat(what, ".", parameter->name),
-          Tensor::Zeros(allocator, data.shape(), AccumulatorOf(dtype)));
-      CHECK(fresh) << "two parameters are named " << parameter->name;
-      return it->second.data();
-    };
-    tensors.push_back(
-        {.param = data.data(),
-         .master = AccumulatorOf(dtype) == dtype ? nullptr : add("master"),
-         .grad = parameter->main_grad.data(),
-         .exp_avg = add("exp_avg"),
-         .exp_avg_sq = add("exp_avg_sq"),
-         .size = data.numel(),
-         .lr_scale = 1,
-         .weight_decay = data.rank() >= 2 ? config.weight_decay : 0});
+  for (const ParamGroup& group : groups) {
+    for (const ParameterShard& shard : group.shards) {
+      Parameter* parameter = shard.parameter;
+      const Tensor& data = parameter->data;
+      if (parameters_.empty()) dtype = data.dtype();
+      CHECK(data.dtype() == dtype)
+          << parameter->name << " is " << Name(data.dtype());
+      parameters_.push_back(parameter);
+      const DType accumulator = AccumulatorOf(dtype);
+      const auto add = [&](const char* what) -> void* {
+        const auto [it, fresh] = state_.emplace(
+            absl::StrCat(what, ".", parameter->name),
+            SliceOf(shard, Tensor::Zeros(allocator, {shard.end - shard.begin},
+                                         accumulator)));
+        CHECK(fresh) << "two parameters are named " << parameter->name;
+        return it->second.data.data();
+      };
+      void* const master = accumulator == dtype ? nullptr : add("master");
+      void* const exp_avg = add("exp_avg");
+      void* const exp_avg_sq = add("exp_avg_sq");
+      for (const Piece& piece : PiecesOf(shard)) {
+        const auto from = [](void* memory, int64_t element, DType type) {
+          return memory == nullptr
+                     ? nullptr
+                     : static_cast<char*>(memory) + element * SizeOf(type);
+        };
+        const int64_t own = piece.begin - shard.begin;
+        tensors.push_back(
+            {.param = from(data.data(), piece.begin, dtype),
+             .master = from(master, own, accumulator),
+             .grad =
+                 from(parameter->main_grad.data(), piece.begin, accumulator),
+             .exp_avg = from(exp_avg, own, accumulator),
+             .exp_avg_sq = from(exp_avg_sq, own, accumulator),
+             .size = piece.end - piece.begin,
+             .lr_scale = group.lr_mult,
+             .weight_decay =
+                 data.rank() >= 2 ? config.weight_decay * group.wd_mult : 0,
+             .counted = piece.counted});
+      }
+    }
   }
   tensors_.emplace(tensors, dtype, stream_);
   SetControl({});
   SetMasters();
+}
+
+AdamW::AdamW(const OptimizerConfig& config,
+             const std::vector<Parameter*>& parameters, Allocator& allocator)
+    : AdamW(config, {{.shards = WholeShards(parameters)}}, nullptr, allocator) {
 }
 
 void AdamW::Step(double lr) {
@@ -57,9 +113,13 @@ void AdamW::SetLearningRate(double lr) {
 
 void AdamW::Update() {
   for (Parameter* parameter : parameters_) parameter->Grad();
-  kernels::GlobalNorm({.tensors = &*tensors_,
-                       .max_norm = config_.clip_grad,
-                       .control = control()},
+  kernels::SumSquares({.tensors = &*tensors_, .control = control()}, stream_);
+  if (world_ != nullptr) {
+    double* squares = &control()->squares;  // an address of the device's
+    world_->AllReduce(squares, squares, 1, DType::kFloat64, ReduceOp::kSum,
+                      stream_);
+  }
+  kernels::ClipFactor({.max_norm = config_.clip_grad, .control = control()},
                       stream_);
   kernels::AdamW({.tensors = &*tensors_,
                   .beta1 = config_.adam_beta1,

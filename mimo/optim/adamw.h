@@ -1,6 +1,10 @@
 // AdamW: the update of every trainable parameter (kernels/optim/adamw.h has the
 // formula), with clipping by the global L2 norm of their gradients.
 //
+// A rank updates the shards that it is given and has their moments alone: whole
+// parameters, or its part of each (mimo/parallel). The norm is of all ranks'
+// shards, so all of them clip alike, and skip alike when it is not finite.
+//
 // A step is only enqueued: norm, clip factor and counters live in the device's
 // memory, and the host reads them when it is asked for them.
 #ifndef MIMO_MIMO_OPTIM_ADAMW_H_
@@ -12,24 +16,37 @@
 #include <string>
 #include <vector>
 
+#include "comm/base/communicator.h"
 #include "kernels/optim/tensor_list.h"
 #include "mimo/nn/parameter.h"
+#include "mimo/nn/tensor_slice.h"
 #include "mimo/optim/optimizer_config.h"
 #include "mimo/tensor/allocator.h"
 #include "mimo/tensor/tensor.h"
 
 namespace mimo {
 
+// Shards that share their settings.
+struct ParamGroup {
+  std::vector<ParameterShard> shards;
+  double lr_mult = 1, wd_mult = 1;
+};
+
 class AdamW {
  public:
-  // Frozen parameters are left out. The others have one dtype. All work is
-  // enqueued on the allocator's stream.
+  // The trainable parameters have one dtype. `world`: the ranks whose shards
+  // together are the model, each element on one of them; null: this rank alone.
+  // All work is enqueued on the allocator's stream.
+  AdamW(const OptimizerConfig& config, const std::vector<ParamGroup>& groups,
+        Communicator* world, Allocator& allocator);
+  // All of `parameters`, frozen ones left out, on one rank.
   AdamW(const OptimizerConfig& config,
         const std::vector<Parameter*>& parameters, Allocator& allocator);
 
-  // Updates every trainable parameter with its gradient and learning rate `lr`.
-  // Weight decay falls on those with two or more dimensions. If the gradients'
-  // norm is not finite nothing changes but skipped().
+  // Updates every shard with its gradient and learning rate `lr`, times its
+  // group's lr_mult. Weight decay falls on parameters with two or more
+  // dimensions. If the gradients' norm is not finite nothing changes but
+  // skipped().
   void Step(double lr);
   // Its two halves: a CUDA graph of a step holds the second.
   void SetLearningRate(double lr);
@@ -44,9 +61,9 @@ class AdamW {
   int64_t skipped() const { return Control().skipped; }  // updates not made
   void Restore(int64_t steps, int64_t skipped);
   // "exp_avg.<parameter>" and "exp_avg_sq.<parameter>", the moments themselves,
-  // and "master.<parameter>" of a bfloat16 parameter, its value in float32:
-  // write into them to restore.
-  const std::map<std::string, Tensor>& state() const { return state_; }
+  // and "master.<parameter>" of a bfloat16 parameter, its value in float32, of
+  // this rank's shards: write into them to restore.
+  const std::map<std::string, TensorSlice>& state() const { return state_; }
   // Takes the masters from the parameters again, after these were written.
   void SetMasters();
 
@@ -58,9 +75,10 @@ class AdamW {
   }
 
   OptimizerConfig config_;
+  Communicator* world_;
   Stream stream_;
-  std::vector<Parameter*> parameters_;  // the trainable
-  std::map<std::string, Tensor> state_;
+  std::vector<Parameter*> parameters_;  // of the shards
+  std::map<std::string, TensorSlice> state_;
   std::optional<kernels::TensorList> tensors_;
   Tensor control_;  // an AdamWControl
 };

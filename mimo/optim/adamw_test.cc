@@ -73,7 +73,7 @@ struct Model {
     const auto found =
         optimizer.state().find(absl::StrCat("master.", parameter.name));
     return Get(found == optimizer.state().end() ? parameter.data
-                                                : found->second);
+                                                : found->second.data);
   }
 
   Backend on;
@@ -202,12 +202,13 @@ TEST_P(AdamWTest, ANormThatIsNotFiniteChangesNothing) {
     model.SetGrad(b);
     optimizer.Step(1e-2);
     const Values before = model.Get(a.data);
-    const Values moment = model.Get(optimizer.state().at("exp_avg.layer.0"));
+    const Values moment =
+        model.Get(optimizer.state().at("exp_avg.layer.0").data);
     Fill(backend(), b.main_grad, {0, bad, 0});
     optimizer.Step(1e-2);
     EXPECT_FALSE(std::isfinite(optimizer.norm()));
     EXPECT_EQ(model.Get(a.data), before);
-    EXPECT_EQ(model.Get(optimizer.state().at("exp_avg.layer.0")), moment);
+    EXPECT_EQ(model.Get(optimizer.state().at("exp_avg.layer.0").data), moment);
     EXPECT_EQ(optimizer.steps(), 1);
     EXPECT_EQ(optimizer.skipped(), 1);
   }
@@ -248,9 +249,9 @@ TEST_P(AdamWTest, ARestoredOptimizerGoesOnBitwise) {
   AdamW second(Config(), resumed.All(), resumed.allocator);
   ASSERT_EQ(second.state().size(),
             backend().dtype == DType::kBFloat16 ? 6u : 4u);
-  for (const auto& [name, tensor] : second.state()) {
-    Tensor target = tensor;
-    target.CopyFrom(first.state().at(name));
+  for (const auto& [name, slice] : second.state()) {
+    Tensor target = slice.data;
+    target.CopyFrom(first.state().at(name).data);
   }
   second.Restore(first.steps(), first.skipped());
 
@@ -263,6 +264,37 @@ TEST_P(AdamWTest, ARestoredOptimizerGoesOnBitwise) {
               resumed.Master(second, *resumed.owned[i]));
     EXPECT_EQ(straight.Get(straight.owned[i]->data),
               resumed.Get(resumed.owned[i]->data));
+  }
+}
+
+// Powers of two: bitwise what an optimizer of its own with those settings does.
+TEST_P(AdamWTest, GroupsHaveRatesAndDecaysOfTheirOwn) {
+  OptimizerConfig config = Config();
+  config.clip_grad = 0;
+  Model model(backend()), alone(backend());
+  for (Model* m : {&model, &alone}) {
+    m->Add({5, 7});
+    m->Add({4, 3});
+  }
+  AdamW optimizer(config,
+                  {{.shards = WholeShards({model.All()[0]})},
+                   {.shards = WholeShards({model.All()[1]}),
+                    .lr_mult = 0.25,
+                    .wd_mult = 2}},
+                  nullptr, model.allocator);
+  AdamW first(config, {alone.All()[0]}, alone.allocator);
+  config.weight_decay *= 2;
+  AdamW second(config, {alone.All()[1]}, alone.allocator);
+  for (int step = 0; step < 3; ++step) {
+    for (Model* m : {&model, &alone})
+      for (Parameter* parameter : m->All()) m->SetGrad(*parameter);
+    optimizer.Step(1e-2);
+    first.Step(1e-2);
+    second.Step(0.25e-2);
+  }
+  for (int i : {0, 1}) {
+    EXPECT_EQ(model.Get(model.All()[i]->data), alone.Get(alone.All()[i]->data))
+        << i;
   }
 }
 

@@ -56,6 +56,12 @@ absl::Status PrepareFolder(const std::string& path) {
   return absl::OkStatus();
 }
 
+TensorMap DataOf(const SliceMap& slices) {
+  TensorMap data;
+  for (const auto& [name, slice] : slices) data[name] = slice.data;
+  return data;
+}
+
 double Mean(double sum, int64_t count) { return count > 0 ? sum / count : 0; }
 
 }  // namespace
@@ -123,8 +129,8 @@ absl::Status Trainer::Resume() {
         absl::StrCat("train.seed: ", options_.train.seed, ", wanted ",
                      state.seed, " as in ", *folder));
   }
-  MIMO_RETURN_IF_ERROR(
-      LoadTensors(*folder + "/optimizer.safetensors", optimizer_.state()));
+  MIMO_RETURN_IF_ERROR(LoadTensors(*folder + "/optimizer.safetensors",
+                                   DataOf(optimizer_.state())));
   optimizer_.Restore(state.optimizer_steps, state.skipped_iterations);
   iteration_ = state.iteration;
   consumed_samples_ = state.consumed_samples;
@@ -359,7 +365,7 @@ absl::Status Trainer::Save() {
                 .skipped_iterations = optimizer_.skipped(),
                 .seed = options_.train.seed},
       .model = DataOf(stage_.Parameters()),
-      .optimizer = optimizer_.state(),
+      .optimizer = DataOf(optimizer_.state()),
       .metadata = options_.checkpoint_metadata,
       .files = options_.checkpoint_files};
   MIMO_RETURN_IF_ERROR(SaveCheckpoint(*options_.checkpoint.save, checkpoint,

@@ -49,7 +49,7 @@ void ScatterAdd(const Context& ctx, const Tensor& rows, const Tensor& index,
 struct EmbedAndPlaceNode final : Node {
   Slot out_slot;
   Saved ids;
-  Parameter* weight;
+  ParameterUse weight;
   std::vector<Slot> slots;
   std::vector<Tensor> positions;
 
@@ -138,8 +138,8 @@ struct ConcatRowsNode final : Node {
 struct VisionTokensNode final : Node {
   Slot x_slot, y_slot;
   Shape x_shape;
-  Parameter* class_token;
-  Parameter* position;
+  ParameterUse class_token;
+  ParameterUse position;
 
   const char* name() const override { return "VisionTokens"; }
   void Backward(BackwardContext& ctx) override {

@@ -30,7 +30,7 @@ struct HeadLossNode final : Node {
   Slot x_slot, loss_slot;
   Saved x, lse;
   Tensor labels;
-  Parameter* weight;
+  ParameterUse weight;
 
   const char* name() const override { return "HeadLoss"; }
   void Backward(BackwardContext& ctx) override {
@@ -66,6 +66,7 @@ struct HeadLossNode final : Node {
 struct HeadLossDoneNode final : Node {
   Slot x_slot, loss_slot;
   Tensor dx;
+  ParameterUse weight;
 
   const char* name() const override { return "HeadLossDone"; }
   void Backward(BackwardContext& ctx) override {
@@ -79,6 +80,7 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
   auto node = std::make_unique<HeadLossDoneNode>();
   node->x_slot = x.slot;
   if (x.needs_grad()) node->dx = ctx.Empty(in.shape(), in.dtype());
+  node->weight = &weight;
   Var loss{ctx.Empty({1}, DType::kFloat64), ctx.tape->NewSlot()};
   node->loss_slot = loss.slot;
   const int64_t chunk = Chunk(in.dim(0), weight.data);

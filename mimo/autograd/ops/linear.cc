@@ -14,8 +14,8 @@ struct LinearNode final : Node {
   Shape x_shape;
   Saved x;  // [T, H]; undefined when the weight is frozen
   Saved z;  // [T, F] x w^T + b; undefined without an activation
-  Parameter* weight;
-  Parameter* bias;  // or null
+  ParameterUse weight;
+  ParameterUse bias;  // or null
   Activation activation;
 
   const char* name() const override { return "Linear"; }

@@ -16,8 +16,8 @@ struct AddNormNode final : Node {
   Saved sum;   // [T, H]
   Saved mean;  // [T]; undefined for RMS norm
   Saved rstd;  // [T]
-  Parameter* weight;
-  Parameter* bias;  // null: RMS norm
+  ParameterUse weight;
+  ParameterUse bias;  // null: RMS norm
 
   const char* name() const override { return "AddNorm"; }
 

@@ -1,0 +1,201 @@
+#include "mimo/parallel/distributed_data_parallel.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/crc/crc32c.h"
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/device.h"
+#include "mimo/nn/tensor_parallel_grads.h"
+
+namespace mimo {
+namespace {
+
+// Elements: where parameters and shards begin, so that loops over a shard meet
+// the same vectors as loops over the whole parameter, and 16-byte loads align.
+constexpr int64_t kAlignment = 64;
+
+int64_t RoundUp(int64_t n, int64_t step) {
+  return (n + step - 1) / step * step;
+}
+
+bool Replicated(const DataParallelModule& module) {
+  return module.group != nullptr && module.group->size() > 1;
+}
+
+}  // namespace
+
+DistributedDataParallel::DistributedDataParallel(
+    const std::vector<DataParallelModule>& modules, Allocator& allocator,
+    const DataParallelOptions& options)
+    : allocator_(allocator),
+      options_(options),
+      comm_(NewStream(allocator.stream().device)),
+      modules_(modules),
+      shards_(modules.size()) {
+  for (size_t m = 0; m < modules.size(); ++m) {
+    const std::vector<Parameter*>& parameters = modules[m].parameters;
+    std::vector<Parameter*> next;
+    int64_t size = 0;
+    for (auto it = parameters.rbegin(); it != parameters.rend(); ++it) {
+      Parameter* parameter = *it;
+      if (parameter->frozen) continue;
+      const int64_t elements = parameter->data.numel();
+      if (!Replicated(modules[m])) {
+        shards_[m].push_back({parameter, 0, elements});
+        continue;
+      }
+      if (!next.empty() && size + elements > options.bucket_size) {
+        AddBucket(modules[m], std::exchange(next, {}), shards_[m]);
+        size = 0;
+      }
+      next.push_back(parameter);
+      size += elements;
+    }
+    if (!next.empty()) AddBucket(modules[m], std::move(next), shards_[m]);
+  }
+}
+
+DistributedDataParallel::~DistributedDataParallel() {
+  for (const Bucket& bucket : buckets_)
+    for (Parameter* parameter : bucket.parameters)
+      parameter->observer = nullptr;
+}
+
+void DistributedDataParallel::AddBucket(const DataParallelModule& module,
+                                        std::vector<Parameter*> parameters,
+                                        std::vector<ParameterShard>& shards) {
+  Communicator* const group = module.group;
+  int64_t size = 0;
+  for (const Parameter* parameter : parameters)
+    size += RoundUp(parameter->data.numel(), kAlignment);
+  const int64_t shard =
+      RoundUp((size + group->size() - 1) / group->size(), kAlignment);
+  const DType dtype = parameters[0]->data.dtype();
+  const Shape shape = {shard * group->size()};
+  const AllocationTag tag(allocator_, "buckets");
+  Bucket bucket = {
+      .group = group,
+      .tp = module.tp,
+      .shard = shard,
+      .grads = Tensor::Zeros(allocator_, shape, AccumulatorOf(dtype)),
+      .weights = Tensor::Zeros(allocator_, shape, dtype)};
+  const int64_t first = shard * group->rank(), last = first + shard;
+  int64_t begin = 0;
+  for (Parameter* parameter : parameters) {
+    CHECK(parameter->observer == nullptr && !parameter->written)
+        << parameter->name << ": in two buckets, or in use";
+    const int64_t end = begin + parameter->data.numel();
+    const Shape own = parameter->data.shape();
+    Tensor data = bucket.weights.Rows(begin, end).Reshape(own);
+    data.CopyFrom(parameter->data);
+    parameter->data = std::move(data);
+    parameter->main_grad = bucket.grads.Rows(begin, end).Reshape(own);
+    parameter->observer = this;
+    bucket_of_[parameter] = buckets_.size();
+    const int64_t from = std::max(begin, first), to = std::min(end, last);
+    if (from < to) shards.push_back({parameter, from - begin, to - begin});
+    begin += RoundUp(parameter->data.numel(), kAlignment);
+  }
+  bucket.parameters = std::move(parameters);
+  buckets_.push_back(std::move(bucket));
+}
+
+void DistributedDataParallel::BeginLastBackward() {
+  last_backward_ = options_.overlap_grad_reduce;
+}
+
+void DistributedDataParallel::LastUseGone(Parameter& parameter) {
+  if (!last_backward_) return;
+  const size_t index = bucket_of_.at(&parameter);
+  CHECK_GE(index, reduced_)
+      << parameter.name << " was used again after its bucket was reduced";
+  if (!complete_.insert(&parameter).second) return;
+  ++buckets_[index].complete;
+  while (reduced_ < buckets_.size() &&
+         buckets_[reduced_].complete == buckets_[reduced_].parameters.size()) {
+    ReduceNext();
+  }
+}
+
+void DistributedDataParallel::ReduceNext() {
+  Bucket& bucket = buckets_[reduced_++];
+  for (Parameter* parameter : bucket.parameters) parameter->Grad();
+  if (bucket.tp != nullptr)
+    SumGradsOverTp({.allocator = &allocator_}, bucket.parameters, *bucket.tp);
+  WaitFor(comm_, allocator_.stream());
+  char* grads = static_cast<char*>(bucket.grads.data());
+  const DType dtype = bucket.grads.dtype();
+  bucket.group->ReduceScatter(
+      grads, grads + bucket.group->rank() * bucket.shard * SizeOf(dtype),
+      bucket.shard, dtype, ReduceOp::kSum, comm_);
+  bucket.complete = 0;
+}
+
+void DistributedDataParallel::FinishGradSync() {
+  while (reduced_ < buckets_.size()) ReduceNext();
+  for (const DataParallelModule& module : modules_) {
+    if (!Replicated(module) && module.tp != nullptr)
+      SumGradsOverTp({.allocator = &allocator_}, module.parameters, *module.tp);
+  }
+  WaitFor(allocator_.stream(), comm_);
+  last_backward_ = false;
+  reduced_ = 0;
+  complete_.clear();
+}
+
+void DistributedDataParallel::GatherParameters() {
+  WaitFor(comm_, allocator_.stream());
+  for (const Bucket& bucket : buckets_) {
+    char* weights = static_cast<char*>(bucket.weights.data());
+    const DType dtype = bucket.weights.dtype();
+    bucket.group->AllGather(
+        weights + bucket.group->rank() * bucket.shard * SizeOf(dtype), weights,
+        bucket.shard, dtype, comm_);
+  }
+  WaitFor(allocator_.stream(), comm_);
+}
+
+absl::Status DistributedDataParallel::Health() const {
+  for (const DataParallelModule& module : modules_) {
+    for (const Communicator* group : {module.group, module.tp}) {
+      if (group == nullptr) continue;
+      if (absl::Status status = group->Health(); !status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DistributedDataParallel::CheckReplicas() const {
+  Allocator host;
+  for (const DataParallelModule& module : modules_) {
+    if (!Replicated(module)) continue;
+    const int64_t count = module.parameters.size();
+    std::vector<int64_t> digests;  // [count]
+    for (const Parameter* parameter : module.parameters) {
+      const Tensor bytes = parameter->data.Clone(host);
+      digests.push_back(static_cast<uint32_t>(
+          absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
+                               static_cast<size_t>(bytes.bytes())})));
+    }
+    const Tensor own = Tensor::From<int64_t>(allocator_, {count}, digests);
+    const Tensor all(allocator_, {module.group->size(), count}, DType::kInt64);
+    module.group->AllGather(own.data(), all.data(), count, DType::kInt64,
+                            allocator_.stream());
+    const Tensor read = all.Clone(host);
+    if (absl::Status status = module.group->Health(); !status.ok())
+      return status;
+    const auto values = read.span<int64_t>();
+    for (int64_t i = count; i < read.numel(); ++i) {
+      if (values[i] == values[i % count]) continue;
+      return absl::InternalError(
+          absl::StrCat(module.parameters[i % count]->name, ": replicas 0 and ",
+                       i / count, " of group ", module.group->name(),
+                       " have other bits, wanted the same"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace mimo

@@ -1,0 +1,124 @@
+// DistributedDataParallel: what the replicas of a rank's modules do together in
+// a step, and the sharding of the optimizer over them (ZeRO stage 1).
+//
+//   backward          main_grad   this replica's sum over its micro-batches
+//   FinishGradSync    shard r of each bucket on replica r: the sum of all
+//   AdamW             updates shards(), nobody else has their moments
+//   GatherParameters  every replica has every new weight
+//
+// Nothing is scaled: a trainer seeds every backward with 1 / (labelled tokens
+// of the global batch), so that the sum over replicas is the gradient of the
+// mean over all of them, whatever the modules' DP sizes.
+//
+// A module's trainable parameters lie, last first as their gradients come, in
+// buckets: flat buffers of which main_grad and data become views, cut into one
+// shard a replica. In the last backward of a step a bucket is reduced as soon
+// as no recorded node uses its parameters, beside the rest of the backward on a
+// GPU. All buckets of a rank go in one order, so also a replica whose
+// micro-batch has no image reduces the same ones in turn. What tp ranks have
+// copies of is summed over these first.
+//
+// A module of one replica has no buckets; its shards are whole parameters.
+//
+// Source: Rajbhandari et al. 2019, arXiv:1910.02054, sec. 5.1 (P_os); Li et al.
+// 2020, arXiv:2006.15704, sec. 3.2 (buckets and their order).
+#ifndef MIMO_MIMO_PARALLEL_DISTRIBUTED_DATA_PARALLEL_H_
+#define MIMO_MIMO_PARALLEL_DISTRIBUTED_DATA_PARALLEL_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "comm/base/communicator.h"
+#include "kernels/base/stream.h"
+#include "mimo/nn/parameter.h"
+#include "mimo/nn/tensor_slice.h"
+#include "mimo/tensor/allocator.h"
+#include "mimo/tensor/tensor.h"
+
+namespace mimo {
+
+// A module as a rank has it: a language model, or a modality's encoders and
+// projections.
+struct DataParallelModule {
+  std::string name;                    // "language", "images"
+  std::vector<Parameter*> parameters;  // frozen ones too
+  // The ranks with the same parameters: its dp-cp group. Null: this one alone.
+  Communicator* group = nullptr;
+  // Its tp group, for the gradients of copies (SumGradsOverTp). Null: one rank.
+  Communicator* tp = nullptr;
+};
+
+struct DataParallelOptions {
+  int64_t bucket_size = 40'000'000;  // elements, or one parameter if larger
+  // Reduce during the last backward. False where that is a captured pass.
+  bool overlap_grad_reduce = true;
+};
+
+class DistributedDataParallel final : public GradObserver {
+ public:
+  // Parameters, groups and allocator outlive it. Modules that share ranks come
+  // in the same order on all of them. All work is enqueued on the allocator's
+  // stream or waits for it.
+  DistributedDataParallel(const std::vector<DataParallelModule>& modules,
+                          Allocator& allocator,
+                          const DataParallelOptions& options = {});
+  ~DistributedDataParallel() override;
+  DistributedDataParallel(const DistributedDataParallel&) = delete;
+
+  // Before the last backward of a step.
+  void BeginLastBackward();
+  // After it: reduces what is left. Gradients of shards() are complete then,
+  // all others are not to be used.
+  void FinishGradSync();
+  // After the update of shards().
+  void GatherParameters();
+
+  // What this rank updates of modules[module].
+  const std::vector<ParameterShard>& shards(int module) const {
+    return shards_[module];
+  }
+
+  // OK, or why a module's group failed.
+  absl::Status Health() const;
+  // An error, of all ranks of the group, that names the first parameter that is
+  // not bitwise the same on all replicas. Waits for the stream.
+  absl::Status CheckReplicas() const;
+
+  // A recorded pass holds no use of `parameter` any more.
+  void LastUseGone(Parameter& parameter) override;
+
+ private:
+  struct Bucket {
+    Communicator *group, *tp;
+    std::vector<Parameter*> parameters;
+    int64_t shard;          // elements
+    Tensor grads, weights;  // [shard * replicas] accumulator dtype, dtype
+    size_t complete = 0;    // parameters, of this step
+  };
+
+  // The next of a module's buckets.
+  void AddBucket(const DataParallelModule& module,
+                 std::vector<Parameter*> parameters,
+                 std::vector<ParameterShard>& shards);
+  void ReduceNext();
+
+  Allocator& allocator_;
+  const DataParallelOptions options_;
+  const Stream comm_;  // of its own on a GPU
+  std::vector<DataParallelModule> modules_;
+  std::vector<std::vector<ParameterShard>> shards_;  // by module
+  std::vector<Bucket> buckets_;                      // in order
+  absl::flat_hash_map<const Parameter*, size_t> bucket_of_;
+
+  bool last_backward_ = false;
+  size_t reduced_ = 0;  // buckets, of this step
+  absl::flat_hash_set<const Parameter*> complete_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_PARALLEL_DISTRIBUTED_DATA_PARALLEL_H_
