@@ -262,6 +262,24 @@ TEST(Bridge, SizesOfTheReference) {
   }
 }
 
+// Samples of as many tokens as they have, dealt to the lanes of either side;
+// the fan-in's gradients come back as unevenly as its activations went.
+TEST(Bridge, UnevenSamples) {
+  const std::vector<int64_t> samples = {5, 0, 3, 7, 1, 2};
+  for (auto [from, to] : {std::pair(2, 3), {3, 2}, {6, 1}, {1, 6}, {6, 3}}) {
+    BridgeCase c{Stage(0, from, 1, 2),
+                 Stage(2 * from, to, 2, 1),
+                 {},
+                 BridgeRouting::kShared};
+    for (int64_t outer : {1, 4}) {
+      ExpectDelivers(c, {{.outer = outer,
+                          .inner = 6,
+                          .source_rows = *RowsOfLanes(samples, from),
+                          .destination_rows = *RowsOfLanes(samples, to)}});
+    }
+  }
+}
+
 TEST(Bridge, RandomLayouts) {
   constexpr int kCases = 250;
   const auto results = RunRanks(16, [&](Communicator& world) -> absl::Status {
