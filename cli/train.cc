@@ -63,6 +63,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   Args args("train", "trains a model from a config");
   args.Flag("config", "F.yaml", "the run's configuration (docs/config.md)");
   args.Flag("ranks", "N", "ranks as threads of this process (1)");
+  args.Flag("profile", "FILE", "a trace of some iterations: logging.profile");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
@@ -81,8 +82,11 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
         "train: rank ", job.rank, " of ", job.world_size,
         " in the environment, wanted 1 rank (mimo runs one rank so far)"));
   }
-  MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
-                        ReadRunConfig(path, args.positional()));
+  Words overrides = args.positional();
+  if (args.Has("profile")) {
+    overrides.push_back("logging.profile=" + args.String("profile"));
+  }
+  MIMO_ASSIGN_OR_RETURN(const ConfigNode root, ReadRunConfig(path, overrides));
   MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));

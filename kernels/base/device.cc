@@ -49,9 +49,6 @@ void FreeMemory(Device device, void* memory) {
   MIMO_ON_CUDA(FreeCuda(memory));
 }
 
-void* AllocatePinned(int64_t bytes) { MIMO_ON_CUDA(AllocatePinnedCuda(bytes)); }
-void FreePinned(void* memory) { MIMO_ON_CUDA(FreePinnedCuda(memory)); }
-
 MemoryInfo DeviceMemory(Device device) {
   if (device == Device::kCpu) {
     const int64_t page = sysconf(_SC_PAGESIZE);

@@ -26,17 +26,15 @@ Stream NewStream(Device device);
 // to 64 on the CPU.
 void* AllocateMemory(Device device, int64_t bytes);
 void FreeMemory(Device device, void* memory);
-// Page-locked host memory, which a GPU copies from and to while the host goes
-// on.
-void* AllocatePinned(int64_t bytes);
-void FreePinned(void* memory);
 struct MemoryInfo {
   int64_t free_bytes, total_bytes;
 };
 MemoryInfo DeviceMemory(Device device);
 
-// dst and src may each be host or device memory. Enqueued; from pageable host
-// memory the source may be reused on return.
+// dst and src may each be host or device memory. Enqueued; the source may be
+// reused on return when it is pageable host memory: it goes by way of pinned
+// memory, which the GPU reads when its turn comes, so that the host waits for
+// nothing that is on the stream.
 void CopyBytes(void* dst, const void* src, int64_t bytes, Stream stream);
 // `rows` runs of `width` bytes, each `pitch` bytes behind the one before.
 void CopyBytes2D(void* dst, int64_t dst_pitch, const void* src,

@@ -3,7 +3,13 @@
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <algorithm>
+#include <cstring>
+#include <deque>
+
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "kernels/base/cuda_check.h"
 
 namespace mimo {
@@ -18,6 +24,65 @@ cudaDeviceProp Properties() {
   MIMO_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
   return properties;
 }
+
+bool IsPageable(const void* memory) {
+  cudaPointerAttributes attributes;
+  MIMO_CUDA_CHECK(cudaPointerGetAttributes(&attributes, memory));
+  return attributes.type == cudaMemoryTypeUnregistered;
+}
+
+// The driver itself stages less than this without waiting.
+constexpr int64_t kLeastStaged = 64 << 10;
+
+// Pinned blocks that uploads pass through. As many are made as uploads are
+// under way, up to kMost; then the next waits for the oldest.
+class UploadStaging {
+ public:
+  void Upload(void* dst, const void* src, int64_t bytes, Stream stream) {
+    absl::MutexLock lock(&mutex_);
+    for (int64_t done = 0; done < bytes; done += kBlockBytes) {
+      const int64_t part = std::min(kBlockBytes, bytes - done);
+      const Block block = Take();
+      std::memcpy(block.memory, static_cast<const char*>(src) + done, part);
+      MIMO_CUDA_CHECK(cudaMemcpyAsync(static_cast<char*>(dst) + done,
+                                      block.memory, part, cudaMemcpyDefault,
+                                      Raw(stream)));
+      MIMO_CUDA_CHECK(cudaEventRecord(block.read, Raw(stream)));
+      blocks_.push_back(block);
+    }
+  }
+
+ private:
+  struct Block {
+    void* memory = nullptr;
+    cudaEvent_t read = nullptr;
+  };
+  static constexpr int64_t kBlockBytes = 4 << 20;
+  static constexpr size_t kMost = 64;
+
+  // A block that nobody reads: the oldest, or a new one.
+  Block Take() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    Block block;
+    if (!blocks_.empty()) {
+      block = blocks_.front();
+      cudaError_t read = cudaEventQuery(block.read);
+      if (read == cudaErrorNotReady && blocks_.size() == kMost)
+        read = cudaEventSynchronize(block.read);
+      if (read != cudaErrorNotReady) {
+        MIMO_CUDA_CHECK(read);
+        blocks_.pop_front();
+        return block;
+      }
+    }
+    MIMO_CUDA_CHECK(cudaMallocHost(&block.memory, kBlockBytes));
+    MIMO_CUDA_CHECK(
+        cudaEventCreateWithFlags(&block.read, cudaEventDisableTiming));
+    return block;
+  }
+
+  absl::Mutex mutex_;
+  std::deque<Block> blocks_ ABSL_GUARDED_BY(mutex_);  // oldest upload first
+};
 
 }  // namespace
 
@@ -65,17 +130,6 @@ void FreeCuda(void* memory) {
   if (error != cudaErrorCudartUnloading) MIMO_CUDA_CHECK(error);
 }
 
-void* AllocatePinnedCuda(int64_t bytes) {
-  void* memory = nullptr;
-  MIMO_CUDA_CHECK(cudaMallocHost(&memory, bytes));
-  return memory;
-}
-
-void FreePinnedCuda(void* memory) {
-  const cudaError_t error = cudaFreeHost(memory);
-  if (error != cudaErrorCudartUnloading) MIMO_CUDA_CHECK(error);
-}
-
 MemoryInfo CudaMemory() {
   size_t free, total;
   MIMO_CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -83,6 +137,10 @@ MemoryInfo CudaMemory() {
 }
 
 void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream) {
+  if (bytes >= kLeastStaged && IsPageable(src) && !IsPageable(dst)) {
+    static UploadStaging& staging = *new UploadStaging;
+    return staging.Upload(dst, src, bytes, stream);
+  }
   MIMO_CUDA_CHECK(
       cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, Raw(stream)));
 }

@@ -11,8 +11,6 @@ std::string CudaDeviceName();
 Stream NewCudaStream();
 void* AllocateCuda(int64_t bytes);
 void FreeCuda(void* memory);
-void* AllocatePinnedCuda(int64_t bytes);
-void FreePinnedCuda(void* memory);
 MemoryInfo CudaMemory();
 void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream);
 void CopyBytes2DCuda(void* dst, int64_t dst_pitch, const void* src,

@@ -199,6 +199,17 @@ TEST_F(Trained, PlanCountsTheRealModel) {
   EXPECT_EQ(plan["micro_batches"], 2);
 }
 
+TEST(Commands, TrainWritesAProfile) {
+  const std::string folder = TestFolder("run");
+  Words words = TinyTrain(folder, {"checkpoint.save=null"});
+  words.insert(words.end(), {"--profile", folder + "/trace.json"});
+  EXPECT_EQ(RunMimo(words).code, 0);
+  const auto trace = nlohmann::json::parse(Read(folder + "/trace.json"));
+  std::set<std::string> names;
+  for (const auto& event : trace["traceEvents"]) names.insert(event["name"]);
+  EXPECT_TRUE(names.contains("forward") && names.contains("backward"));
+}
+
 TEST(Commands, PlanOfSevenBillionTakesNoMemory) {
   const std::string config =
       Write(TestFolder("plan") + "/config.yaml", "model: {type: llava}\n");
