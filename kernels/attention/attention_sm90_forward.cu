@@ -13,6 +13,10 @@
 // sample's first belong to the sample before it (or are zero), and are masked,
 // so nothing behind the last row of q, k and v is ever read.
 //
+// A lone key: a ViT's class token makes 577 keys of 24 x 24 + 1, three tiles of
+// 192 and one more. Its score is taken without the tensor cores, and is what
+// the running softmax begins with.
+//
 // Length: producer and consumer are one protocol.
 #include <algorithm>
 #include <cmath>
@@ -36,6 +40,7 @@ struct Tiling {
   static constexpr int kQueries = 64 * kWarpgroups;
   static constexpr int kKeys = kTileKeys;
   static constexpr int kStages = kRing;  // tiles of K, and of V, on their way
+  static constexpr bool kTakesLoneKey = kTileKeys == 192;
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
   // Of the 65536 / kThreads (to a multiple of 8) that a thread starts with, the
   // producer's warpgroup leaves the consumers these.
@@ -63,6 +68,9 @@ struct Params {
   int tiles_per_head;
   bool causal;
   float scale, scale_log2;
+  // The last key of sample 0 and group 0, where it is a lone one; else null.
+  const __nv_bfloat16 *lone_k, *lone_v;
+  int64_t kv_batch_stride;
 };
 
 // One block's work: queries [row, row + kQueries) of one head of one sample.
@@ -105,6 +113,7 @@ __device__ Tile MakeTile(const Params& p, int index) {
     t.out_row = t.first_q;
     if (p.causal) t.diagonal = t.key_begin - t.row_begin;
   }
+  if (T::kTakesLoneKey && p.lone_k != nullptr) --t.key_end;
   if (p.key_lengths != nullptr)
     t.key_end = min(t.key_end, p.key_lengths[t.sample]);
   t.key_end += t.key_begin;
@@ -226,6 +235,39 @@ __device__ void Exponentiate(float (&s)[kCount], float scale_log2,
   }
 }
 
+// A thread's two rows of Q, q[0] and q[8], have seen the lone key alone: its
+// score and a sum of 1 (counted by one thread of a row's four), v as outputs.
+template <typename T>
+__device__ void LoneKey(const __nv_bfloat16 (*q)[64], const __nv_bfloat16* k,
+                        const __nv_bfloat16* v, int quad_lane, Softmax& softmax,
+                        float (&o)[T::kDim / 2]) {
+  static_assert(T::kDim == 64 || !T::kTakesLoneKey);
+  const int swizzle = threadIdx.x % kWarp / 4;  // q's row, modulo 8
+  float dot[2] = {0, 0};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int chunk = 2 * quad_lane + half;
+    float key[8], query[8];
+    Load(k + 8 * chunk, key);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      Load(&q[8 * r][8 * (chunk ^ swizzle)], query);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) dot[r] = fmaf(query[i], key[i], dot[r]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    dot[r] += __shfl_xor_sync(0xffffffff, dot[r], 1);
+    dot[r] += __shfl_xor_sync(0xffffffff, dot[r], 2);
+    softmax.max[r] = dot[r];
+    softmax.sum[r] = quad_lane == 0 ? 1 : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < T::kDim / 2; ++i)
+    o[i] = ToFloat(v[i / 4 * 8 + 2 * quad_lane + i % 2]);
+}
+
 template <typename T>
 __device__ void Consume(const Params& p, Shared<T>& shared, int tiles) {
   constexpr int kScores = T::kKeys / 2;
@@ -276,6 +318,12 @@ __device__ void Consume(const Params& p, Shared<T>& shared, int tiles) {
 #pragma unroll
     for (int i = 0; i < kScores / 2; ++i)
       probabilities[i] = PackBfloat16(s[2 * i], s[2 * i + 1]);
+  };
+  const auto rescale_outputs = [&](const float(&rescale)[2]) {
+    if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) {
+#pragma unroll
+      for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
+    }
   };
 
   for (int turn = 0, index; (index = TileIndex(turn)) < tiles; ++turn) {
@@ -338,9 +386,19 @@ __device__ void Consume(const Params& p, Shared<T>& shared, int tiles) {
       release(&shared.k_empty[k.slot]);
       k.Next();
       mask(t.key_tiles - 1);
-      Exponentiate<true>(s, p.scale_log2, softmax, rescale);
-      pack();
       bool accumulate = false;
+      if (T::kTakesLoneKey && p.lone_k != nullptr) {
+        const int64_t group =
+            t.sample * p.kv_batch_stride + t.head / p.heads_per_group * T::kDim;
+        LoneKey<T>(shared.q[q.slot][0] + thread_row, p.lone_k + group,
+                   p.lone_v + group, quad_lane, softmax, o);
+        Exponentiate<false>(s, p.scale_log2, softmax, rescale);
+        rescale_outputs(rescale);
+        accumulate = true;
+      } else {
+        Exponentiate<true>(s, p.scale_log2, softmax, rescale);
+      }
+      pack();
       if (t.key_tiles > 1) BarrierWait(&shared.k_full[k.slot], k.parity);
       for (int n = t.key_tiles - 2; n >= 0; --n) {
         my_turn();
@@ -370,10 +428,7 @@ __device__ void Consume(const Params& p, Shared<T>& shared, int tiles) {
         release(&shared.v_empty[v.slot]);
         v.Next();
         pack();
-        if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) {
-#pragma unroll
-          for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
-        }
+        rescale_outputs(rescale);
       }
       release(&shared.q_empty[q.slot]);
       q.Next();
@@ -510,6 +565,14 @@ void Launch(const AttentionForwardArgs& args, Stream stream) {
   p.causal = s.causal;
   p.scale = s.scale;
   p.scale_log2 = p.scale * kLog2E;
+  p.kv_batch_stride = kv_batch_stride;
+  p.lone_k = p.lone_v = nullptr;
+  if (T::kTakesLoneKey && s.seq_k > 1 && s.seq_k % T::kKeys == 1 && !packed &&
+      !s.causal && args.key_lengths == nullptr) {
+    const int64_t last = (s.seq_k - 1) * args.kv_stride;
+    p.lone_k = static_cast<const __nv_bfloat16*>(args.k) + last;
+    p.lone_v = static_cast<const __nv_bfloat16*>(args.v) + last;
+  }
   constexpr int kBytes = sizeof(Shared<T>);
   static const bool once [[maybe_unused]] = [] {
     MIMO_CUDA_CHECK(cudaFuncSetAttribute(
@@ -540,7 +603,7 @@ void AttentionForwardSm90(const AttentionForwardArgs& args, Stream stream) {
   } else if (CeilDiv(seq, 128) * 128 * 1.1 < CeilDiv(seq, 192) * 192) {
     // Tiles of 192 queries are faster on long sequences, but leave more rows
     // empty.
-    Launch<Tiling<64, 2, 208, 2>>(args, stream);
+    Launch<Tiling<64, 2, 192, 2>>(args, stream);
   } else {
     Launch<Tiling<64, 3, 128, 3>>(args, stream);
   }

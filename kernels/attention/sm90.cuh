@@ -214,7 +214,7 @@ __device__ inline void Pin(uint32_t (&x)[kCount]) {
 }
 
 // Wgmma<kTransposeA, kTransposeB>(d, a, b, accumulate): d[64, N] = a[64, 16]
-// b[16, N] (+ d if accumulate), N of 64, 128 or 208, with d of N/2 float32 sums
+// b[16, N] (+ d if accumulate), N of 64, 128 or 192, with d of N/2 float32 sums
 // of bfloat16 products. Lane l of warp w holds rows 16w + l/4 (and + 8): d[4i],
 // d[4i+1] are columns 8i + 2(l%4) and + 1 of the first row, d[4i+2], d[4i+3] of
 // the second. kTransposeA, kTransposeB: 0 for a RowsDescriptor, 1 for a
@@ -229,12 +229,12 @@ __device__ inline void Pin(uint32_t (&x)[kCount]) {
       "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define MIMO_F32(i) MIMO_F8(i), MIMO_F8(i + 8), MIMO_F8(i + 16), MIMO_F8(i + 24)
 #define MIMO_F64 MIMO_F32(0), MIMO_F32(32)
-#define MIMO_F104 MIMO_F64, MIMO_F32(64), MIMO_F8(96)
+#define MIMO_F96 MIMO_F64, MIMO_F32(64)
 #define MIMO_NAMES30 MIMO_TEN() "," MIMO_TEN(1) "," MIMO_TEN(2)
 #define MIMO_NAMES60 \
   MIMO_NAMES30 "," MIMO_TEN(3) "," MIMO_TEN(4) "," MIMO_TEN(5)
-#define MIMO_NAMES100 \
-  MIMO_NAMES60 "," MIMO_TEN(6) "," MIMO_TEN(7) "," MIMO_TEN(8) "," MIMO_TEN(9)
+#define MIMO_NAMES90 \
+  MIMO_NAMES60 "," MIMO_TEN(6) "," MIMO_TEN(7) "," MIMO_TEN(8)
 
 // n: columns; count: n / 2; p0..p6 count the operands after the sums.
 #define MIMO_WGMMA(n, count, names, sums, p0, p1, p2, p3, p4, p5, p6)      \
@@ -267,14 +267,14 @@ MIMO_WGMMA(64, 32, MIMO_NAMES30 ",%30,%31", MIMO_F32(0), 32, 33, 34, 35, 36, 37,
            38)
 MIMO_WGMMA(128, 64, MIMO_NAMES60 ",%60,%61,%62,%63", MIMO_F64, 64, 65, 66, 67,
            68, 69, 70)
-MIMO_WGMMA(208, 104, MIMO_NAMES100 ",%100,%101,%102,%103", MIMO_F104, 104, 105,
-           106, 107, 108, 109, 110)
+MIMO_WGMMA(192, 96, MIMO_NAMES90 ",%90,%91,%92,%93,%94,%95", MIMO_F96, 96, 97,
+           98, 99, 100, 101, 102)
 
 #undef MIMO_WGMMA
-#undef MIMO_NAMES100
+#undef MIMO_NAMES90
 #undef MIMO_NAMES60
 #undef MIMO_NAMES30
-#undef MIMO_F104
+#undef MIMO_F96
 #undef MIMO_F64
 #undef MIMO_F32
 #undef MIMO_F8
