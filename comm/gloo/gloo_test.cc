@@ -65,6 +65,7 @@ absl::Status AbortBody(const Job& job, Store& store) {
 // What the others do when one rank leaves before its last call.
 absl::Status LeaveBody(const Job& job, Store& store) {
   MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  world->Barrier(Stream{});  // before it nobody knows that all are connected
   if (job.rank == 2) return absl::OkStatus();
   world->Barrier(Stream{});
   if (!absl::IsUnavailable(world->Health())) return world->Health();
