@@ -197,7 +197,21 @@ void ScatterAdd(const ScatterAddRowsArgs& args, Stream stream) {
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
+__global__ void IndexOfPartKernel(IndexOfPartArgs args) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= args.rows) return;
+  const int64_t row = args.index[i] - args.begin;
+  args.out[i] = 0 <= row && row < args.table_rows ? row : -1;
+}
+
 }  // namespace
+
+void IndexOfPartCuda(const IndexOfPartArgs& args, Stream stream) {
+  if (args.rows == 0) return;
+  IndexOfPartKernel<<<CeilDiv(args.rows, kThreads), kThreads, 0,
+                      RawStream(stream)>>>(args);
+  MIMO_CUDA_CHECK(cudaGetLastError());
+}
 
 void GatherRowsCuda(const GatherRowsArgs& args, Stream stream) {
   CHECK_GT(args.hidden, 0);

@@ -2,6 +2,8 @@
 // selecting tokens; each is the other's backward.
 //   gather       out[i,:]       = table[index[i],:]        0 where index[i] < 0
 //   scatter add  table[index[i],:] += rows[i,:]            skipped where < 0
+//   part         out[i] = index[i] - begin    -1 outside [begin, begin + V)
+// The last is for a table of which somebody else has the other rows.
 // Scatter adds equal indices in the order of i (deterministic); beta = 0 clears
 // the whole table first. An index past the table is fatal.
 // Bytes (the floor): gather 2*T*H*size, scatter 3*T*H*size (+ V*H if beta = 0).
@@ -39,6 +41,14 @@ struct ScatterAddRowsArgs {
   DType table_dtype;  // dtype, or its accumulator (a main_grad)
 };
 MIMO_OP(ScatterAddRows, ScatterAddRowsArgs);
+struct IndexOfPartArgs {
+  const int32_t* index;       // [T]
+  int32_t* out;               // [T]
+  int64_t rows;               // T
+  int64_t begin, table_rows;  // the part's first row, V
+};
+MIMO_OP(IndexOfPart, IndexOfPartArgs);
+
 int64_t ScatterAddRowsWorkspaceBytes(int64_t rows, bool unique, Device device);
 
 }  // namespace mimo::kernels

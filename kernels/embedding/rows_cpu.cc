@@ -81,6 +81,13 @@ void ScatterAddRowsCpu(const ScatterAddRowsArgs& args) {
   DispatchCpuFloat(args.dtype, [&]<typename T>() { ScatterAdd<T>(args); });
 }
 
+void IndexOfPartCpu(const IndexOfPartArgs& args) {
+  for (int64_t i = 0; i < args.rows; ++i) {
+    const int64_t row = args.index[i] - args.begin;
+    args.out[i] = 0 <= row && row < args.table_rows ? row : -1;
+  }
+}
+
 // A GPU's: two words to a row, the rows sorted by index.
 int64_t ScatterAddRowsWorkspaceBytes(int64_t rows, bool unique, Device device) {
   if (device == Device::kCpu || unique) return 0;

@@ -201,5 +201,25 @@ TEST(RowsDeathTest, IndexPastTheTable) {
   EXPECT_DEATH(ScatterAdd(cpu, {0}, {3}, 3, 1), "ScatterAddRows: index\\[0\\]");
 }
 
+TEST_P(RowsTest, IndexOfPart) {
+  const Values index = RandomIndex(1001, 40);
+  for (int64_t begin : {0, 3, 39}) {
+    for (int64_t rows : {0, 1, 12, 40}) {
+      const Array in(backend(), DType::kInt32, index);
+      const Array out = Array::Poisoned(backend(), DType::kInt32, 1001);
+      IndexOfPart({.index = static_cast<const int32_t*>(in.data()),
+                   .out = static_cast<int32_t*>(out.data()),
+                   .rows = 1001,
+                   .begin = begin,
+                   .table_rows = rows},
+                  StreamOf(backend()));
+      Values wanted;
+      for (double i : index)
+        wanted.push_back(begin <= i && i < begin + rows ? i - begin : -1);
+      EXPECT_EQ(out.Values(), wanted);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mimo::kernels

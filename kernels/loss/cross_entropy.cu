@@ -52,7 +52,7 @@ __device__ float LogSumExp(const T* z, int64_t vocab) {
 
 // z = dloss * (exp(z - lse) - onehot(label))
 template <typename T, int kWidth>
-__device__ void ToGradient(T* z, int32_t label, float lse, float dloss,
+__device__ void ToGradient(T* z, int64_t label, float lse, float dloss,
                            int64_t vocab) {
 #pragma unroll 4
   for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth) {
@@ -65,17 +65,32 @@ __device__ void ToGradient(T* z, int32_t label, float lse, float dloss,
   }
 }
 
+// How a row's label is a column of `vocab`, from token `first` on.
+struct Columns {
+  int64_t vocab, first;
+  bool part;
+
+  // Past them: of another part.
+  __device__ int64_t Of(int32_t label) const {
+    if (part) {
+      const int64_t column = label - first;
+      return column < 0 || column >= vocab ? vocab : column;
+    }
+    if (label >= vocab) __trap();
+    return label;
+  }
+};
+
 // A row a block. kForward: lse (unless null) and loss are written, else lse is
 // read. kBackward: logits become dlogits; the second pass over the row finds it
 // in a cache.
 template <typename T, int kWidth, bool kForward, bool kBackward>
 __global__ void __launch_bounds__(kThreads)
     RowKernel(T* logits, const int32_t* labels, float* lse, double* loss,
-              const double* dloss, int64_t vocab) {
-  const int64_t t = blockIdx.x;
-  const int32_t label = labels[t];
+              const double* dloss, Columns columns) {
+  const int64_t t = blockIdx.x, vocab = columns.vocab;
   T* z = logits + t * vocab;
-  if (label < 0) {
+  if (labels[t] < 0) {
     if (kForward && threadIdx.x == 0) loss[t] = 0;
     if constexpr (kBackward) {
       const float zero[kWidth] = {};
@@ -84,10 +99,10 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  if (label >= vocab) __trap();
+  const int64_t label = columns.Of(labels[t]);
   float l;
   if constexpr (kForward) {
-    const float of_label = ToFloat(z[label]);
+    const float of_label = label < vocab ? ToFloat(z[label]) : 0;
     l = LogSumExp<T, kWidth>(z, vocab);  // its barriers: of_label is read
     if (threadIdx.x == 0) {
       if (lse != nullptr) lse[t] = l;
@@ -100,9 +115,30 @@ __global__ void __launch_bounds__(kThreads)
     ToGradient<T, kWidth>(z, label, l, static_cast<float>(*dloss), vocab);
 }
 
+// In double: a row costs nothing beside its logits.
+__global__ void JoinKernel(CrossEntropyJoinArgs args) {
+  const int64_t t = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (t >= args.tokens) return;
+  args.loss[t] = 0;
+  if (args.labels[t] < 0) return;
+  const float* part_lse = static_cast<const float*>(args.part_lse) + t;
+  double max = -INFINITY;
+  for (int64_t p = 0; p < args.parts; ++p)
+    max = fmax(max, double{part_lse[p * args.tokens]});
+  double sum = 0, logits = 0;  // of the label
+  for (int64_t p = 0; p < args.parts; ++p) {
+    const double lse = part_lse[p * args.tokens];
+    sum += exp(lse - max);
+    logits += args.part_loss[p * args.tokens + t] - lse;
+  }
+  const float lse = static_cast<float>(max + log(sum));
+  static_cast<float*>(args.lse)[t] = lse;
+  args.loss[t] = lse + logits;
+}
+
 template <bool kForward, bool kBackward>
 void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
-            Stream stream) {
+            int64_t first, bool part, Stream stream) {
   CHECK_GT(args.vocab, 0);
   if (args.tokens == 0) return;
   DispatchCudaFloat(args.dtype, [&]<typename T>() {
@@ -110,7 +146,7 @@ void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
       RowKernel<T, kWidth, kForward, kBackward>
           <<<args.tokens, kThreads, 0, RawStream(stream)>>>(
               static_cast<T*>(args.logits), args.labels, lse, args.loss,
-              args.dloss, args.vocab);
+              args.dloss, Columns{args.vocab, first, part});
     });
   });
   MIMO_CUDA_CHECK(cudaGetLastError());
@@ -127,7 +163,8 @@ void CrossEntropyForwardCuda(const CrossEntropyForwardArgs& args,
                        .tokens = args.tokens,
                        .vocab = args.vocab,
                        .dtype = args.dtype},
-                      static_cast<float*>(args.lse), stream);
+                      static_cast<float*>(args.lse), args.first, args.part,
+                      stream);
 }
 
 void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
@@ -140,12 +177,19 @@ void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
                        .vocab = args.vocab,
                        .dtype = args.dtype},
                       const_cast<float*>(static_cast<const float*>(args.lse)),
-                      stream);
+                      args.first, args.part, stream);
 }
 
 void CrossEntropyForwardBackwardCuda(
     const CrossEntropyForwardBackwardArgs& args, Stream stream) {
-  Launch<true, true>(args, nullptr, stream);
+  Launch<true, true>(args, nullptr, 0, false, stream);
+}
+
+void CrossEntropyJoinCuda(const CrossEntropyJoinArgs& args, Stream stream) {
+  if (args.tokens == 0) return;
+  JoinKernel<<<CeilDiv(args.tokens, kThreads), kThreads, 0,
+               RawStream(stream)>>>(args);
+  MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace mimo::kernels

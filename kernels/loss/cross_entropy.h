@@ -4,6 +4,11 @@
 //   dlogits = dloss * (exp(logits - lse) - onehot(labels))     0 where ignored
 // dlogits takes the place of logits. A row is ignored if its label is < 0; a
 // label past the vocabulary is fatal.
+// Of a part of the vocabulary: columns are tokens first, first + 1, ...; labels
+// outside are of other parts, and the logit of such a label counts as 0, so
+// that of parts p, which Join makes the whole,
+//   lse = log sum_p exp(lse_p),   loss = lse + sum_p (loss_p - lse_p)
+// Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 // Numerics: in the accumulator dtype; exponents by ex2.approx on a GPU (2 ulp).
 // Bytes (the floor): forward T*V*size, backward and both 2*T*V*size.
 #ifndef MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
@@ -23,6 +28,8 @@ struct CrossEntropyForwardArgs {
   void* lse;              // [T] accumulator dtype; unset where ignored
   double* loss;           // [T]
   int64_t tokens, vocab;
+  int64_t first = 0;
+  bool part = false;
   DType dtype;
 };
 MIMO_OP(CrossEntropyForward, CrossEntropyForwardArgs);
@@ -33,6 +40,8 @@ struct CrossEntropyBackwardArgs {
   const void* lse;        // [T] accumulator dtype
   const double* dloss;    // [1]
   int64_t tokens, vocab;
+  int64_t first = 0;
+  bool part = false;
   DType dtype;
 };
 MIMO_OP(CrossEntropyBackward, CrossEntropyBackwardArgs);
@@ -46,6 +55,17 @@ struct CrossEntropyForwardBackwardArgs {
   DType dtype;
 };
 MIMO_OP(CrossEntropyForwardBackward, CrossEntropyForwardBackwardArgs);
+
+struct CrossEntropyJoinArgs {
+  const void* part_lse;     // [P, T] accumulator dtype
+  const double* part_loss;  // [P, T]
+  const int32_t* labels;    // [T]
+  void* lse;                // [T] accumulator dtype; unset where ignored
+  double* loss;             // [T]
+  int64_t parts, tokens;
+  DType dtype;
+};
+MIMO_OP(CrossEntropyJoin, CrossEntropyJoinArgs);
 
 }  // namespace mimo::kernels
 

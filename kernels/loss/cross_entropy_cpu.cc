@@ -36,44 +36,52 @@ void ScaledSoftmax(T lse, T dloss, int64_t vocab, T* z) {
   for (int64_t v = 0; v < vocab; ++v) z[v] = dloss * Exp(z[v] - lse);
 }
 
-// body(row, label) of every row.
+// A row's label as a column, or one of these.
+constexpr int64_t kIgnored = -1, kOfAnotherPart = -2;
+
+// body(row, column of its label) of every row.
 template <typename Args, typename F>
-void ForRows(const Args& args, F body) {
+void ForRows(const Args& args, int64_t first, bool part, F body) {
   CHECK_GT(args.vocab, 0);
   ParallelFor(
       args.tokens, RowGrain(args.vocab), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          CHECK_LT(args.labels[t], args.vocab) << "label of token " << t;
-          body(t, args.labels[t]);
+          int64_t column = args.labels[t] < 0 ? kIgnored : args.labels[t];
+          if (column >= 0 && part) {
+            column -= first;
+            if (column < 0 || column >= args.vocab) column = kOfAnotherPart;
+          }
+          CHECK_LT(column, args.vocab) << "label of token " << t;
+          body(t, column);
         }
       });
 }
 
 template <typename T>
 void Forward(const CrossEntropyForwardArgs& args) {
-  ForRows(args, [&](int64_t t, int32_t label) {
+  ForRows(args, args.first, args.part, [&](int64_t t, int64_t label) {
     args.loss[t] = 0;
-    if (label < 0) return;
+    if (label == kIgnored) return;
     const T* z = static_cast<const T*>(args.logits) + t * args.vocab;
     const T lse = LogSumExp(z, args.vocab);
     static_cast<T*>(args.lse)[t] = lse;
-    args.loss[t] = double{lse} - z[label];
+    args.loss[t] = double{lse} - (label < 0 ? 0 : z[label]);
   });
 }
 
 template <typename T>
-void BackwardRow(T* z, int32_t label, T lse, T dloss, int64_t vocab) {
-  if (label < 0) {
+void BackwardRow(T* z, int64_t label, T lse, T dloss, int64_t vocab) {
+  if (label == kIgnored) {
     std::fill_n(z, vocab, T{0});
     return;
   }
   ScaledSoftmax(lse, dloss, vocab, z);
-  z[label] -= dloss;
+  if (label >= 0) z[label] -= dloss;
 }
 
 template <typename T>
 void Backward(const CrossEntropyBackwardArgs& args) {
-  ForRows(args, [&](int64_t t, int32_t label) {
+  ForRows(args, args.first, args.part, [&](int64_t t, int64_t label) {
     BackwardRow(static_cast<T*>(args.logits) + t * args.vocab, label,
                 static_cast<const T*>(args.lse)[t], static_cast<T>(*args.dloss),
                 args.vocab);
@@ -82,12 +90,33 @@ void Backward(const CrossEntropyBackwardArgs& args) {
 
 template <typename T>
 void ForwardBackward(const CrossEntropyForwardBackwardArgs& args) {
-  ForRows(args, [&](int64_t t, int32_t label) {
+  ForRows(args, 0, false, [&](int64_t t, int64_t label) {
     T* z = static_cast<T*>(args.logits) + t * args.vocab;
     const T lse = label < 0 ? 0 : LogSumExp(z, args.vocab);
     args.loss[t] = label < 0 ? 0 : double{lse} - z[label];
     BackwardRow(z, label, lse, static_cast<T>(*args.dloss), args.vocab);
   });
+}
+
+template <typename T>
+void Join(const CrossEntropyJoinArgs& args) {
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    args.loss[t] = 0;
+    if (args.labels[t] < 0) continue;
+    const T* part_lse = static_cast<const T*>(args.part_lse) + t;
+    double max = -std::numeric_limits<double>::infinity();
+    for (int64_t p = 0; p < args.parts; ++p)
+      max = std::max<double>(max, part_lse[p * args.tokens]);
+    double sum = 0, logits = 0;  // of the label
+    for (int64_t p = 0; p < args.parts; ++p) {
+      const double lse = part_lse[p * args.tokens];
+      sum += std::exp(lse - max);
+      logits += args.part_loss[p * args.tokens + t] - lse;
+    }
+    const T lse = static_cast<T>(max + std::log(sum));
+    static_cast<T*>(args.lse)[t] = lse;
+    args.loss[t] = lse + logits;
+  }
 }
 
 }  // namespace
@@ -103,6 +132,10 @@ void CrossEntropyBackwardCpu(const CrossEntropyBackwardArgs& args) {
 void CrossEntropyForwardBackwardCpu(
     const CrossEntropyForwardBackwardArgs& args) {
   DispatchCpuFloat(args.dtype, [&]<typename T>() { ForwardBackward<T>(args); });
+}
+
+void CrossEntropyJoinCpu(const CrossEntropyJoinArgs& args) {
+  DispatchCpuFloat(args.dtype, [&]<typename T>() { Join<T>(args); });
 }
 
 }  // namespace mimo::kernels

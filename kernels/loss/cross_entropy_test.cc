@@ -1,5 +1,6 @@
 #include "kernels/loss/cross_entropy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -78,6 +79,74 @@ Outputs AtOnce(const Backend& on, const Inputs& in) {
   return {{}, loss.Values(), logits.Values()};
 }
 
+// The vocabulary cut into these parts, each with its own logits.
+Outputs InParts(const Backend& on, const Inputs& in,
+                const std::vector<int64_t>& widths) {
+  const Array labels(on, DType::kInt32, in.labels);
+  const int32_t* label = static_cast<const int32_t*>(labels.data());
+  const Array dloss(on, DType::kFloat64, {kDloss});
+  std::vector<Array> logits;
+  Values part_lse, part_loss;
+  int64_t first = 0;
+  for (int64_t width : widths) {
+    Values part;
+    for (int64_t t = 0; t < in.tokens; ++t) {
+      const auto from = in.logits.begin() + t * in.vocab + first;
+      part.insert(part.end(), from, from + width);
+    }
+    logits.emplace_back(on, part);
+    const Array lse = Array::Poisoned(on, AccumulatorOf(on.dtype), in.tokens);
+    const Array loss = Array::Poisoned(on, DType::kFloat64, in.tokens);
+    CrossEntropyForward({.logits = logits.back().data(),
+                         .labels = label,
+                         .lse = lse.data(),
+                         .loss = static_cast<double*>(loss.data()),
+                         .tokens = in.tokens,
+                         .vocab = width,
+                         .first = first,
+                         .part = true,
+                         .dtype = on.dtype},
+                        StreamOf(on));
+    const Values l = lse.Values(), s = loss.Values();
+    part_lse.insert(part_lse.end(), l.begin(), l.end());
+    part_loss.insert(part_loss.end(), s.begin(), s.end());
+    first += width;
+  }
+  const Array lses(on, AccumulatorOf(on.dtype), part_lse);
+  const Array losses(on, DType::kFloat64, part_loss);
+  const Array lse = Array::Poisoned(on, AccumulatorOf(on.dtype), in.tokens);
+  const Array loss = Array::Poisoned(on, DType::kFloat64, in.tokens);
+  CrossEntropyJoin({.part_lse = lses.data(),
+                    .part_loss = static_cast<const double*>(losses.data()),
+                    .labels = label,
+                    .lse = lse.data(),
+                    .loss = static_cast<double*>(loss.data()),
+                    .parts = static_cast<int64_t>(widths.size()),
+                    .tokens = in.tokens,
+                    .dtype = on.dtype},
+                   StreamOf(on));
+  Outputs out = {lse.Values(), loss.Values(), Values(in.logits.size())};
+  first = 0;
+  for (size_t p = 0; p < widths.size(); ++p) {
+    CrossEntropyBackward({.logits = logits[p].data(),
+                          .labels = label,
+                          .lse = lse.data(),
+                          .dloss = static_cast<const double*>(dloss.data()),
+                          .tokens = in.tokens,
+                          .vocab = widths[p],
+                          .first = first,
+                          .part = true,
+                          .dtype = on.dtype},
+                         StreamOf(on));
+    const Values part = logits[p].Values();
+    for (int64_t t = 0; t < in.tokens; ++t)
+      std::copy_n(part.begin() + t * widths[p], widths[p],
+                  out.dlogits.begin() + t * in.vocab + first);
+    first += widths[p];
+  }
+  return out;
+}
+
 // A sum of positive terms over a row is cut into at least 512 / 8 lanes: with
 // V <= 32064 an addition chain is below 512 and errs by less than 512 / 2
 // roundings of 2^-24 on average the one way or the other, 1.5e-5 in the log. An
@@ -137,6 +206,23 @@ TEST_P(CrossEntropyTest, IsTheFormula) {
         ExpectIsTheFormula(Apart(on, in), in, on.dtype);
         ExpectIsTheFormula(AtOnce(on, in), in, on.dtype);
       }
+    }
+  }
+}
+
+TEST_P(CrossEntropyTest, PartsOfTheVocabularyMakeTheWhole) {
+  for (auto [tokens, widths] :
+       {std::pair<int64_t, std::vector<int64_t>>{9, {1, 4}},
+        {0, {3, 2}},
+        {17, {7, 6, 8}},
+        {5, {1031}},
+        {4, {4100, 4096, 3, 1}}}) {
+    for (double scale : {4, 32}) {
+      int64_t vocab = 0;
+      for (int64_t width : widths) vocab += width;
+      const Inputs in(tokens, vocab, scale);
+      for (const Backend& on : {backend(), Oracle()})
+        ExpectIsTheFormula(InParts(on, in, widths), in, on.dtype);
     }
   }
 }

@@ -19,8 +19,11 @@ class Chunk {
         begin_(begin),
         rows_(std::min(args_.chunk, args_.tokens - begin)),
         loss_(static_cast<double*>(args_.workspace)),
-        logits_(loss_ + args_.chunk + args_.chunk % 2),
-        stream_(stream) {}
+        lse_(reinterpret_cast<float*>(loss_ + CeilDiv(args_.chunk, 4) * 4)),
+        logits_(lse_ + CeilDiv(args_.chunk, 4) * 4),
+        stream_(stream) {
+    if (pass.lse != nullptr) lse_ = static_cast<float*>(pass.lse) + begin_;
+  }
 
   void Run() const {
     Gemm({.a = Row(args_.x),
@@ -67,27 +70,8 @@ class Chunk {
 
   void CrossEntropy() const {
     const int32_t* labels = args_.labels + begin_;
-    float* lse = pass_.lse == nullptr ? nullptr
-                                      : static_cast<float*>(pass_.lse) + begin_;
-    if (!pass_.backward()) {
-      CrossEntropyForward({.logits = logits_,
-                           .labels = labels,
-                           .lse = lse,
-                           .loss = loss_,
-                           .tokens = rows_,
-                           .vocab = args_.vocab,
-                           .dtype = args_.dtype},
-                          stream_);
-    } else if (!pass_.forward()) {
-      CrossEntropyBackward({.logits = logits_,
-                            .labels = labels,
-                            .lse = lse,
-                            .dloss = args_.dloss,
-                            .tokens = rows_,
-                            .vocab = args_.vocab,
-                            .dtype = args_.dtype},
-                           stream_);
-    } else {
+    const VocabularyPart* part = args_.part;
+    if (pass_.forward() && pass_.backward() && part == nullptr) {
       CrossEntropyForwardBackward({.logits = logits_,
                                    .labels = labels,
                                    .loss = loss_,
@@ -96,6 +80,33 @@ class Chunk {
                                    .vocab = args_.vocab,
                                    .dtype = args_.dtype},
                                   stream_);
+      return;
+    }
+    const int64_t first = part == nullptr ? 0 : part->first;
+    if (pass_.forward()) {
+      CrossEntropyForward({.logits = logits_,
+                           .labels = labels,
+                           .lse = lse_,
+                           .loss = loss_,
+                           .tokens = rows_,
+                           .vocab = args_.vocab,
+                           .first = first,
+                           .part = part != nullptr,
+                           .dtype = args_.dtype},
+                          stream_);
+      if (part != nullptr) part->join(labels, lse_, loss_, rows_);
+    }
+    if (pass_.backward()) {
+      CrossEntropyBackward({.logits = logits_,
+                            .labels = labels,
+                            .lse = lse_,
+                            .dloss = args_.dloss,
+                            .tokens = rows_,
+                            .vocab = args_.vocab,
+                            .first = first,
+                            .part = part != nullptr,
+                            .dtype = args_.dtype},
+                           stream_);
     }
   }
 
@@ -105,6 +116,7 @@ class Chunk {
   const HeadCrossEntropyForwardBackwardArgs& args_;
   const int64_t begin_, rows_;
   double* const loss_;  // [chunk]
+  float* lse_;          // [chunk], or the rows' of the pass
   void* const logits_;  // [chunk, V]
   const Stream stream_;
 };

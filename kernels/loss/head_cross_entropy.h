@@ -12,6 +12,7 @@
 // chunk's logits again and turns them into dlogits in place. Where dloss is
 // known beforehand, ForwardBackward does without that product: the gradients
 // are taken while the logits are there.
+// With a part of the vocabulary, dx is that part's share of the sum over parts.
 // Source: the chunking of Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989.
 // Numerics: logits in dtype, loss summed in double. Flops (the floor), L
 // labelled tokens: forward 2*L*H*V, backward 6*L*H*V, both at once 6*L*H*V.
@@ -19,12 +20,24 @@
 #define MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 
 #include <cstdint>
+#include <functional>
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 
 namespace mimo::kernels {
+
+// A part of the vocabulary, from token `first` on: the others are elsewhere.
+struct VocabularyPart {
+  int64_t first;
+  // Makes lse [rows] accumulator dtype and loss [rows] of this part those of
+  // the whole (CrossEntropyJoin). labels [rows]. Called once a chunk, by the
+  // host.
+  std::function<void(const int32_t* labels, void* lse, double* loss,
+                     int64_t rows)>
+      join;
+};
 
 struct HeadCrossEntropyForwardArgs {
   const void* x;          // [T, H] dtype
@@ -34,6 +47,7 @@ struct HeadCrossEntropyForwardArgs {
   void* lse;              // [T] accumulator dtype; unset where ignored
   void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
   int64_t tokens, hidden, vocab, chunk;
+  const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
 };
 MIMO_OP(HeadCrossEntropyForward, HeadCrossEntropyForwardArgs);
@@ -49,6 +63,7 @@ struct HeadCrossEntropyBackwardArgs {
   float dweight_beta;     // 0 on the first write of a step, then 1
   void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
   int64_t tokens, hidden, vocab, chunk;
+  const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
 };
 MIMO_OP(HeadCrossEntropyBackward, HeadCrossEntropyBackwardArgs);
@@ -64,6 +79,7 @@ struct HeadCrossEntropyForwardBackwardArgs {
   float dweight_beta;     // 0 on the first write of a step, then 1
   void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
   int64_t tokens, hidden, vocab, chunk;
+  const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
 };
 MIMO_OP(HeadCrossEntropyForwardBackward, HeadCrossEntropyForwardBackwardArgs);

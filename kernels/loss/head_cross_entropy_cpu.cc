@@ -28,7 +28,8 @@ class Chunks {
   bool Next() {
     for (rows_ = 0; rows_ < args_.chunk && next_ < args_.tokens; ++next_) {
       const int32_t label = args_.labels[next_];
-      CHECK_LT(label, args_.vocab) << "label of token " << next_;
+      CHECK(label < args_.vocab || args_.part != nullptr)
+          << "label of token " << next_;
       if (label < 0) continue;
       labels_[rows_] = label;
       tokens_[rows_++] = next_;
@@ -110,6 +111,7 @@ void Run(const HeadPass& pass) {
   const HeadCrossEntropyForwardBackwardArgs& args = pass.args;
   Chunks<T> chunks(args);
   T* lse = static_cast<T*>(pass.lse);
+  const int64_t first = args.part == nullptr ? 0 : args.part->first;
   double loss = 0;
   if (args.dx != nullptr) ClearIgnored<T>(args);
   GemmArgs dweight = {.a = chunks.logits(),
@@ -130,7 +132,12 @@ void Run(const HeadPass& pass) {
                               .loss = chunks.loss(),
                               .tokens = chunks.rows(),
                               .vocab = args.vocab,
+                              .first = first,
+                              .part = args.part != nullptr,
                               .dtype = args.dtype});
+      if (args.part != nullptr)
+        args.part->join(chunks.labels(), chunks.lse(), chunks.loss(),
+                        chunks.rows());
       for (int64_t r = 0; r < chunks.rows(); ++r) {
         if (lse != nullptr) lse[chunks.token(r)] = chunks.lse()[r];
         loss += chunks.loss()[r];
@@ -146,6 +153,8 @@ void Run(const HeadPass& pass) {
                              .dloss = args.dloss,
                              .tokens = chunks.rows(),
                              .vocab = args.vocab,
+                             .first = first,
+                             .part = args.part != nullptr,
                              .dtype = args.dtype});
     if (args.dweight != nullptr) {
       dweight.k = chunks.rows();
@@ -180,15 +189,15 @@ void HeadCrossEntropyForwardBackwardCpu(
   RunOn(args);
 }
 
-// CPU: token, loss, x, logits, lse and label of a row; a GPU: loss, its rows
-// rounded up to even so that logits begin at 16 bytes, and logits.
+// CPU: token, loss, x, logits, lse and label of a row; a GPU: loss and lse,
+// their rows rounded up to four so that logits begin at 16 bytes, and logits.
 int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
                                        int64_t vocab, DType dtype,
                                        Device device) {
   const int64_t size = SizeOf(dtype);
   if (device == Device::kCpu)
     return chunk * (8 + 8 + (hidden + vocab + 1) * size + 4);
-  return (chunk + chunk % 2) * 8 + chunk * vocab * size;
+  return (chunk + 3) / 4 * 4 * (8 + 4) + chunk * vocab * size;
 }
 
 }  // namespace mimo::kernels

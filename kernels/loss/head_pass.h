@@ -27,7 +27,7 @@ inline HeadPass PassOf(const HeadCrossEntropyForwardArgs& args) {
   HeadPass pass = PassOf(HeadCrossEntropyForwardBackwardArgs{
       args.x, args.weight, args.labels, args.loss, nullptr, nullptr, nullptr, 0,
       args.workspace, args.tokens, args.hidden, args.vocab, args.chunk,
-      args.dtype});
+      args.part, args.dtype});
   pass.lse = args.lse;
   return pass;
 }
@@ -35,7 +35,7 @@ inline HeadPass PassOf(const HeadCrossEntropyBackwardArgs& args) {
   HeadPass pass = PassOf(HeadCrossEntropyForwardBackwardArgs{
       args.x, args.weight, args.labels, nullptr, args.dloss, args.dx,
       args.dweight, args.dweight_beta, args.workspace, args.tokens, args.hidden,
-      args.vocab, args.chunk, args.dtype});
+      args.vocab, args.chunk, args.part, args.dtype});
   pass.lse = const_cast<void*>(args.lse);
   return pass;
 }

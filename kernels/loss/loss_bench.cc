@@ -30,13 +30,14 @@ void Enqueue(How how, const HeadCrossEntropyForwardBackwardArgs& args,
   if (how == kForward) {
     return HeadCrossEntropyForward(
         {args.x, args.weight, args.labels, args.loss, lse, args.workspace,
-         args.tokens, args.hidden, args.vocab, args.chunk, args.dtype},
+         args.tokens, args.hidden, args.vocab, args.chunk, args.part,
+         args.dtype},
         stream);
   }
   HeadCrossEntropyBackward(
       {args.x, args.weight, args.labels, lse, args.dloss, args.dx, args.dweight,
        args.dweight_beta, args.workspace, args.tokens, args.hidden, args.vocab,
-       args.chunk, args.dtype},
+       args.chunk, args.part, args.dtype},
       stream);
 }
 

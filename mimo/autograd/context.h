@@ -16,6 +16,10 @@ class Tape;
 struct Context {
   Allocator* allocator;
   Stream compute = allocator->stream();
+  // Where collectives run, beside what is on `compute`. Memory is the compute
+  // stream's: what a collective reads or writes is allocated before the comm
+  // stream waits for compute, and freed after compute waits for it.
+  Stream comm = compute;
   Tape* tape = nullptr;  // null: nothing is recorded (evaluation, generation)
   Profiler* profiler = nullptr;  // null: nothing is measured
 

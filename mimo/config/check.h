@@ -27,6 +27,18 @@ inline absl::Status CheckSizes(int64_t min, NamedSizes sizes) {
   return absl::OkStatus();
 }
 
+// Each value is at least `tp`: every tensor-parallel rank has a part.
+inline absl::Status CheckParts(int tp, NamedSizes sizes) {
+  for (const auto& [name, value] : sizes) {
+    if (value < tp) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ", value,
+                       ", wanted at least tensor_model_parallel_size ", tp));
+    }
+  }
+  return absl::OkStatus();
+}
+
 // `right`, or "<name>: <value>, wanted <wanted>".
 inline absl::Status CheckValue(bool right, absl::string_view name, double value,
                                absl::string_view wanted) {

@@ -25,8 +25,7 @@ BuildContext BuildContext::Child(absl::string_view name) const {
   return child;
 }
 
-Shard BuildContext::PartOf(int64_t size) const {
-  const int64_t ranks = parallel.tp_size(), rank = parallel.tp_rank();
+Shard PartOf(int64_t size, int ranks, int rank) {
   const int64_t begin = size * rank / ranks;
   return {begin, size * (rank + 1) / ranks - begin};
 }

@@ -21,6 +21,9 @@
 
 namespace mimo {
 
+// A rank's part of `size` things. Parts differ by one at most.
+Shard PartOf(int64_t size, int ranks, int rank);
+
 // Where a module is being built: its path and what all parameters share.
 struct BuildContext {
   Allocator* allocator;
@@ -33,8 +36,10 @@ struct BuildContext {
   std::string path;
 
   BuildContext Child(absl::string_view name) const;
-  // This tp rank's part of `size` things, which differ by one at most.
-  Shard PartOf(int64_t size) const;
+  // This tp rank's part of `size` things.
+  Shard PartOf(int64_t size) const {
+    return mimo::PartOf(size, parallel.tp_size(), parallel.tp_rank());
+  }
 };
 
 class Module {

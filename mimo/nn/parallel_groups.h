@@ -16,6 +16,8 @@ struct ParallelGroups {
   // Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
   bool sequence_parallel = false;
 
+  // The ranks that tokens are sharded over; null: each has all.
+  Communicator* tokens() const { return sequence_parallel ? tp : nullptr; }
   int tp_size() const { return tp == nullptr ? 1 : tp->size(); }
   int tp_rank() const { return tp == nullptr ? 0 : tp->rank(); }
   int cp_size() const { return cp == nullptr ? 1 : cp->size(); }

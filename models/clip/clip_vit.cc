@@ -9,10 +9,17 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/patch/patches.h"
 #include "mimo/autograd/module_scope.h"
+#include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/ops/embedding.h"
 #include "mimo/config/check.h"
 
 namespace mimo {
+
+absl::Status ClipVitConfig::CheckTensorParallel(int tp) const {
+  MIMO_RETURN_IF_ERROR(
+      CheckHeads(num_attention_heads, num_attention_heads, tp));
+  return CheckParts(tp, {{"ffn_hidden_size", ffn_hidden_size}});
+}
 
 absl::Status ClipVitConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(
@@ -126,10 +133,13 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
                         ctx.compute);
   x = patch_.Forward(ctx, x);                         // [images*P, H]
   x = VisionTokens(ctx, x, class_token_, position_);  // [images*(1+P), H]
+  Communicator* sharded = build().parallel.tokens();
+  x = SliceTokensGatherGrad(ctx, x, sharded);
   x = pre_norm_.Forward(ctx, x).normalized;
   const Residual r = layers_.Forward(
       ctx, {x, Var()}, {.batch = images, .seq = tokens}, config_.layers_used());
   x = r.pending.value.defined() ? Add(ctx, r.stream, r.pending) : r.stream;
+  x = GatherTokensSliceGrad(ctx, x, images * tokens, sharded);
   if (config_.feature_select_strategy == FeatureSelect::kFull) return x;
   return DropClassTokens(ctx, x, tokens);
 }

@@ -4,9 +4,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/elementwise/copy_2d.h"
 #include "kernels/rotary/rotary.h"
 #include "mimo/autograd/module_scope.h"
+#include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/ops/head_loss.h"
 #include "mimo/config/check.h"
 
@@ -31,6 +34,12 @@ TransformerConfig Transformer(const GptConfig& config) {
 }
 
 }  // namespace
+
+absl::Status GptConfig::CheckTensorParallel(int tp) const {
+  MIMO_RETURN_IF_ERROR(CheckHeads(num_attention_heads, groups(), tp));
+  return CheckParts(
+      tp, {{"ffn_hidden_size", ffn_hidden_size}, {"vocab_size", vocab_size}});
+}
 
 absl::Status GptConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(
@@ -80,7 +89,8 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
       transformer_(Transformer(config)),
       embedding_(AddParameter("embedding.weight",
                               {config.vocab_size, config.hidden_size},
-                              {.std = config.init_std})),
+                              {.std = config.init_std},
+                              {0, {this->build().PartOf(config.vocab_size)}})),
       layers_(AddChild<TransformerStack>("layers", transformer_,
                                          config.num_layers)),
       final_norm_(AddChild<NormLayer>("final_norm", NormKind::kRms,
@@ -89,7 +99,7 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
                 ? embedding_
                 : AddParameter("head.weight",
                                {config.vocab_size, config.hidden_size},
-                               {.std = config.init_std})) {
+                               {.std = config.init_std}, embedding_.sharding)) {
   if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
   const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
@@ -101,36 +111,79 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
   sin_ = sin.Clone(*this->build().allocator);
 }
 
+Var GptModel::Embed(const Context& ctx, const Tensor& ids,
+                    const std::vector<PlacedRows>& placed) const {
+  return EmbedAndPlace(ctx, ids, embedding_, placed, build().parallel);
+}
+
 Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches, int64_t cached,
                       const Tensor& rows) const {
   const ModuleScope scope(ctx, path());
+  Communicator* tokens = build().parallel.tokens();
+  Tensor wanted = rows;
+  if (rows.defined() && tokens != nullptr) {
+    const int64_t part = (rows.numel() - 1) / tokens->size() + 1;
+    wanted = PadIndices(ctx, rows, part * tokens->size());
+  }
   const Sequence sequence = {.batch = batch,
                              .seq = seq,
                              .rotary = Rotary{cos_, sin_, seq, cached},
                              .caches = caches,
                              .cached = cached,
-                             .rows = rows};
+                             .rows = wanted};
   const Residual x =
       layers_.Forward(ctx, {embeddings, Var()}, sequence, layers_.size());
-  return final_norm_.Forward(ctx, x.stream, x.pending).normalized;
+  const Var hidden = final_norm_.Forward(ctx, x.stream, x.pending).normalized;
+  if (caches == nullptr) return hidden;
+  return GatherTokensSliceGrad(ctx, hidden, batch * seq, tokens);
 }
 
 Var GptModel::Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
                    const Tensor& dloss) const {
   const ModuleScope scope(ctx, path());
-  return HeadLoss(ctx, hidden, head_, targets, dloss);
+  return HeadLoss(ctx, hidden, head_, targets, dloss, build().parallel);
 }
 
 Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
   Context untaped = ctx;
   untaped.tape = nullptr;
-  return Linear(untaped, Var{hidden}, head_, nullptr).value;
+  const Tensor part = Linear(untaped, Var{hidden}, head_, nullptr).value;
+  Communicator* tp = build().parallel.tp;
+  if (tp == nullptr) return part;
+  // Each rank's part of the columns, all as wide as the widest.
+  const int64_t rows = part.dim(0), vocab = config_.vocab_size;
+  const int64_t width = (vocab - 1) / tp->size() + 1;
+  const auto copy = [&](const Tensor& from, int64_t from_stride, void* to,
+                        int64_t to_stride, int64_t columns) {
+    kernels::Copy2d({.src = from.data(),
+                     .src_stride = from_stride,
+                     .dst = to,
+                     .dst_stride = to_stride,
+                     .rows = rows,
+                     .columns = columns,
+                     .dtype = part.dtype()},
+                    ctx.compute);
+  };
+  const Tensor padded = ctx.Empty({rows, width}, part.dtype());
+  copy(part, part.dim(1), padded.data(), width, part.dim(1));
+  const Tensor parts = GatherTokens(ctx, padded, *tp);
+  WaitFor(ctx.compute, ctx.comm);
+  Tensor logits = ctx.Empty({rows, vocab}, part.dtype());
+  for (int rank = 0; rank < tp->size(); ++rank) {
+    const Shard columns = PartOf(vocab, tp->size(), rank);
+    copy(parts.Rows(rank * rows, (rank + 1) * rows), width,
+         static_cast<char*>(logits.data()) +
+             columns.begin * SizeOf(logits.dtype()),
+         vocab, columns.size);
+  }
+  return logits;
 }
 
 std::vector<KvCache> GptModel::MakeCaches(const Context& ctx, int64_t batch,
                                           int64_t capacity) const {
-  return mimo::MakeCaches(ctx, transformer_, config_.num_layers, batch,
+  return mimo::MakeCaches(ctx, HeadParts(transformer_, build()).groups.size,
+                          config_.head_dim(), config_.num_layers, batch,
                           capacity, build().dtype);
 }
 

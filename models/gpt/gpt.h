@@ -20,6 +20,8 @@ class GptModel : public LanguageModel {
     return config_.max_sequence_length;
   }
   Parameter& embedding() const override { return embedding_; }
+  Var Embed(const Context& ctx, const Tensor& ids,
+            const std::vector<PlacedRows>& placed) const override;
   Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
               int64_t seq, std::vector<KvCache>* caches, int64_t cached,
               const Tensor& rows) const override;
@@ -32,10 +34,10 @@ class GptModel : public LanguageModel {
  private:
   GptConfig config_;
   TransformerConfig transformer_;
-  Parameter& embedding_;  // embedding.weight [V, H]
+  Parameter& embedding_;  // embedding.weight [V, H], a part of V a tp rank
   TransformerStack& layers_;
   NormLayer& final_norm_;
-  Parameter& head_;   // head.weight [V, H]; the embedding when tied
+  Parameter& head_;   // head.weight, likewise; the embedding when tied
   Tensor cos_, sin_;  // [max_sequence_length, D/2]
 };
 

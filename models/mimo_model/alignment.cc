@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "mimo/autograd/ops/embedding.h"
 #include "mimo/data/batch.h"
 
 namespace mimo {
@@ -51,8 +50,8 @@ std::map<std::string, std::vector<int64_t>> SampleRows(
 }
 
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
-    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
-    const ModuleVars& modality_embeddings) {
+    const Context& ctx, const TokenLayout& layout,
+    const LanguageModel& language, const ModuleVars& modality_embeddings) {
   if (!layout.text_ids.defined() && modality_embeddings.empty()) {
     return absl::InvalidArgumentError("No modality embeddings provided");
   }
@@ -73,10 +72,11 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
                        ") does not match number of ", modality, " embeddings (",
                        rows.value.dim(0), ")"));
     }
-    if (rows.value.dim(1) != embedding.data.dim(1)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          modality, " embeddings ", ToString(rows.value.shape()), ", wanted ",
-          embedding.data.dim(1), " columns, the language model's hidden_size"));
+    if (rows.value.dim(1) != language.hidden_size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(modality, " embeddings ", ToString(rows.value.shape()),
+                       ", wanted ", language.hidden_size(),
+                       " columns, the language model's hidden_size"));
     }
     unfilled.erase(modality);
     placed.push_back({rows, found->second});
@@ -88,7 +88,7 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
           ") does not match number of ", modality, " embeddings (0)"));
     }
   }
-  return EmbedAndPlace(ctx, layout.text_ids, embedding, placed);
+  return language.Embed(ctx, layout.text_ids, placed);
 }
 
 std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,

@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "mimo/autograd/tape.h"
-#include "mimo/nn/parameter.h"
+#include "models/spec/interfaces.h"
 
 namespace mimo {
 
@@ -36,13 +36,13 @@ std::map<std::string, std::vector<int64_t>> SampleRows(
 // the module that gives it.
 using ModuleVars = std::map<std::string, Var>;
 
-// Embeddings [B*S, H]: text by the language model's table, and each modality's
-// rows [n, H] at its special tokens, in order.
+// Embeddings [B*S, H] (LanguageModel::Embed): text by the language model's
+// table, and each modality's rows [n, H] at its special tokens, in order.
 // Errors: no id for a modality; counts or widths that differ; special tokens of
 // a modality that has no embeddings.
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
-    const Context& ctx, const TokenLayout& layout, Parameter& embedding,
-    const ModuleVars& modality_embeddings);
+    const Context& ctx, const TokenLayout& layout,
+    const LanguageModel& language, const ModuleVars& modality_embeddings);
 
 // targets[t] = labels[t+1] within each sample, kIgnoreLabel at its end: what
 // row t predicts. labels [B*S]

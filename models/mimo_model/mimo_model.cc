@@ -236,8 +236,8 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
   Var x;
   if (role_.IsFirstStage(name)) {
     MIMO_ASSIGN_OR_RETURN(
-        x, AlignEmbeddingsByTokenPositions(
-               ctx, inputs.layout, language_model_->embedding(), received));
+        x, AlignEmbeddingsByTokenPositions(ctx, inputs.layout, *language_model_,
+                                           received));
   } else {
     const auto hidden = received.find(name);
     CHECK(hidden != received.end())

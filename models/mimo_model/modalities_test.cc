@@ -54,9 +54,9 @@ TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
 TEST_F(ModalitiesTest, AlignmentErrors) {
   auto model = Build(Tiny());
   const Context ctx{.allocator = &allocator_};
-  Parameter& table = model->language_model().embedding();
   auto message = [&](const TokenLayout& layout, const ModuleVars& rows) {
-    return std::string(AlignEmbeddingsByTokenPositions(ctx, layout, table, rows)
+    return std::string(AlignEmbeddingsByTokenPositions(
+                           ctx, layout, model->language_model(), rows)
                            .status()
                            .message());
   };
@@ -84,7 +84,7 @@ TEST_F(ModalitiesTest, AlignmentPutsRowsInOrder) {
   // Two modalities, items of different length, row-major over the batch.
   auto model = Build(Tiny());
   const Context ctx{.allocator = &allocator_};
-  Parameter& table = model->language_model().embedding();
+  const Parameter& table = model->language_model().embedding();
   const std::vector<int32_t> ids = {30, 1, 31, 31, 2, 31, 30, 30};
   const TokenLayout layout =
       *LayOutTokens(allocator_, ids, {{"images", 31}, {"sounds", 30}}, 32);
@@ -94,7 +94,8 @@ TEST_F(ModalitiesTest, AlignmentPutsRowsInOrder) {
     return Var{t};
   };
   const auto out = AlignEmbeddingsByTokenPositions(
-      ctx, layout, table, {{"images", rows(3, 100)}, {"sounds", rows(3, 200)}});
+      ctx, layout, model->language_model(),
+      {{"images", rows(3, 100)}, {"sounds", rows(3, 200)}});
   ASSERT_TRUE(out.ok()) << out.status();
   const auto got = out->value.span<float>();
   const std::vector<float> first = {200, 0, 100, 101, 0, 102, 201, 202};

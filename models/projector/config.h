@@ -46,6 +46,7 @@ struct ProjectorConfig {
     v("init_std", init_std);
   }
   absl::Status Validate() const;
+  absl::Status CheckTensorParallel(int tp) const;
 };
 
 }  // namespace mimo

@@ -17,7 +17,16 @@ int64_t FirstWidth(const ProjectorConfig& config) {
   return config.ffn_hidden_size;
 }
 
+BuildContext WithWholeTokens(BuildContext build) {
+  build.parallel.sequence_parallel = false;
+  return build;
+}
+
 }  // namespace
+
+absl::Status ProjectorConfig::CheckTensorParallel(int tp) const {
+  return CheckParts(tp, {{"ffn_hidden_size", FirstWidth(*this)}});
+}
 
 absl::Status ProjectorConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(CheckSizes(0, {{"input_size", input_size},
@@ -28,15 +37,18 @@ absl::Status ProjectorConfig::Validate() const {
 
 MultimodalProjector::MultimodalProjector(BuildContext build,
                                          const ProjectorConfig& config)
-    : Projection(std::move(build)),
+    : Projection(WithWholeTokens(std::move(build))),
       config_(config),
       fc1_(AddChild<LinearLayer>("fc1", config.input_size, FirstWidth(config),
-                                 config.bias, config.init_std)),
+                                 config.bias, config.init_std,
+                                 config.type == ProjectorType::kAffine
+                                     ? LinearSplit::kWhole
+                                     : LinearSplit::kColumn)),
       fc2_(config.type == ProjectorType::kAffine
                ? nullptr
                : &AddChild<LinearLayer>("fc2", FirstWidth(config),
                                         config.output_size, config.bias,
-                                        config.init_std)) {}
+                                        config.init_std, LinearSplit::kRow)) {}
 
 Var MultimodalProjector::Forward(const Context& ctx,
                                  const Var& features) const {

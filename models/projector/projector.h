@@ -7,6 +7,8 @@
 
 namespace mimo {
 
+// Of tp ranks, all have the same features and get the same rows, also with
+// sequence parallelism: encoder and language model may be on other ranks.
 class MultimodalProjector : public Projection {
  public:
   MultimodalProjector(BuildContext build, const ProjectorConfig& config);

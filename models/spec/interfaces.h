@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "mimo/autograd/ops/embedding.h"
 #include "mimo/autograd/tape.h"
 #include "mimo/nn/module.h"
 #include "models/transformer/layer.h"
@@ -22,6 +23,15 @@ class LanguageModel : public Module {
   virtual int64_t max_sequence_length() const = 0;
   virtual Parameter& embedding() const = 0;  // [V, H]
 
+  // Of tp ranks (mimo/nn/parallel_groups.h), all pass the same ids, rows,
+  // targets and batches. With sequence parallelism, embeddings and hidden
+  // states are token-sharded (mimo/autograd/ops/collectives.h): Embed makes
+  // them so, Forward and Loss take them so. Generation's hidden states are
+  // whole.
+
+  // ids [B*S] int32 -> embeddings [B*S, H], as EmbedAndPlace.
+  virtual Var Embed(const Context& ctx, const Tensor& ids,
+                    const std::vector<PlacedRows>& placed) const = 0;
   // Embeddings to final hidden states, [B*S, H] both. `caches` and `cached` as
   // in Sequence; positions go on from `cached`. `rows` [L] int32: the rows
   // whose states are wanted, [L, H] (zeros where -1); undefined: all.

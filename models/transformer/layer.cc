@@ -1,5 +1,6 @@
 #include "models/transformer/layer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "mimo/autograd/checkpoint.h"
 #include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/attention.h"
+#include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/ops/embedding.h"
 
 namespace mimo {
@@ -44,19 +46,70 @@ Var Wanted(const Context& ctx, const Var& x, const Sequence& sequence) {
   return sequence.rows.defined() ? SelectRows(ctx, x, sequence.rows) : x;
 }
 
+// Columns or rows of D for each head, behind `first` others.
+Shard Scaled(Shard heads, int64_t head_dim, int64_t first = 0) {
+  heads.begin = (first + heads.begin) * head_dim;
+  heads.size *= head_dim;
+  return heads;
+}
+
 }  // namespace
+
+HeadParts::HeadParts(const TransformerConfig& config,
+                     const BuildContext& build) {
+  const int ranks = build.parallel.tp_size(), rank = build.parallel.tp_rank();
+  const int64_t ratio = config.heads / config.kv_heads;
+  if (ranks <= config.kv_heads) {
+    groups = build.PartOf(config.kv_heads);
+    queries = {groups.begin * ratio, groups.size * ratio};
+    return;
+  }
+  // Rank r has group r*G/ranks; `first` is that group's first rank.
+  const int64_t group = rank * config.kv_heads / ranks;
+  const auto first_rank = [&](int64_t g) {
+    return (g * ranks + config.kv_heads - 1) / config.kv_heads;
+  };
+  const int64_t first = first_rank(group);
+  const int64_t copies = first_rank(group + 1) - first, copy = rank - first;
+  groups = {group, 1, static_cast<int>(copies), static_cast<int>(copy)};
+  const int64_t begin = ratio * copy / copies;
+  queries = {group * ratio + begin, ratio * (copy + 1) / copies - begin};
+}
+
+absl::Status CheckHeads(int64_t heads, int64_t kv_heads, int tp) {
+  // Ranks that share the group that most share.
+  const int64_t copies = (tp + kv_heads - 1) / kv_heads;
+  if (copies <= std::max<int64_t>(heads / kv_heads, 1)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor_model_parallel_size: ", tp, ", wanted a head for each rank of ",
+      heads, " num_attention_heads in ", kv_heads, " groups"));
+}
 
 SelfAttention::SelfAttention(BuildContext build,
                              const TransformerConfig& config)
+    : SelfAttention(build, config, HeadParts(config, build)) {}
+
+SelfAttention::SelfAttention(BuildContext build,
+                             const TransformerConfig& config,
+                             const HeadParts& parts)
     : Module(std::move(build)),
       config_(config),
       qkv_(AddChild<LinearLayer>(
           "qkv", config.hidden_size,
           (config.heads + 2 * config.kv_heads) * config.head_dim, config.bias,
-          config.init_std)),
-      proj_(AddChild<LinearLayer>("proj", config.heads * config.head_dim,
-                                  config.hidden_size, config.bias,
-                                  config.init_std)) {}
+          config.init_std, LinearSplit::kColumn,
+          std::vector<Shard>{
+              Scaled(parts.queries, config.head_dim),
+              Scaled(parts.groups, config.head_dim, config.heads),
+              Scaled(parts.groups, config.head_dim,
+                     config.heads + config.kv_heads)})),
+      proj_(AddChild<LinearLayer>(
+          "proj", config.heads * config.head_dim, config.hidden_size,
+          config.bias, config.init_std, LinearSplit::kRow,
+          std::vector<Shard>{Scaled(parts.queries, config.head_dim)})) {
+  config_.heads = parts.queries.size;
+  config_.kv_heads = parts.groups.size;
+}
 
 Var SelfAttention::Forward(const Context& ctx, const Var& x,
                            const Sequence& sequence, KvCache* cache) const {
@@ -125,17 +178,24 @@ FeedForward::FeedForward(BuildContext build, const TransformerConfig& config)
       fc1_(AddChild<LinearLayer>(
           "fc1", config.hidden_size,
           config.gated ? 2 * config.ffn_hidden_size : config.ffn_hidden_size,
-          config.bias, config.init_std)),
+          config.bias, config.init_std, LinearSplit::kColumn,
+          [&] {
+            const Shard part = this->build().PartOf(config.ffn_hidden_size);
+            std::vector<Shard> shards = {part};
+            if (config.gated)
+              shards.push_back(
+                  {config.ffn_hidden_size + part.begin, part.size});
+            return shards;
+          }())),
       fc2_(AddChild<LinearLayer>("fc2", config.ffn_hidden_size,
                                  config.hidden_size, config.bias,
-                                 config.init_std)) {}
+                                 config.init_std, LinearSplit::kRow)) {}
 
 Var FeedForward::Forward(const Context& ctx, const Var& x, bool again) const {
   const ModuleScope scope(ctx, path());
   const Var y = config_.gated ? SiluGate(ctx, fc1_.Forward(ctx, x))
                               : fc1_.Forward(ctx, x, config_.activation);
-  return again ? RecordLinear(ctx, y, fc2_.weight(), fc2_.bias())
-               : fc2_.Forward(ctx, y);
+  return again ? fc2_.Record(ctx, y) : fc2_.Forward(ctx, y);
 }
 
 TransformerLayer::TransformerLayer(BuildContext build,
@@ -173,8 +233,22 @@ Residual TransformerLayer::Attend(const Context& ctx, const Residual& x,
                                   const Sequence& sequence,
                                   KvCache* cache) const {
   const NormOutput n = input_norm_.Forward(ctx, x.stream, x.pending);
-  return {Wanted(ctx, n.sum, sequence),
+  return {WantedOfStream(ctx, n.sum, sequence),
           attention_.Forward(ctx, n.normalized, sequence, cache)};
+}
+
+// As Wanted, of the residual stream; token-sharded, this rank's part of the
+// rows.
+Var TransformerLayer::WantedOfStream(const Context& ctx, const Var& x,
+                                     const Sequence& sequence) const {
+  Communicator* tp = build().parallel.tokens();
+  if (!sequence.rows.defined() || tp == nullptr)
+    return Wanted(ctx, x, sequence);
+  const int64_t part = sequence.rows.numel() / tp->size();
+  CHECK_EQ(part * tp->size(), sequence.rows.numel()) << path();
+  return SelectRows(
+      ctx, GatherTokensReduceGrad(ctx, x, tp),
+      sequence.rows.Rows(tp->rank() * part, (tp->rank() + 1) * part));
 }
 
 Residual TransformerLayer::Feed(const Context& ctx, const Residual& x,
@@ -210,11 +284,11 @@ Residual TransformerStack::Forward(const Context& ctx, Residual x,
   return x;
 }
 
-std::vector<KvCache> MakeCaches(const Context& ctx,
-                                const TransformerConfig& config, int64_t layers,
-                                int64_t batch, int64_t capacity, DType dtype) {
+std::vector<KvCache> MakeCaches(const Context& ctx, int64_t kv_heads,
+                                int64_t head_dim, int64_t layers, int64_t batch,
+                                int64_t capacity, DType dtype) {
   std::vector<KvCache> caches(layers);
-  const Shape shape = {batch, capacity, config.kv_heads * config.head_dim};
+  const Shape shape = {batch, capacity, kv_heads * head_dim};
   for (KvCache& cache : caches) {
     cache.k = ctx.Empty(shape, dtype);
     cache.v = ctx.Empty(shape, dtype);

@@ -2,7 +2,10 @@
 // two forms that mimo's models need.
 //   Llama: RMS norm, rotary embedding, causal, gated feed-forward, no bias
 //   CLIP:  layer norm, full attention, plain feed-forward, bias
-// Source: Vaswani et al. 2017, arXiv:1706.03762, pre-norm as in Radford 2019.
+// Over tp ranks (mimo/nn/parallel_groups.h) each rank has some heads and some
+// of F. More ranks than key/value heads: several ranks have copies of one and
+// some of its query heads each. Source: Vaswani et al. 2017, arXiv:1706.03762,
+// pre-norm as in Radford 2019.
 #ifndef MIMO_MODELS_TRANSFORMER_LAYER_H_
 #define MIMO_MODELS_TRANSFORMER_LAYER_H_
 
@@ -10,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "mimo/autograd/ops/attention.h"
 #include "mimo/autograd/ops/linear.h"
 #include "mimo/nn/layers.h"
@@ -34,12 +38,22 @@ struct TransformerConfig {
   std::optional<int64_t> recompute_layers;  // of the first layers; else of all
 };
 
+// Which heads a tp rank has: those of its groups, or, when ranks share a group,
+// some of its query heads and a copy of the group's key and value.
+struct HeadParts {
+  HeadParts(const TransformerConfig& config, const BuildContext& build);
+  Shard queries, groups;  // of N, of G
+};
+// OK if every rank of `tp` has a head.
+absl::Status CheckHeads(int64_t heads, int64_t kv_heads, int tp);
+
 // Keys and values of the tokens that one layer has seen.
 struct KvCache {
   Tensor k, v;  // [B, capacity, G*D]
 };
 
-// What the tokens [B*S, ...] of a forward pass are.
+// What the tokens [B*S, ...] of a forward pass are. With sequence parallelism,
+// the residual stream is token-sharded (mimo/autograd/ops/collectives.h).
 struct Sequence {
   int64_t batch, seq;  // B, S
   std::optional<Rotary> rotary;
@@ -48,7 +62,7 @@ struct Sequence {
   int64_t cached = 0;
   // Rows [L] int32 of the last layer's output that are wanted (-1: a row of
   // zeros); undefined: all. What the others would cost after attention is
-  // saved.
+  // saved. Token-sharded, L is a multiple of the ranks.
   Tensor rows = {};
 };
 
@@ -67,12 +81,14 @@ class SelfAttention : public Module {
               KvCache* cache) const;
 
  private:
+  SelfAttention(BuildContext build, const TransformerConfig& config,
+                const HeadParts& parts);
   Tensor Cached(const Context& ctx, const Tensor& qkv, const Sequence& sequence,
                 KvCache& cache) const;
 
-  TransformerConfig config_;
-  LinearLayer& qkv_;   // [(N + 2G) D, H]: query, key, value heads
-  LinearLayer& proj_;  // [H, N*D]
+  TransformerConfig config_;  // heads and kv_heads are this rank's
+  LinearLayer& qkv_;          // [(N + 2G) D, H]: query, key, value heads
+  LinearLayer& proj_;         // [H, N*D]
 };
 
 class FeedForward : public Module {
@@ -99,6 +115,8 @@ class TransformerLayer : public Module {
   Residual Attend(const Context& ctx, const Residual& x,
                   const Sequence& sequence, KvCache* cache) const;
   Residual Feed(const Context& ctx, const Residual& x, bool again) const;
+  Var WantedOfStream(const Context& ctx, const Var& x,
+                     const Sequence& sequence) const;
 
   Recompute recompute_;
   NormLayer& input_norm_;
@@ -122,10 +140,10 @@ class TransformerStack : public Module {
   std::vector<TransformerLayer*> layers_;
 };
 
-// Empty caches of `layers` layers for up to `capacity` tokens.
-std::vector<KvCache> MakeCaches(const Context& ctx,
-                                const TransformerConfig& config, int64_t layers,
-                                int64_t batch, int64_t capacity, DType dtype);
+// Empty caches of `layers` layers for up to `capacity` tokens of `kv_heads`.
+std::vector<KvCache> MakeCaches(const Context& ctx, int64_t kv_heads,
+                                int64_t head_dim, int64_t layers, int64_t batch,
+                                int64_t capacity, DType dtype);
 
 }  // namespace mimo
 

@@ -22,6 +22,11 @@ struct Heads {
   char *q, *k, *v;
 };
 
+// Clears the rows behind the samples'.
+void ZeroPadding(const Tensor& rows, const kernels::AttentionShape& shape) {
+  rows.Rows(shape.batch * shape.seq_q, rows.dim(0)).Zero();
+}
+
 const int32_t* Lengths(const Tensor& key_lengths) {
   return key_lengths.defined() ? key_lengths.pointer<int32_t>() : nullptr;
 }
@@ -41,6 +46,7 @@ struct AttentionNode final : Node {
     const auto dqkv = ctx.GradFor(qkv_slot, x.shape(), x.dtype());
     CHECK(!dqkv.accumulate) << "Attention must be the projection's only user";
     const Heads in(x, shape), grad(dqkv.buffer, shape);
+    ZeroPadding(dqkv.buffer, shape);
     const Tensor workspace =
         ctx.exec().Empty({kernels::AttentionBackwardWorkspaceBytes(
                              shape, x.dtype(), ctx.exec().compute.device)},
@@ -112,11 +118,12 @@ Var Attention(const Context& ctx, const Var& qkv,
               const kernels::AttentionShape& shape, const Tensor& key_lengths,
               const Rotary* rotary) {
   const Tensor& x = qkv.value;
-  CHECK_EQ(x.dim(0), shape.batch * shape.seq_q);
+  CHECK_GE(x.dim(0), shape.batch * shape.seq_q);
   CHECK_EQ(x.dim(1), (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
   if (rotary != nullptr)
     ApplyRotary(ctx, x, *rotary, shape.heads + shape.kv_heads, shape.head_dim);
   Var out{ctx.Empty({x.dim(0), shape.heads * shape.head_dim}, x.dtype())};
+  ZeroPadding(out.value, shape);
   Tensor lse = ctx.Empty({shape.batch, shape.heads, shape.seq_q},
                          AccumulatorOf(x.dtype()));
   const Heads in(x, shape);

@@ -24,7 +24,8 @@ void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
 // qkv [B*S, (N + 2G) D]: query, key, value heads -> [B*S, N*D], with the rotary
 // embedding on queries and keys if there is one: qkv, which nobody else may
 // have read, is turned in place. shape.seq_q = shape.seq_k = S. key_lengths [B]
-// int32, or undefined: no padding.
+// int32, or undefined: no padding. Rows behind the B*S are padding
+// (collectives.h): the result has them too, zeros.
 Var Attention(const Context& ctx, const Var& qkv,
               const kernels::AttentionShape& shape, const Tensor& key_lengths,
               const Rotary* rotary = nullptr);

@@ -8,6 +8,7 @@
 #include "kernels/elementwise/copy_2d.h"
 #include "kernels/embedding/rows.h"
 #include "kernels/patch/patches.h"
+#include "mimo/autograd/ops/collectives.h"
 
 namespace mimo {
 namespace {
@@ -44,6 +45,18 @@ void ScatterAdd(const Context& ctx, const Tensor& rows, const Tensor& index,
                            .dtype = rows.dtype(),
                            .table_dtype = table.dtype()},
                           ctx.compute);
+}
+
+// Rows of this rank's part of the vocabulary; -1 of the others'.
+Tensor OwnIds(const Context& ctx, const Tensor& ids, const Parameter& weight) {
+  Tensor own = ctx.Empty(ids.shape(), DType::kInt32);
+  kernels::IndexOfPart({.index = ids.pointer<int32_t>(),
+                        .out = own.pointer<int32_t>(),
+                        .rows = ids.numel(),
+                        .begin = weight.sharding.shards[0].begin,
+                        .table_rows = weight.data.dim(0)},
+                       ctx.compute);
+  return own;
 }
 
 struct EmbedAndPlaceNode final : Node {
@@ -167,28 +180,33 @@ struct VisionTokensNode final : Node {
 }  // namespace
 
 Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
-                  const std::vector<PlacedRows>& placed) {
+                  const std::vector<PlacedRows>& placed,
+                  const ParallelGroups& groups) {
+  const Tensor own_ids = groups.tp == nullptr ? ids : OwnIds(ctx, ids, weight);
   Var out{ctx.Empty({ids.numel(), weight.data.dim(1)}, weight.data.dtype())};
-  Gather(ctx, weight.data, ids, out.value, /*accumulate=*/false);
+  Gather(ctx, weight.data, own_ids, out.value, /*accumulate=*/false);
   bool record = !weight.frozen;
   for (const PlacedRows& p : placed) {
     CHECK_EQ(p.rows.value.dim(0), p.positions.numel());
     CHECK_EQ(p.rows.value.dim(1), out.value.dim(1));
+    record = record || p.rows.needs_grad();
+    if (groups.tp_rank() != 0) continue;  // the ranks' rows are summed
     ScatterAdd(ctx, p.rows.value, p.positions, out.value, /*beta=*/1,
                /*unique=*/true);
-    record = record || p.rows.needs_grad();
   }
-  if (ctx.tape == nullptr || !record) return out;
-  auto node = std::make_unique<EmbedAndPlaceNode>();
-  node->out_slot = out.slot = ctx.tape->NewSlot();
-  node->ids = Saved(ids);
-  node->weight = &weight;
-  for (const PlacedRows& p : placed) {
-    node->slots.push_back(p.rows.slot);
-    node->positions.push_back(p.positions);
+  if (ctx.tape != nullptr && record) {
+    auto node = std::make_unique<EmbedAndPlaceNode>();
+    node->out_slot = out.slot = ctx.tape->NewSlot();
+    node->ids = Saved(own_ids);
+    node->weight = &weight;
+    for (const PlacedRows& p : placed) {
+      node->slots.push_back(p.rows.slot);
+      node->positions.push_back(p.positions);
+    }
+    ctx.tape->Append(std::move(node));
   }
-  ctx.tape->Append(std::move(node));
-  return out;
+  return groups.sequence_parallel ? ReduceTokensGatherGrad(ctx, out, groups.tp)
+                                  : ReduceCopyGrad(ctx, out, groups.tp);
 }
 
 Var SelectRows(const Context& ctx, const Var& x, const Tensor& index) {

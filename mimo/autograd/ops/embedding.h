@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "mimo/autograd/tape.h"
+#include "mimo/nn/parallel_groups.h"
 #include "mimo/nn/parameter.h"
 
 namespace mimo {
@@ -18,8 +19,13 @@ struct PlacedRows {
 
 // out[t,:] = weight[ids[t],:] where ids[t] >= 0; placed rows at their
 // positions; 0 elsewhere.  ids [T] int32, weight [V, H] -> [T, H]
+// Of tp ranks each has a part of the vocabulary, weight [V/tp, H], and all have
+// the same ids and placed rows. With sequence parallelism the result is
+// token-sharded (collectives.h).
+// Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
-                  const std::vector<PlacedRows>& placed);
+                  const std::vector<PlacedRows>& placed,
+                  const ParallelGroups& groups = {});
 
 // out[i,:] = x[index[i],:], 0 where index[i] < 0; no row twice.
 // x [T, H], index [n] int32 -> [n, H]

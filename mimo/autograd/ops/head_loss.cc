@@ -6,31 +6,73 @@
 #include <utility>
 
 #include "absl/log/check.h"
+#include "kernels/base/device.h"
+#include "kernels/loss/cross_entropy.h"
 #include "kernels/loss/head_cross_entropy.h"
+#include "mimo/autograd/ops/collectives.h"
 
 namespace mimo {
 namespace {
 
 // Rows of logits that exist at a time, at least 16: 4 Mi elements; on a GPU 256
-// Mi, because every chunk reads and writes the weight's whole gradient.
-int64_t Chunk(int64_t tokens, const Tensor& weight) {
-  const int bits = weight.device() == Device::kCpu ? 22 : 28;
-  return std::clamp<int64_t>((int64_t{1} << bits) / weight.dim(0), 16,
+// Mi, because every chunk reads and writes the weight's whole gradient. `vocab`
+// is alike on all tp ranks.
+int64_t Chunk(int64_t tokens, int64_t vocab, Device device) {
+  const int bits = device == Device::kCpu ? 22 : 28;
+  return std::clamp<int64_t>((int64_t{1} << bits) / vocab, 16,
                              std::max<int64_t>(tokens, 16));
 }
 
-Tensor Workspace(const Context& ctx, int64_t chunk, const Tensor& weight) {
-  return ctx.Empty({kernels::HeadCrossEntropyWorkspaceBytes(
-                       chunk, weight.dim(1), weight.dim(0), weight.dtype(),
-                       weight.device())},
-                   DType::kUInt8);
-}
+// The head of one rank, for the kernels.
+struct Head {
+  Head(const Context& ctx, const Tensor& x, const Parameter& weight,
+       Communicator* tp)
+      : vocab(weight.data.dim(0)) {
+    // The largest part.
+    const int64_t most =
+        tp == nullptr ? vocab : (weight.whole[0] - 1) / tp->size() + 1;
+    chunk = Chunk(x.dim(0), most, x.device());
+    workspace = ctx.Empty({kernels::HeadCrossEntropyWorkspaceBytes(
+                              chunk, x.dim(1), vocab, x.dtype(), x.device())},
+                          DType::kUInt8);
+    if (tp == nullptr) return;
+    part.first = weight.sharding.shards[0].begin;
+    part.join = [&ctx, tp, dtype = x.dtype()](const int32_t* labels, void* lse,
+                                              double* loss, int64_t rows) {
+      const DType accumulator = AccumulatorOf(dtype);
+      const Shape shape = {tp->size(), rows};
+      const Tensor part_lse = ctx.Empty(shape, accumulator);
+      const Tensor part_loss = ctx.Empty(shape, DType::kFloat64);
+      WaitFor(ctx.comm, ctx.compute);
+      tp->AllGather(lse, part_lse.data(), rows, accumulator, ctx.comm);
+      tp->AllGather(loss, part_loss.data(), rows, DType::kFloat64, ctx.comm);
+      WaitFor(ctx.compute, ctx.comm);
+      kernels::CrossEntropyJoin({.part_lse = part_lse.data(),
+                                 .part_loss = part_loss.pointer<double>(),
+                                 .labels = labels,
+                                 .lse = lse,
+                                 .loss = loss,
+                                 .parts = tp->size(),
+                                 .tokens = rows,
+                                 .dtype = dtype},
+                                ctx.compute);
+    };
+  }
+  const kernels::VocabularyPart* part_or_null() const {
+    return part.join == nullptr ? nullptr : &part;
+  }
+
+  int64_t vocab, chunk;
+  Tensor workspace;
+  kernels::VocabularyPart part;
+};
 
 struct HeadLossNode final : Node {
   Slot x_slot, loss_slot;
   Saved x, lse;
   Tensor labels;
   ParameterUse weight;
+  Communicator* tp;
 
   const char* name() const override { return "HeadLoss"; }
   void Backward(BackwardContext& ctx) override {
@@ -40,9 +82,7 @@ struct HeadLossNode final : Node {
     const Tensor& in = x.get();
     const auto dx = ctx.GradFor(x_slot, in.shape(), in.dtype());
     CHECK(!dx.accumulate) << "HeadLoss must be the final norm's only user";
-    const int64_t vocab = weight->data.dim(0);
-    const int64_t chunk = Chunk(in.dim(0), weight->data);
-    const Tensor workspace = Workspace(exec, chunk, weight->data);
+    const Head head(exec, in, *weight, tp);
     kernels::HeadCrossEntropyBackward(
         {.x = in.data(),
          .weight = weight->data.data(),
@@ -52,11 +92,12 @@ struct HeadLossNode final : Node {
          .dx = dx.data(),
          .dweight = weight->main_grad_or_null(),
          .dweight_beta = weight->frozen ? 0 : weight->NextBeta(),
-         .workspace = workspace.data(),
+         .workspace = head.workspace.data(),
          .tokens = in.dim(0),
          .hidden = in.dim(1),
-         .vocab = vocab,
-         .chunk = chunk,
+         .vocab = head.vocab,
+         .chunk = head.chunk,
+         .part = head.part_or_null(),
          .dtype = in.dtype()},
         exec.compute);
   }
@@ -75,7 +116,8 @@ struct HeadLossDoneNode final : Node {
 };
 
 Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
-                     const Tensor& labels, const Tensor& dloss) {
+                     const Tensor& labels, const Tensor& dloss,
+                     Communicator* tp) {
   const Tensor& in = x.value;
   auto node = std::make_unique<HeadLossDoneNode>();
   node->x_slot = x.slot;
@@ -83,8 +125,7 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
   node->weight = &weight;
   Var loss{ctx.Empty({1}, DType::kFloat64), ctx.tape->NewSlot()};
   node->loss_slot = loss.slot;
-  const int64_t chunk = Chunk(in.dim(0), weight.data);
-  const Tensor workspace = Workspace(ctx, chunk, weight.data);
+  const Head head(ctx, in, weight, tp);
   kernels::HeadCrossEntropyForwardBackward(
       {.x = in.data(),
        .weight = weight.data.data(),
@@ -94,42 +135,41 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
        .dx = x.needs_grad() ? node->dx.data() : nullptr,
        .dweight = weight.main_grad_or_null(),
        .dweight_beta = weight.frozen ? 0 : weight.NextBeta(),
-       .workspace = workspace.data(),
+       .workspace = head.workspace.data(),
        .tokens = in.dim(0),
        .hidden = in.dim(1),
-       .vocab = weight.data.dim(0),
-       .chunk = chunk,
+       .vocab = head.vocab,
+       .chunk = head.chunk,
+       .part = head.part_or_null(),
        .dtype = in.dtype()},
       ctx.compute);
   ctx.tape->Append(std::move(node));
   return loss;
 }
 
-}  // namespace
-
-Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
-             const Tensor& labels, const Tensor& dloss) {
+// x of all tokens.
+Var Loss(const Context& ctx, const Var& x, Parameter& weight,
+         const Tensor& labels, const Tensor& dloss, Communicator* tp) {
   const Tensor& in = x.value;
   CHECK_EQ(in.dim(0), labels.numel());
   CHECK_EQ(in.dim(1), weight.data.dim(1)) << weight.name;
   const bool record = ctx.tape != nullptr && (x.needs_grad() || !weight.frozen);
   if (record && dloss.defined())
-    return LossAndGradients(ctx, x, weight, labels, dloss);
+    return LossAndGradients(ctx, x, weight, labels, dloss, tp);
   Var loss{ctx.Empty({1}, DType::kFloat64)};
   Tensor lse = ctx.Empty({in.dim(0)}, AccumulatorOf(in.dtype()));
-  const int64_t vocab = weight.data.dim(0);
-  const int64_t chunk = Chunk(in.dim(0), weight.data);
-  const Tensor workspace = Workspace(ctx, chunk, weight.data);
+  const Head head(ctx, in, weight, tp);
   kernels::HeadCrossEntropyForward({.x = in.data(),
                                     .weight = weight.data.data(),
                                     .labels = labels.pointer<int32_t>(),
                                     .loss = loss.value.pointer<double>(),
                                     .lse = lse.data(),
-                                    .workspace = workspace.data(),
+                                    .workspace = head.workspace.data(),
                                     .tokens = in.dim(0),
                                     .hidden = in.dim(1),
-                                    .vocab = vocab,
-                                    .chunk = chunk,
+                                    .vocab = head.vocab,
+                                    .chunk = head.chunk,
+                                    .part = head.part_or_null(),
                                     .dtype = in.dtype()},
                                    ctx.compute);
   if (!record) return loss;
@@ -140,8 +180,21 @@ Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
   node->lse = Saved(std::move(lse));
   node->labels = labels;
   node->weight = &weight;
+  node->tp = tp;
   ctx.tape->Append(std::move(node));
   return loss;
+}
+
+}  // namespace
+
+Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
+             const Tensor& labels, const Tensor& dloss,
+             const ParallelGroups& groups) {
+  const Var all = groups.sequence_parallel
+                      ? GatherTokensReduceGrad(ctx, x, groups.tp)
+                      : CopyReduceGrad(ctx, x, groups.tp);
+  return Loss(ctx, all, weight, PadIndices(ctx, labels, all.value.dim(0)),
+              dloss, groups.tp);
 }
 
 }  // namespace mimo
