@@ -26,7 +26,7 @@ absl::Status ConformanceBody(const Job& job, Store& store) {
   ConformanceOptions options;
   if (job.world_size < 8) options.large_count = 0;  // eight have groups of all
   MIMO_RETURN_IF_ERROR(CheckConformance(*world, Stream{}, options));
-  return CheckRandomOperations(*world, Stream{}, 500, 3);
+  return CheckRandomOperations(*world, Stream{}, kFewer ? 50 : 500, 3);
 }
 
 absl::Status BridgesBody(const Job& job, Store& store) {

@@ -14,23 +14,9 @@ void ExpectAllOk(const std::vector<absl::Status>& statuses) {
     EXPECT_TRUE(statuses[rank].ok()) << rank << ": " << statuses[rank];
 }
 
-// Under ThreadSanitizer fewer of the same: memory is not shared otherwise for
-// another dtype or size.
-#ifdef __SANITIZE_THREAD__
-const ConformanceOptions kOptions = {
-    .group_sizes = {2, 3, 8},
-    .dtypes = {DType::kBFloat16, DType::kInt32},
-    .counts = {0, 33},
-    .large_count = 1 << 14};
-constexpr int kRounds = 300;
-#else
-const ConformanceOptions kOptions;
-constexpr int kRounds = 3000;
-#endif
-
 TEST(InprocConformance, EveryOperation) {
   ExpectAllOk(RunRanks(8, [](Communicator& world) {
-    return CheckConformance(world, Stream{}, kOptions);
+    return CheckConformance(world, Stream{});
   }));
 }
 
@@ -48,7 +34,7 @@ TEST(InprocConformance, WorldsOfOtherSizes) {
 TEST(InprocConformance, RandomOperations) {
   for (const int size : {2, 5})
     ExpectAllOk(RunRanks(size, [](Communicator& world) {
-      return CheckRandomOperations(world, Stream{}, kRounds, 3);
+      return CheckRandomOperations(world, Stream{}, kFewer ? 300 : 3000, 3);
     }));
 }
 
