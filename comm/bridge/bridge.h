@@ -53,6 +53,12 @@ class Bridge {
       BridgeRouting routing, const BridgeGroups& groups);
   ~Bridge();
 
+  const BridgeSide& source() const { return source_; }
+  const BridgeSide& destination() const { return destination_; }
+  // This rank's; -1 if it is not on that side.
+  int source_lane() const { return source_place_.lane; }
+  int destination_lane() const { return destination_place_.lane; }
+
   // Called by all ranks of the bridge, which agree on the payload and so on an
   // error of it: counts that do not fit the sides or each other. Another error:
   // no memory.

@@ -39,6 +39,9 @@ struct MicroBatch {
     std::vector<float> values;
   };
   std::map<std::string, Items> modalities;
+  // Where ranks share a global micro-batch: each modality's tokens in each of
+  // its samples. Then `modalities` may be of other samples than input_ids.
+  std::map<std::string, std::vector<int64_t>> sample_rows;
 
   // Labels that the loss counts: labels[b, t] != kIgnoreLabel with t >= 1 (the
   // first token has nothing before it).

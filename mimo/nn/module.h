@@ -33,6 +33,9 @@ struct BuildContext {
   bool initialize = true;  // false: parameters are about to be loaded
   bool trainable = true;   // false: every parameter is frozen from the start
   ParallelGroups parallel = {};
+  // Of what is drawn at run time (dropout): the same on a module's tp, cp and
+  // dp ranks, another in each stage and module.
+  uint64_t rng_seed = 0;
   std::string path;
 
   BuildContext Child(absl::string_view name) const;

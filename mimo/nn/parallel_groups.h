@@ -11,6 +11,7 @@ namespace mimo {
 struct ParallelGroups {
   Communicator* tp = nullptr;  // each has a part of every layer
   Communicator* cp = nullptr;  // each has a part of every sequence
+  Communicator* pp = nullptr;  // each has a part of the layers, in order
   // Where tp ranks would compute the same, on all tokens (norms, residuals),
   // each has a part of the tokens instead.
   // Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2.
@@ -22,6 +23,8 @@ struct ParallelGroups {
   int tp_rank() const { return tp == nullptr ? 0 : tp->rank(); }
   int cp_size() const { return cp == nullptr ? 1 : cp->size(); }
   int cp_rank() const { return cp == nullptr ? 0 : cp->rank(); }
+  int pp_size() const { return pp == nullptr ? 1 : pp->size(); }
+  int pp_rank() const { return pp == nullptr ? 0 : pp->rank(); }
 };
 
 }  // namespace mimo

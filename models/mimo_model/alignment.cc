@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
 #include "mimo/data/batch.h"
 
 namespace mimo {
@@ -49,6 +50,14 @@ std::map<std::string, std::vector<int64_t>> SampleRows(
   return rows;
 }
 
+absl::Status CheckRowCount(const std::string& modality, int64_t tokens,
+                           int64_t rows) {
+  if (tokens == rows) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "Number of ", modality, " tokens (", tokens,
+      ") does not match number of ", modality, " embeddings (", rows, ")"));
+}
+
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     const Context& ctx, const TokenLayout& layout,
     const LanguageModel& language, const ModuleVars& modality_embeddings) {
@@ -66,12 +75,7 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
                        modality));
     }
     const int64_t tokens = found->second.numel();
-    if (tokens != rows.value.dim(0)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("Number of ", modality, " tokens (", tokens,
-                       ") does not match number of ", modality, " embeddings (",
-                       rows.value.dim(0), ")"));
-    }
+    MIMO_RETURN_IF_ERROR(CheckRowCount(modality, tokens, rows.value.dim(0)));
     if (rows.value.dim(1) != language.hidden_size()) {
       return absl::InvalidArgumentError(
           absl::StrCat(modality, " embeddings ", ToString(rows.value.shape()),
@@ -82,11 +86,7 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     placed.push_back({rows, found->second});
   }
   for (const auto& [modality, positions] : unfilled) {
-    if (positions.numel() > 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "Number of ", modality, " tokens (", positions.numel(),
-          ") does not match number of ", modality, " embeddings (0)"));
-    }
+    MIMO_RETURN_IF_ERROR(CheckRowCount(modality, positions.numel(), 0));
   }
   return language.Embed(ctx, layout.text_ids, placed);
 }

@@ -32,6 +32,10 @@ std::map<std::string, std::vector<int64_t>> SampleRows(
     absl::Span<const int32_t> input_ids, int64_t batch,
     const std::map<std::string, int64_t>& special_token_ids);
 
+// Error: as many rows of a modality as tokens are wanted.
+absl::Status CheckRowCount(const std::string& modality, int64_t tokens,
+                           int64_t rows);
+
 // What passes between modules, and between the stages of one: by the name of
 // the module that gives it.
 using ModuleVars = std::map<std::string, Var>;

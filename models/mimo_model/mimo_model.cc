@@ -1,9 +1,12 @@
 #include "models/mimo_model/mimo_model.h"
 
 #include <algorithm>
+#include <iterator>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/bridge_rows.h"
 #include "mimo/autograd/ops/cast.h"
 
 namespace mimo {
@@ -55,25 +58,47 @@ RankRole WholeModel(const MimoModelConfig& config) {
   return role;
 }
 
+uint64_t ModuleRngSeed(uint64_t seed, const MimoModelConfig& config,
+                       absl::string_view modality, int stage) {
+  CHECK_LT(stage, 100) << "stages of one module before the next one's seeds";
+  int64_t offset = 2;
+  if (!modality.empty()) {
+    const auto& all = config.modality_submodules_spec;
+    const auto place =
+        std::distance(all.begin(), all.find(std::string(modality)));
+    offset = place == 0 ? 1 : 2 + place;
+  }
+  return seed + 10000 * offset + 100 * stage;
+}
+
 absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
     const MimoModelConfig& config, const ModuleRegistry& registry,
-    BuildContext build, std::optional<RankRole> role) {
+    BuildContext build, std::optional<ModelPlacement> placement) {
   MIMO_RETURN_IF_ERROR(CheckConfig(config));
-  if (!role) role = WholeModel(config);
+  if (!placement) placement.emplace().role = WholeModel(config);
   std::unique_ptr<MimoModel> self(
-      new MimoModel(config, build, *std::move(role)));
-  if (self->role_.HasLanguageModule()) {
+      new MimoModel(config, std::move(build), *std::move(placement)));
+  const RankRole& role = self->role();
+  for (const auto& [name, groups] : self->placement_.parallel) {
+    if (groups.pp_size() == 1 && groups.cp_size() == 1) continue;
+    // Layers of a stage and parts of a sequence: issue 6.
+    return absl::UnimplementedError(
+        absl::StrCat(name, ": pipeline_model_parallel_size ", groups.pp_size(),
+                     ", context_parallel_size ", groups.cp_size(),
+                     ": models are built for 1 and 1 so far"));
+  }
+  if (role.HasLanguageModule()) {
     MIMO_RETURN_IF_ERROR(self->BuildLanguageModel(registry));
   }
-  for (const std::string& name : self->role_.ModalityModuleNames()) {
+  for (const std::string& name : role.ModalityModuleNames()) {
     const auto spec = config.modality_submodules_spec.find(name);
     CHECK(spec != config.modality_submodules_spec.end()) << name;
     MIMO_ASSIGN_OR_RETURN(
         auto modality,
         ModalitySubmodule::Build(
             spec->second, registry,
-            build.Child(absl::StrCat("modality_submodules.", name)),
-            self->role_.modules.at(name)));
+            self->ContextOf(absl::StrCat("modality_submodules.", name), name),
+            role.modules.at(name)));
     self->modalities_[name] = modality.get();
     self->AdoptChild(std::move(modality));
   }
@@ -81,10 +106,24 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
   return self;
 }
 
+BuildContext MimoModel::ContextOf(const std::string& path,
+                                  const std::string& modality) const {
+  const std::string& name =
+      modality.empty() ? role().language_module_name : modality;
+  BuildContext context = build().Child(path);
+  if (const auto groups = placement_.parallel.find(name);
+      groups != placement_.parallel.end()) {
+    context.parallel = groups->second;
+  }
+  context.rng_seed = ModuleRngSeed(context.seed, config_, modality,
+                                   context.parallel.pp_rank());
+  return context;
+}
+
 absl::Status MimoModel::BuildLanguageModel(const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(auto language, registry.Build<LanguageModel>(
                                            config_.language_model_spec,
-                                           build().Child("language_model")));
+                                           ContextOf("language_model")));
   for (const auto& [modality, id] : config_.special_token_ids) {
     if (id < 0 || id >= language->vocab_size()) {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -95,6 +134,11 @@ absl::Status MimoModel::BuildLanguageModel(const ModuleRegistry& registry) {
   language_model_ = language.get();
   AdoptChild(std::move(language));
   return absl::OkStatus();
+}
+
+Module& MimoModel::module(const std::string& name) const {
+  if (name == role().language_module_name) return language_model();
+  return *modalities_.at(name);
 }
 
 // Modules of other ranks are theirs to freeze.
@@ -126,6 +170,11 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
       cached == 0 ? config_.special_token_ids
                   : std::map<std::string, int64_t>();
   inputs.sample_rows = SampleRows(input_ids, batch, special);
+  for (const auto& [modality, rows] : inputs.sample_rows) {
+    if (!modalities_.contains(modality)) continue;
+    inputs.rows[modality] =
+        std::accumulate(rows.begin(), rows.end(), int64_t{0});
+  }
   if (language_model_ == nullptr) return inputs;
   const int64_t limit = language_model_->max_sequence_length();
   if (cached + seq > limit) {
@@ -144,6 +193,7 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
                         Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
                                 InputsOf(ctx, batch)));
+  MIMO_RETURN_IF_ERROR(PlanBridges(batch, inputs));
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
       ShiftLabels(batch.labels, batch.batch, batch.seq);
@@ -172,6 +222,32 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   }
   inputs.targets = Tensor::From<int32_t>(*ctx.allocator, shape, targets);
   return inputs;
+}
+
+absl::Status MimoModel::PlanBridges(const MicroBatch& batch,
+                                    ModelInputs& inputs) const {
+  if (!batch.sample_rows.empty()) inputs.sample_rows = batch.sample_rows;
+  for (const auto& [name, bridge] : placement_.bridges) {
+    const auto found = batch.sample_rows.find(name);
+    if (found == batch.sample_rows.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sample_rows: none of modality ", name,
+                       ", wanted those of the global micro-batch"));
+    }
+    MIMO_ASSIGN_OR_RETURN(
+        BridgePayload payload,
+        RowsPayload(bridge->source(), bridge->destination(), found->second,
+                    modalities_.at(name)->output_size(), dtype()));
+    const int64_t wanted = payload.destination_rows[bridge->destination_lane()];
+    if (inputs.rows[name] != wanted) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "input_ids: ", inputs.rows[name], " ", name, " tokens, wanted ",
+          wanted, ", what sample_rows says of this replica's samples"));
+    }
+    inputs.rows[name] = payload.source_rows[bridge->source_lane()];
+    inputs.payloads[name] = std::move(payload);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status MimoModel::EncodeFrozen(const Context& ctx,
@@ -208,21 +284,25 @@ absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
       features = at->second;
     if (const auto at = received.find(name); at != received.end())
       features.push_back(at->second);
+    const auto wanted = inputs.rows.find(name);
     if (!raw.empty() || !features.empty()) {
-      MIMO_ASSIGN_OR_RETURN(outputs[name],
-                            submodule->Forward(ctx, raw, features));
+      Var& rows = outputs[name];
+      MIMO_ASSIGN_OR_RETURN(rows, submodule->Forward(ctx, raw, features));
+      if (wanted != inputs.rows.end()) {
+        MIMO_RETURN_IF_ERROR(
+            CheckRowCount(name, wanted->second, rows.value.dim(0)));
+      }
       continue;
     }
-    if (const auto at = inputs.sample_rows.find(name);
-        at != inputs.sample_rows.end() &&
-        std::any_of(at->second.begin(), at->second.end(),
-                    [](int64_t rows) { return rows > 0; })) {
+    if (wanted != inputs.rows.end() && wanted->second > 0) {
       return Invalid(submodule->path(),
                      "inputs are missing, but matching special tokens exist");
     }
-    // No rows, but whoever receives them sends a gradient back.
+    // No rows, but who receives them sends a gradient back, as if there were.
     const Tensor none = ctx.Empty({0, submodule->output_size()}, dtype());
-    outputs[name] = ctx.tape == nullptr ? Var{none} : ctx.tape->Input(none);
+    outputs[name] = ctx.tape != nullptr && submodule->Trainable()
+                        ? ctx.tape->Input(none)
+                        : Var{none};
   }
   return outputs;
 }
@@ -232,9 +312,9 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
                                                const ModuleVars& received,
                                                std::vector<KvCache>* caches,
                                                bool labelled_only) const {
-  const std::string& name = role_.language_module_name;
+  const std::string& name = role().language_module_name;
   Var x;
-  if (role_.IsFirstStage(name)) {
+  if (role().IsFirstStage(name)) {
     MIMO_ASSIGN_OR_RETURN(
         x, AlignEmbeddingsByTokenPositions(ctx, inputs.layout, *language_model_,
                                            received));
@@ -244,7 +324,7 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
         << "a later stage of " << name << " goes on from the one before";
     x = hidden->second;
   }
-  const bool select = labelled_only && role_.IsLastStage(name);
+  const bool select = labelled_only && role().IsLastStage(name);
   return language_model_->Forward(ctx, x, inputs.batch, inputs.seq, caches,
                                   inputs.cached,
                                   select ? inputs.loss_rows : Tensor());
@@ -254,9 +334,24 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
                                        std::vector<KvCache>* caches,
                                        bool labelled_only) const {
+  if (role().modules.empty()) {
+    return absl::FailedPreconditionError("Rank has no modules assigned");
+  }
+  CHECK(role().layout == ModuleLayout::kColocated)
+      << "rows come from other ranks: between ForwardModalities and "
+         "ForwardLanguage";
   ModuleVars embeddings;
   if (inputs.cached == 0) {  // else the tokens are generated text
     MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
+  }
+  for (auto& [name, rows] : embeddings) {
+    const auto found = placement_.bridges.find(name);
+    if (found == placement_.bridges.end()) continue;
+    Bridge& bridge = *found->second;
+    const BridgePayload& payload = inputs.payloads.at(name);
+    MIMO_ASSIGN_OR_RETURN(
+        rows, BridgeRows(ctx, bridge, payload, rows,
+                         payload.destination_rows[bridge.destination_lane()]));
   }
   return ForwardLanguage(ctx, inputs, embeddings, caches, labelled_only);
 }

@@ -20,10 +20,12 @@
 
 #include "absl/log/check.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "mimo/data/batch.h"
 #include "models/mimo_model/alignment.h"
 #include "models/mimo_model/modality_submodule.h"
+#include "models/mimo_model/model_placement.h"
 #include "models/mimo_model/rank_role.h"
 #include "models/spec/module_spec.h"
 
@@ -38,8 +40,11 @@ using ModalityInputs = std::map<std::string, std::map<std::string, Tensor>>;
 struct ModelInputs {
   int64_t batch, seq;  // B, S
   int64_t cached;      // tokens before these, in the caches
-  // Of each modality in each sample, [B]; none of generated tokens.
+  // Each modality's tokens in each sample of the global micro-batch: how rows
+  // are split when they go to other ranks. None of generated tokens.
   std::map<std::string, std::vector<int64_t>> sample_rows;
+  std::map<std::string, int64_t> rows;  // that this rank's modalities give
+  std::map<std::string, BridgePayload> payloads;  // of this rank's bridges
   TokenLayout layout;         // of the language model, as are the last two
   ModalityInputs modalities;  // raw: e.g. pixels
   // Of modalities that were encoded ahead, in place of their raw inputs: each
@@ -54,13 +59,21 @@ struct ModelInputs {
 // The role of the only rank of a model: every module.
 RankRole WholeModel(const MimoModelConfig& config);
 
+// BuildContext::rng_seed of a stage of the language model (no modality) or of
+// the modality's: `seed` and 100 a stage, and 20,000 for the language model,
+// 10,000 for the first modality, 30,000, 40,000, .. for the others.
+// Source: Megatron-Core, examples/mimo/training/runtime.py.
+uint64_t ModuleRngSeed(uint64_t seed, const MimoModelConfig& config,
+                       absl::string_view modality, int stage);
+
 class MimoModel : public Module {
  public:
-  // Builds the modules of `role`; without one, all. Specs are copied; `config`
-  // is not changed. Errors name the module's path.
+  // Builds this rank's modules; without a placement, all. Specs are copied;
+  // `config` is not changed. Errors name the module's path.
   static absl::StatusOr<std::unique_ptr<MimoModel>> Build(
       const MimoModelConfig& config, const ModuleRegistry& registry,
-      BuildContext build, std::optional<RankRole> role = std::nullopt);
+      BuildContext build,
+      std::optional<ModelPlacement> placement = std::nullopt);
 
   // A whole batch; every encoder of a modality gets all of its items. Errors:
   // what Forward would, and a label that the vocabulary does not have.
@@ -76,7 +89,8 @@ class MimoModel : public Module {
   // Runs the modalities' frozen encoders: `inputs` has their features then, and
   // no raw inputs of theirs. A pass over it does the rest.
   absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
-  // ForwardModalities, then ForwardLanguage.
+  // ForwardModalities, the bridges, then ForwardLanguage: of a rank that has
+  // all modules. An error on an idle rank.
   absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
                               std::vector<KvCache>* caches = nullptr,
                               bool labelled_only = false) const;
@@ -98,7 +112,9 @@ class MimoModel : public Module {
                                       std::vector<KvCache>* caches = nullptr,
                                       bool labelled_only = false) const;
 
-  const RankRole& role() const { return role_; }
+  const RankRole& role() const { return placement_.role; }
+  // One of this rank's, as role() names them.
+  Module& module(const std::string& name) const;
   LanguageModel& language_model() const {
     CHECK(language_model_ != nullptr) << "no language model on this rank";
     return *language_model_;
@@ -110,15 +126,21 @@ class MimoModel : public Module {
   ModalityInputs InputsOf(const Context& ctx, const MicroBatch& batch) const;
 
  private:
-  MimoModel(MimoModelConfig config, BuildContext build, RankRole role)
+  MimoModel(MimoModelConfig config, BuildContext build,
+            ModelPlacement placement)
       : Module(std::move(build)),
         config_(std::move(config)),
-        role_(std::move(role)) {}
+        placement_(std::move(placement)) {}
+  // Where a module of this rank is built; no modality: the language model.
+  BuildContext ContextOf(const std::string& path,
+                         const std::string& modality = "") const;
   absl::Status BuildLanguageModel(const ModuleRegistry& registry);
   void Freeze();
+  // What the bridges carry of the global micro-batch.
+  absl::Status PlanBridges(const MicroBatch& batch, ModelInputs& inputs) const;
 
   MimoModelConfig config_;
-  RankRole role_;
+  ModelPlacement placement_;
   // Of this rank: null if it has none, and by name.
   LanguageModel* language_model_ = nullptr;
   std::map<std::string, ModalitySubmodule*> modalities_;

@@ -16,8 +16,6 @@ namespace {
 using ::testing::HasSubstr;
 using ModalitiesTest = MimoModelTest;
 
-// The gradient of the whole model, every parameter, against central differences
-// of its own float64 loss.
 TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
   auto model = Build(Tiny());
   const MicroBatch good = TwoSamples();
@@ -148,8 +146,7 @@ TEST_F(ModalitiesTest, TwoEncodersAreJoinedAlongTheTokens) {
   ASSERT_TRUE(model.ok()) << model.status();
   Tape tape;
   const Context ctx{.allocator = &allocator_, .tape = &tape};
-  const MicroBatch batch = TwoSamples();
-  const auto inputs = (*model)->Prepare(ctx, batch);
+  const auto inputs = (*model)->Prepare(ctx, TwoSamples(8));
   ASSERT_TRUE(inputs.ok()) << inputs.status();
   const auto outputs = (*model)->ForwardModalities(ctx, *inputs);
   ASSERT_TRUE(outputs.ok()) << outputs.status();
@@ -177,7 +174,7 @@ TEST_F(ModalitiesTest, AProjectionForEachEncoder) {
   ASSERT_TRUE(model.ok()) << model.status();
   Tape tape;
   const Context ctx{.allocator = &allocator_, .tape = &tape};
-  const auto inputs = (*model)->Prepare(ctx, TwoSamples());
+  const auto inputs = (*model)->Prepare(ctx, TwoSamples(8));
   ASSERT_TRUE(inputs.ok()) << inputs.status();
   const auto rows = (*model)->ForwardModalities(ctx, *inputs);
   ASSERT_TRUE(rows.ok()) << rows.status();
@@ -203,7 +200,7 @@ TEST_F(ModalitiesTest, AProjectionForEachEncoder) {
   config.freeze_modality_encoders["images"] = true;
   model = MimoModel::Build(config, BuiltinModules(), build);
   ASSERT_TRUE(model.ok()) << model.status();
-  auto ahead = *(*model)->Prepare(ctx, TwoSamples());
+  auto ahead = *(*model)->Prepare(ctx, TwoSamples(8));
   ASSERT_TRUE((*model)->EncodeFrozen(ctx, ahead).ok());
   EXPECT_EQ(ahead.features.at("images").size(), 2u);
   const auto same = (*model)->ForwardModalities(ctx, ahead);

@@ -25,8 +25,8 @@ class RolesTest : public MimoModelTest {
       const MimoModelConfig& config = LlavaModelConfig(Tiny())) {
     auto model = MimoModel::Build(
         config, BuiltinModules(), {.allocator = &allocator_, .seed = 11},
-        RankRole{.layout = ModuleLayout::kNonColocated,
-                 .modules = std::move(modules)});
+        ModelPlacement{.role = {.layout = ModuleLayout::kNonColocated,
+                                .modules = std::move(modules)}});
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
   }
@@ -152,7 +152,7 @@ TEST_F(RolesTest, StagesOfAModality) {
   ASSERT_TRUE(features.ok()) << features.status();
   EXPECT_EQ(features->at("images").value.shape(), Shape({8, 12}));
   const auto rows = last->ForwardModalities(
-      ctx, ModelInputs{.sample_rows = inputs->sample_rows}, *features);
+      ctx, ModelInputs{.rows = inputs->rows}, *features);
   const auto wanted = whole->ForwardModalities(ctx, *inputs);
   ASSERT_TRUE(rows.ok() && wanted.ok());
   EXPECT_TRUE(std::ranges::equal(rows->at("images").value.span<float>(),
