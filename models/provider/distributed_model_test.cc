@@ -1,0 +1,195 @@
+// ProvideDistributedModel: its order, its hooks, and what is wrapped.
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/inproc/inproc.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "models/infra/recording_world.h"
+#include "models/mimo_model/tiny_llava.h"
+#include "models/provider/mimo_model_provider.h"
+
+namespace mimo {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+MimoModelProvider Provider(
+    std::optional<MimoParallelismConfig> parallelism = {}) {
+  MimoModelProvider provider(BuiltinModules(), LlavaModelConfig(Tiny()),
+                             std::move(parallelism));
+  provider.dtype = DType::kFloat32;
+  provider.seed = 11;
+  return provider;
+}
+
+const DistributedModelOptions kWrapped{.ddp_config = DataParallelOptions()};
+
+class DistributedModelTest : public ::testing::Test {
+ protected:
+  Allocator allocator_;
+};
+
+TEST_F(DistributedModelTest, Refusals) {
+  MimoModelProvider provider = Provider();
+  EXPECT_EQ(
+      provider.ProvideDistributedModel(nullptr, allocator_).status().message(),
+      "ddp_config is required when wrap_with_ddp is True");
+  const auto fsdp = provider.ProvideDistributedModel(
+      nullptr, allocator_, {.wrap_with_ddp = false, .use_fsdp = true});
+  EXPECT_EQ(fsdp.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(fsdp.status().message(), "FSDP is not yet supported");
+  provider.pre_wrap_hooks = {[](std::unique_ptr<MimoModel>& model) {
+    model.reset();
+    return absl::OkStatus();
+  }};
+  EXPECT_EQ(provider.ProvideDistributedModel(nullptr, allocator_, kWrapped)
+                .status()
+                .message(),
+            "a pre-wrap hook left no model, wanted exactly one");
+  provider.pre_wrap_hooks = {[](std::unique_ptr<MimoModel>&) {
+    return absl::NotFoundError("no weights");
+  }};
+  EXPECT_EQ(provider.ProvideDistributedModel(nullptr, allocator_, kWrapped)
+                .status()
+                .message(),
+            "no weights");
+}
+
+// Infra, model (on its device, of its dtype, frozen), pre-wrap hooks, data
+// parallelism, post-wrap hooks.
+TEST_F(DistributedModelTest, Order) {
+  MimoModelProvider provider = Provider();
+  provider.model.freeze_language_model = true;
+  std::vector<std::string> calls;
+  provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
+    calls.push_back("pre");
+    EXPECT_EQ(model->dtype(), DType::kFloat64);
+    EXPECT_FALSE(model->language_model().Trainable());
+    return absl::OkStatus();
+  }};
+  provider.post_wrap_hooks = {[&](DistributedModel& distributed) {
+    calls.push_back("post");
+    EXPECT_NE(distributed.data_parallel, nullptr);
+    return absl::OkStatus();
+  }};
+  DistributedModelOptions options = kWrapped;
+  options.dtype = DType::kFloat64;  // in place of the provider's
+  const auto provided =
+      provider.ProvideDistributedModel(nullptr, allocator_, options);
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  EXPECT_THAT(calls, ElementsAre("pre", "post"));
+  EXPECT_NE(provided->model, nullptr);
+}
+
+TEST_F(DistributedModelTest, HooksAreComposedInOrderAndArgumentsWin) {
+  std::string calls;
+  const auto note = [&](std::string name) {
+    return [&calls, name](auto&) {
+      calls += name;
+      return absl::OkStatus();
+    };
+  };
+  MimoModelProvider provider = Provider();
+  provider.pre_wrap_hooks = {note("a"), note("b")};
+  provider.post_wrap_hooks = {note("c"), note("d")};
+  ASSERT_TRUE(
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped).ok());
+  EXPECT_EQ(calls, "abcd");
+  calls.clear();
+  DistributedModelOptions options = kWrapped;
+  options.pre_wrap_hooks = {{note("x")}};
+  options.post_wrap_hooks.emplace();  // none
+  ASSERT_TRUE(
+      provider.ProvideDistributedModel(nullptr, allocator_, options).ok());
+  EXPECT_EQ(calls, "x");
+}
+
+// A hook that only looks keeps the model; one may put another in its place, and
+// that is what is wrapped.
+TEST_F(DistributedModelTest, AHookMayReplaceTheModel) {
+  MimoModelProvider provider = Provider();
+  MimoModel* replaced = nullptr;
+  provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
+    auto another = MimoModel::Build(model->config(), BuiltinModules(),
+                                    {.allocator = &allocator_, .seed = 5});
+    model = *std::move(another);
+    replaced = model.get();
+    return absl::OkStatus();
+  }};
+  const auto provided =
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  EXPECT_EQ(provided->model.get(), replaced);
+}
+
+TEST_F(DistributedModelTest, WithoutWrapping) {
+  const auto provided = Provider().ProvideDistributedModel(
+      nullptr, allocator_, {.wrap_with_ddp = false});
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  EXPECT_EQ(provided->data_parallel, nullptr);
+}
+
+TEST_F(DistributedModelTest, MetaModelHasShapesAlone) {
+  MimoModelProvider provider = Provider();
+  provider.model = LlavaModelConfig(LlavaConfig());  // LLaVA-1.5 7B
+  provider.init_model_with_meta_device = true;
+  int hooks = 0;
+  provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
+    ++hooks;
+    for (const Parameter* p : model->Parameters()) {
+      EXPECT_GT(p->data.numel(), 0);
+      EXPECT_EQ(p->data.data(), nullptr);
+    }
+    return absl::OkStatus();
+  }};
+  const auto provided =
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  EXPECT_EQ(provided->data_parallel, nullptr);
+  EXPECT_EQ(hooks, 1);
+}
+
+// Each module over its own replicas: an encoder of DP2 and a language model of
+// DP1 on other ranks. Frozen parameters are in no bucket.
+TEST_F(DistributedModelTest, ModulesAreWrappedWithTheirOwnGroups) {
+  const auto results = RunRanks(3, [](Communicator& world) -> absl::Status {
+    MimoModelProvider provider = Provider(MimoParallelismConfig{
+        .deployment_mode = DeploymentMode::kHeterogeneous,
+        .module_parallelisms = {
+            {"images", {.data_parallel_size = 2}},
+            {"language", {.data_parallel_size = 1, .rank_offset = 2}}}});
+    provider.model.freeze_modality_encoders["images"] = true;
+    Allocator allocator;
+    const auto provided =
+        provider.ProvideDistributedModel(&world, allocator, kWrapped);
+    if (!provided.ok()) return provided.status();
+    MimoModel& model = *provided->model;
+    int64_t trainable = 0, sharded = 0;
+    for (const Parameter* p : model.Parameters()) {
+      EXPECT_EQ(p->name.find("language_model") == 0, world.rank() == 2);
+      if (!p->frozen) trainable += p->data.numel();
+    }
+    for (const ParameterShard& shard : provided->data_parallel->shards(0)) {
+      EXPECT_FALSE(shard.parameter->frozen);
+      sharded += shard.end - shard.begin;
+    }
+    // All of the language model's, and one of two shards of the projection's.
+    if (world.rank() == 2) {
+      EXPECT_EQ(sharded, trainable);
+    } else {
+      EXPECT_LT(sharded, trainable);
+      EXPECT_GT(sharded, 0);
+    }
+    return provided->data_parallel->CheckReplicas();
+  });
+  for (const absl::Status& status : results) EXPECT_TRUE(status.ok()) << status;
+}
+
+}  // namespace
+}  // namespace mimo
