@@ -7,8 +7,9 @@ Usage: tools/lint.py CHECK
   length    a file has at most 400 lines, or its opening comment says why not
             in a sentence that begins with `Length:`
   format    clang-format 14 would change nothing (tools/fmt --fix corrects)
-  documents what the documents link to is there, and the README's measured
-            figures are those that tools/measure_default_job.py wrote
+  documents what the documents link to is there, tests that they name too, and
+            the README's measured figures are those that
+            tools/measure_default_job.py wrote
 
 Prints one line a finding and exits with 1 if there is any.
 """
@@ -86,6 +87,13 @@ def documents():
                 os.path.join(ROOT, os.path.dirname(path), target)
             ):
                 yield f"{path}: links to {target}, which is not there"
+        tests = re.findall(r"\[`(\w+)\.(\w+)`\]\(([^)]+_test\.cc)\)", text)
+        for suite, test, target in tests:
+            source = os.path.join(os.path.dirname(path), target)
+            if not re.search(
+                rf"TEST(_F|_P)?\({suite},\s*{test}\)", "\n".join(lines(source))
+            ):
+                yield f"{path}: names {suite}.{test}, not in {target}"
         for target in re.findall(r"--config ((?:configs|examples)/[\w/-]+\.yaml)", text):
             if not os.path.exists(os.path.join(ROOT, target)):
                 yield f"{path}: names {target}, which is not there"

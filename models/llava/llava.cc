@@ -1,5 +1,7 @@
 #include "models/llava/llava.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "models/clip/clip_vit.h"
 #include "models/gpt/gpt.h"
@@ -31,6 +33,11 @@ ModuleRegistry BuiltinModules() {
 }
 
 MimoModelConfig LlavaModelConfig(const LlavaConfig& config) {
+  return LlavaModelConfig(config, ModuleSpec("clip_vit", config.vision));
+}
+
+MimoModelConfig LlavaModelConfig(const LlavaConfig& config,
+                                 ModuleSpec vision_encoder) {
   ProjectorConfig projector = config.projector;
   if (projector.input_size == 0) {
     projector.input_size = config.vision.hidden_size;
@@ -41,7 +48,7 @@ MimoModelConfig LlavaModelConfig(const LlavaConfig& config) {
   MimoModelConfig model;
   model.language_model_spec = ModuleSpec("gpt", config.language);
   model.modality_submodules_spec[kImages] = {
-      .encoders = {{kClipEncoder, ModuleSpec("clip_vit", config.vision)}},
+      .encoders = {{kClipEncoder, std::move(vision_encoder)}},
       .input_projections = {ModuleSpec("projector", projector)}};
   model.special_token_ids = config.special_token_ids;
   model.freeze_language_model = config.freeze_language_model;

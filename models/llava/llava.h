@@ -15,8 +15,11 @@ inline constexpr char kClipEncoder[] = "clip_encoder";
 // gpt, clip_vit and projector, under those names.
 ModuleRegistry BuiltinModules();
 
-// The specs of a LLaVA model; projector sizes left at 0 are filled in.
+// The specs of a LLaVA model, with CLIP or with another encoder in its place;
+// projector sizes left at 0 are those of config.vision and config.language.
 MimoModelConfig LlavaModelConfig(const LlavaConfig& config);
+MimoModelConfig LlavaModelConfig(const LlavaConfig& config,
+                                 ModuleSpec vision_encoder);
 
 }  // namespace mimo
 
