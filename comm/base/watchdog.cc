@@ -226,8 +226,14 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
     // Of an exchange, only the first peer's call says something.
     if (exchange ? i != own.root : post == ToPost(own)) continue;
     if (absl::StartsWith(post, "in ")) {
-      others.push_back(absl::StrCat("rank ", member, " is ", post));
-      differs |= !exchange && !Difference(post, doing.collectives).empty();
+      const std::string difference =
+          exchange ? "" : Difference(post, doing.collectives);
+      differs |= !difference.empty();
+      // What this rank made is known when it waits in it.
+      const bool here = absl::EndsWith(difference, own.ToString());
+      others.push_back(
+          absl::StrCat("rank ", member, " is ",
+                       difference.empty() || here ? post : "in " + difference));
     } else {
       missing.push_back(absl::StrCat("rank ", member, " (", post, ")"));
     }

@@ -208,7 +208,8 @@ TEST(Watchdog, NamesWhatOthersAreStillIn) {
   const absl::Status status = f.Wait();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("rank 1 is in all_gather(3 float32), sequence 0"));
+              HasSubstr("rank 1 is in all_gather(3 float32), sequence 0, "
+                        "where this rank made barrier(), sequence 0; "));
 }
 
 TEST(Watchdog, NamesTheRanksBehind) {

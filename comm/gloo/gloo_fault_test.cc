@@ -2,8 +2,6 @@
 // collectives between processes. The others must never hang past the timeout
 // nor take a wrong result for right, and each must say in one line what it was
 // doing and who is missing or differs.
-//
-// MIMO_FAULT_RUNS: how many worlds, 12 by default.
 #include <signal.h>
 
 #include <algorithm>
@@ -47,10 +45,10 @@ enum Fault {
   kKinds
 };
 
-int FromEnvironment(const char* name, int otherwise) {
+int FromEnvironment(const char* name) {
   const char* text = std::getenv(name);
-  int value = otherwise;
-  if (text != nullptr) CHECK(absl::SimpleAtoi(text, &value)) << name;
+  int value = 0;
+  CHECK(text != nullptr && absl::SimpleAtoi(text, &value)) << name;
   return value;
 }
 
@@ -121,9 +119,8 @@ class Loop {
 // who goes astray and when; the end or stop comes some moments later, within
 // any call.
 absl::Status LoopBody(const Job& job, Store& store) {
-  const int fault = FromEnvironment("FAULT", 0),
-            place = FromEnvironment("PLACE", 0);
-  const bool culprit = FromEnvironment("CULPRIT", 0) == job.rank;
+  const int fault = FromEnvironment("FAULT"), place = FromEnvironment("PLACE");
+  const bool culprit = FromEnvironment("CULPRIT") == job.rank;
   MIMO_ASSIGN_OR_RETURN(auto world,
                         ConnectGloo(job, store, {.timeout = kTimeout}));
   std::vector<int> all(job.world_size);
@@ -204,12 +201,12 @@ Report RunWorld(int run) {
 }
 
 TEST(GlooFaults, NeverAHangNorAWrongSum) {
-  const int runs = FromEnvironment("MIMO_FAULT_RUNS", 12);
+  constexpr int kRuns = 200;
   // Worlds mostly wait for their timeouts: some at once.
   constexpr int kAtOnce = 4;
   absl::Mutex mutex;
   int next = 0;
-  std::vector<Report> reports(runs);
+  std::vector<Report> reports(kRuns);
   std::vector<std::thread> threads;
   for (int i = 0; i < kAtOnce; ++i) {
     threads.emplace_back([&] {
@@ -217,20 +214,20 @@ TEST(GlooFaults, NeverAHangNorAWrongSum) {
         mutex.Lock();
         const int run = next++;
         mutex.Unlock();
-        if (run >= runs) return;
+        if (run >= kRuns) return;
         reports[run] = RunWorld(run);
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   int64_t longest = 0, longest_killed = 0;
-  for (int run = 0; run < runs; ++run) {
+  for (int run = 0; run < kRuns; ++run) {
     EXPECT_EQ(reports[run].wrong, "");
     longest = std::max(longest, reports[run].longest);
     if (run % kKinds == kKill)
       longest_killed = std::max(longest_killed, reports[run].longest);
   }
-  std::cout << runs << " worlds; longest wait " << longest << " ms, of a kill "
+  std::cout << kRuns << " worlds; longest wait " << longest << " ms, of a kill "
             << longest_killed << " ms\n";
   // A loaded machine may be late.
   EXPECT_LT(longest, 3 * absl::ToInt64Milliseconds(kTimeout));
