@@ -26,8 +26,8 @@ std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
   return all;
 }
 
-// What captured work depends on beside the values: shapes, and which gradients
-// are written and which added to.
+// What captured work depends on beside the values: shapes, what bridges carry,
+// and which gradients are written and which added to.
 std::vector<int64_t> KeyOf(const ModelInputs& inputs,
                            const std::vector<Parameter*>& parameters) {
   std::vector<int64_t> key = {inputs.batch, inputs.seq};
@@ -36,6 +36,10 @@ std::vector<int64_t> KeyOf(const ModelInputs& inputs,
   for (const Tensor* tensor : TensorsOf(inputs)) {
     key.push_back(-1);  // between shapes
     key.insert(key.end(), tensor->shape().begin(), tensor->shape().end());
+  }
+  for (const auto& [modality, payload] : inputs.payloads) {
+    for (const auto* rows : {&payload.source_rows, &payload.destination_rows})
+      key.insert(key.end(), rows->begin(), rows->end());
   }
   for (const Parameter* parameter : parameters)
     if (!parameter->frozen) key.push_back(parameter->written ? 1 : 0);

@@ -17,7 +17,6 @@ namespace mimo {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 
 MimoModelProvider Provider(
     std::optional<MimoParallelismConfig> parallelism = {}) {
@@ -186,6 +185,36 @@ TEST_F(DistributedModelTest, ModulesAreWrappedWithTheirOwnGroups) {
       EXPECT_LT(sharded, trainable);
       EXPECT_GT(sharded, 0);
     }
+    return provided->data_parallel->CheckReplicas();
+  });
+  for (const absl::Status& status : results) EXPECT_TRUE(status.ok()) << status;
+}
+
+// A rank of a colocated deployment wraps both modules, each over its own
+// replicas: two of the encoder, one of the language model.
+TEST_F(DistributedModelTest, AColocatedRankWrapsEachOfItsModules) {
+  const auto results = RunRanks(2, [](Communicator& world) -> absl::Status {
+    MimoModelProvider provider = Provider(MimoParallelismConfig{
+        .deployment_mode = DeploymentMode::kColocated,
+        .module_parallelisms = {
+            {"images", {.data_parallel_size = 2}},
+            {"language", {.tensor_model_parallel_size = 2}}}});
+    Allocator allocator;
+    const auto provided =
+        provider.ProvideDistributedModel(&world, allocator, kWrapped);
+    if (!provided.ok()) return provided.status();
+    std::vector<std::string> names;  // as they are wrapped
+    for (const auto& [name, stage] : provided->model->role().modules) {
+      int64_t trainable = 0, sharded = 0;
+      for (const Parameter* p : provided->model->module(name).Parameters())
+        if (!p->frozen) trainable += p->data.numel();
+      for (const ParameterShard& shard :
+           provided->data_parallel->shards(names.size()))
+        sharded += shard.end - shard.begin;
+      EXPECT_EQ(sharded < trainable, name == "images");
+      names.push_back(name);
+    }
+    EXPECT_THAT(names, ElementsAre("images", "language"));
     return provided->data_parallel->CheckReplicas();
   });
   for (const absl::Status& status : results) EXPECT_TRUE(status.ok()) << status;

@@ -117,7 +117,7 @@ struct ModuleSpec {
 };
 
 // One modality: encoders side by side, their features joined along the tokens,
-// then one projection at most.
+// before the projection or, with one for each encoder, behind.
 struct ModalitySpec {
   std::vector<std::pair<std::string, ModuleSpec>> encoders;  // in order
   std::vector<ModuleSpec> input_projections;
