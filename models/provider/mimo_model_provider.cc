@@ -34,6 +34,15 @@ MimoInfra InfraOfOneRank(const MimoModelConfig& model) {
   return {.topology = DefaultTopology(names)};
 }
 
+// A rank's modules as their gradients come: the order in which they are
+// reduced, so that none waits for one that comes later.
+std::vector<std::string> BackwardOrder(const RankRole& role) {
+  std::vector<std::string> names = role.ModalityModuleNames();
+  if (role.HasLanguageModule()) names.push_back(role.language_module_name);
+  std::reverse(names.begin(), names.end());
+  return names;
+}
+
 }  // namespace
 
 int MimoModelProvider::tensor_model_parallel_size() const {
@@ -151,7 +160,7 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
   }
   if (options.wrap_with_ddp && !meta) {
     std::vector<DataParallelModule> modules;
-    for (const auto& [name, stage] : provided.model->role().modules) {
+    for (const std::string& name : BackwardOrder(provided.model->role())) {
       DataParallelModule& module = modules.emplace_back();
       module.name = name;
       module.parameters = provided.model->module(name).Parameters();

@@ -32,7 +32,8 @@ namespace mimo {
 // A model as this rank trains it.
 struct DistributedModel {
   std::unique_ptr<MimoModel> model;
-  // Of each of its modules over the module's own replicas; null: not wrapped.
+  // Of each of its modules over the module's own replicas: the language model
+  // first, then modalities by descending name. Null: not wrapped.
   std::unique_ptr<DistributedDataParallel> data_parallel;
 };
 
