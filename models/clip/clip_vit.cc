@@ -15,7 +15,9 @@
 
 namespace mimo {
 
-absl::Status ClipVitConfig::CheckTensorParallel(int tp) const {
+absl::Status ClipVitConfig::CheckParallel(int tp, int cp) const {
+  MIMO_RETURN_IF_ERROR(CheckValue(cp == 1, "context_parallel_size", cp,
+                                  "1 of a vision transformer"));
   MIMO_RETURN_IF_ERROR(
       CheckHeads(num_attention_heads, num_attention_heads, tp));
   return CheckParts(tp, {{"ffn_hidden_size", ffn_hidden_size}});

@@ -1,14 +1,16 @@
-// The language model over tp ranks is the one of one rank: loss and every
-// gradient, to rounding.
+// The language model over tp and cp ranks is the one of one rank: loss and
+// every gradient, to rounding.
 #include <algorithm>
 #include <cstdint>
-#include <map>
+#include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "mimo/autograd/ops/embedding.h"
+#include "mimo/autograd/ops/ring_attention.h"
 #include "mimo/nn/parallel_testing.h"
 #include "mimo/nn/tensor_parallel_grads.h"
 #include "models/gpt/gpt.h"
@@ -18,9 +20,7 @@ namespace {
 
 // Three samples of seven tokens: neither 2 nor 4 ranks divide them evenly. The
 // vocabulary and F are uneven too.
-constexpr int64_t kBatch = 3, kSeq = 7, kTokens = kBatch * kSeq, kVocab = 13;
-constexpr int64_t kHidden = 12;
-constexpr int64_t kPlaced = 4, kLabelled = 5;
+constexpr int64_t kBatch = 3, kVocab = 13, kHidden = 12;
 
 struct Case {
   DType dtype = DType::kFloat64;
@@ -30,6 +30,7 @@ struct Case {
   bool labelled_only = true;
   bool known_gradient = true;
   Recompute recompute = Recompute::kOff;
+  int64_t seq = 7;
 
   std::string ToString() const {
     return absl::StrCat(Name(dtype), " groups ", groups, " tied ", tied,
@@ -57,6 +58,7 @@ GptConfig Config(const Case& c) {
 struct Trial {
   Trial(const Case& c, const ParallelGroups& groups)
       : c(c),
+        groups(groups),
         model({.allocator = &allocator,
                .dtype = c.dtype,
                .seed = 5,
@@ -70,40 +72,63 @@ struct Trial {
                                  {static_cast<int64_t>(values.size())}, values);
   }
 
+  // Sums what the cp ranks have a part of each.
+  void SumOverCp(const Tensor& x) {
+    if (groups.cp != nullptr)
+      groups.cp->AllReduce(x.data(), x.data(), x.numel(), x.dtype(),
+                           ReduceOp::kSum, Stream());
+  }
+
   // Loss and gradients of a batch.
   void Step() {
     Tape tape;
     const Context ctx{.allocator = &allocator, .tape = &tape};
-    std::vector<int32_t> ids(kTokens), positions, targets;
-    for (int64_t t = 0; t < kTokens; ++t) {
-      ids[t] = t * 5 % kVocab;
+    // The whole batch: some tokens' embeddings are placed, some have a label.
+    const std::set<int32_t> labelled = {0, 6, 7, 15, 20};
+    std::vector<int32_t> samples, rows, ids, placed_rows, positions, wanted,
+        targets;
+    for (int b = 0; b <= kBatch; ++b) samples.push_back(b * c.seq);
+    rows.resize(kBatch * c.seq);
+    std::iota(rows.begin(), rows.end(), 0);
+    if (groups.cp != nullptr)
+      rows = *ContextParallelRows(samples, groups.cp_size(), groups.cp_rank());
+    for (int32_t t : rows) {  // this rank's
+      const int32_t here = ids.size();
+      ids.push_back(t % 6 == 2 ? -1 : t * 5 % kVocab);
       if (t % 6 == 2) {
-        ids[t] = -1;
-        positions.push_back(t);
+        placed_rows.push_back(t / 6);
+        positions.push_back(here);
       }
+      if (labelled.contains(t)) wanted.push_back(here);
+      if (labelled.contains(t) || !c.labelled_only)
+        targets.push_back(labelled.contains(t) ? t * 3 % kVocab : -1);
     }
-    const std::vector<int32_t> rows = {0, 6, 7, 15, 20};
-    for (int64_t t = 0; t < kTokens; ++t)
-      if (std::find(rows.begin(), rows.end(), t) != rows.end())
-        targets.push_back(t * 3 % kVocab);
-      else if (!c.labelled_only)
-        targets.push_back(-1);
-    const Var placed =
-        tape.Input(RandomTensor(allocator, {kPlaced, kHidden}, c.dtype, 1));
-    const Var embeddings =
-        model.Embed(ctx, Indices(ids), {{placed, Indices(positions)}});
+    const int64_t seq = c.seq / groups.cp_size();
+    const Var placed = tape.Input(RandomTensor(
+        allocator, {(kBatch * c.seq + 3) / 6, kHidden}, c.dtype, 1));
+    const Var embeddings = model.Embed(
+        ctx, Indices(ids),
+        {{SelectRows(ctx, placed, Indices(placed_rows)), Indices(positions)}});
     const Var hidden =
-        model.Forward(ctx, embeddings, kBatch, kSeq, nullptr, 0,
-                      c.labelled_only ? Indices(rows) : Tensor());
+        model.Forward(ctx, embeddings, kBatch, seq, nullptr, 0,
+                      c.labelled_only ? Indices(wanted) : Tensor());
     const Tensor dloss = Tensor::From<double>(allocator, {1}, {0.25});
     const Var sum = model.Loss(ctx, hidden, Indices(targets),
                                c.known_gradient ? dloss : Tensor());
-    loss = sum.value.span<double>()[0];
     tape.Backward(ctx, {{sum.slot, dloss}});
-    placed_gradient = ValuesOf(tape.TakeGrad(placed.slot));
+    SumOverCp(sum.value);
+    loss = sum.value.span<double>()[0];
+    const Tensor dplaced = tape.TakeGrad(placed.slot);
+    SumOverCp(dplaced);
+    placed_gradient = ValuesOf(dplaced);
+    for (Parameter* p : model.Parameters())
+      if (!p->frozen) SumOverCp(p->Grad());
+    if (groups.tp != nullptr)
+      SumGradsOverTp({.allocator = &allocator}, model.Parameters(), *groups.tp);
   }
 
   const Case c;
+  const ParallelGroups groups;
   Allocator allocator;
   GptModel model;
   double loss;
@@ -116,19 +141,28 @@ double Tolerance(DType dtype) {
   return dtype == DType::kFloat64 ? 1e-12 : 1e-5;
 }
 
-void ExpectEqualToOneRank(const Case& c, std::vector<int> sizes) {
+// One step on `tp` x `cp` ranks.
+void ExpectEqualToOneRank(const Case& c, const std::vector<int>& tp_sizes,
+                          int cp_size = 1) {
   Trial one(c, {});
   one.Step();
   const auto whole = GradientsOf(one.model.Parameters());
-  for (int size : sizes) {
+  for (int tp_size : tp_sizes) {
     for (bool sequence_parallel : {false, true}) {
-      OnRanks(size, [&](Communicator& tp) {
-        Trial trial(c, {.tp = &tp, .sequence_parallel = sequence_parallel});
+      OnRanks(tp_size * cp_size, [&](Communicator& world) {
+        std::vector<std::vector<int>> tps(cp_size), cps(tp_size);
+        for (int rank = 0; rank < world.size(); ++rank) {
+          tps[rank / tp_size].push_back(rank);
+          cps[rank % tp_size].push_back(rank);
+        }
+        const auto tp = *world.Split("tp", tps), cp = *world.Split("cp", cps);
+        Trial trial(c, {.tp = tp.get(),
+                        .cp = cp_size > 1 ? cp.get() : nullptr,
+                        .sequence_parallel = sequence_parallel});
         trial.Step();
-        SumGradsOverTp({.allocator = &trial.allocator},
-                       trial.model.Parameters(), tp);
         const std::string what =
-            absl::StrCat(c.ToString(), " tp ", size, " sp ", sequence_parallel);
+            absl::StrCat(c.ToString(), " tp ", tp_size, " cp ", cp_size, " sp ",
+                         sequence_parallel);
         EXPECT_NEAR(trial.loss, one.loss, Tolerance(c.dtype) * one.loss)
             << what;
         EXPECT_LT(RelativeL2(trial.placed_gradient, one.placed_gradient),
@@ -191,8 +225,6 @@ TEST(GptTensorParallel, CopiesStayBitwiseEqual) {
       trial.Step();
       // Ten steps let a rounding grow.
       EXPECT_NEAR(trial.loss, loss, 1e-4 * loss);
-      SumGradsOverTp({.allocator = &trial.allocator}, trial.model.Parameters(),
-                     tp);
       descend(trial);
     }
     int64_t compared = 0;
@@ -249,14 +281,31 @@ TEST(GptTensorParallel, GenerationEqualsOneRank) {
   }
 }
 
+// Some ranks have no labelled token.
+TEST(GptContextParallel, EqualsOneRank) {
+  for (DType dtype : {DType::kFloat64, DType::kFloat32}) {
+    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {1}, 2);
+    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {1}, 4);
+    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {2, 3}, 2);
+  }
+}
+
+TEST(GptContextParallel, AllRowsFrozenAndRecomputed) {
+  ExpectEqualToOneRank({.labelled_only = false, .seq = 8}, {1, 2}, 2);
+  for (bool frozen : {false, true})
+    for (Recompute recompute : {Recompute::kSelective, Recompute::kFull})
+      ExpectEqualToOneRank({.frozen = frozen, .recompute = recompute, .seq = 8},
+                           {1, 2}, 2);
+}
+
 TEST(GptTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {
   GptConfig config = Config({});
-  EXPECT_TRUE(config.CheckTensorParallel(6).ok());
-  EXPECT_EQ(config.CheckTensorParallel(7).message(),
+  EXPECT_TRUE(config.CheckParallel(6, 1).ok());
+  EXPECT_EQ(config.CheckParallel(7, 1).message(),
             "tensor_model_parallel_size: 7, wanted a head for each rank of 6 "
             "num_attention_heads in 2 groups");
   config.vocab_size = 3;
-  EXPECT_EQ(config.CheckTensorParallel(4).message(),
+  EXPECT_EQ(config.CheckParallel(4, 1).message(),
             "vocab_size: 3, wanted at least tensor_model_parallel_size 4");
 }
 

@@ -28,6 +28,9 @@ class LanguageModel : public Module {
   // states are token-sharded (mimo/autograd/ops/collectives.h): Embed makes
   // them so, Forward and Loss take them so. Generation's hidden states are
   // whole.
+  // Of cp ranks, each passes its own tokens, ids to targets, as
+  // ContextParallelRows picks them (mimo/autograd/ops/ring_attention.h), and S
+  // of them a sample; the loss is their sum. No generation.
 
   // ids [B*S] int32 -> embeddings [B*S, H], as EmbedAndPlace.
   virtual Var Embed(const Context& ctx, const Tensor& ids,

@@ -13,6 +13,7 @@
 #include "mimo/autograd/ops/attention.h"
 #include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/ops/embedding.h"
+#include "mimo/autograd/ops/ring_attention.h"
 
 namespace mimo {
 namespace {
@@ -118,13 +119,20 @@ Var SelfAttention::Forward(const Context& ctx, const Var& x,
   const Var qkv = qkv_.Forward(ctx, x);
   if (cache != nullptr) {
     CHECK(ctx.tape == nullptr) << "a KV cache has no backward";
+    CHECK(build().parallel.cp == nullptr) << "a KV cache on one cp rank";
     if (rotary != nullptr)
       ApplyRotary(ctx, qkv.value, *rotary, config_.heads + config_.kv_heads,
                   config_.head_dim);
     return proj_.Forward(ctx, Var{Cached(ctx, qkv.value, sequence, *cache)});
   }
+  kernels::AttentionShape shape = ShapeOf(config_, sequence);
+  Communicator* cp = build().parallel.cp;
+  if (cp != nullptr) shape.seq_q = shape.seq_k = sequence.seq / 2;  // a chunk
   const Var attended =
-      Attention(ctx, qkv, ShapeOf(config_, sequence), Tensor(), rotary);
+      cp == nullptr
+          ? Attention(ctx, qkv, shape, Tensor(), rotary)
+          : RingAttention(ctx, qkv,
+                          {.chunk = shape, .rotary = rotary, .cp = cp});
   return proj_.Forward(ctx, Wanted(ctx, attended, sequence));
 }
 

@@ -55,7 +55,9 @@ struct KvCache {
 // What the tokens [B*S, ...] of a forward pass are. With sequence parallelism,
 // the residual stream is token-sharded (mimo/autograd/ops/collectives.h).
 struct Sequence {
-  int64_t batch, seq;  // B, S
+  // B, S. Over cp ranks S is this rank's tokens of a sample, and the rows are
+  // two halves (mimo/autograd/ops/ring_attention.h).
+  int64_t batch, seq;
   std::optional<Rotary> rotary;
   // Generation: S new tokens after `cached` ones; a cache a layer.
   std::vector<KvCache>* caches = nullptr;

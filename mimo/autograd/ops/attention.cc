@@ -99,10 +99,13 @@ struct SiluGateNode final : Node {
 }  // namespace
 
 void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
-                 int64_t heads, int64_t head_dim) {
+                 int64_t heads, int64_t head_dim, bool inverse) {
   kernels::Rotary({.x = qkv.data(),
                    .cos = rotary.cos.data(),
                    .sin = rotary.sin.data(),
+                   .positions = rotary.positions.defined()
+                                    ? rotary.positions.pointer<int32_t>()
+                                    : nullptr,
                    .seq = rotary.seq,
                    .first_position = rotary.first_position,
                    .tokens = qkv.dim(0),
@@ -110,6 +113,7 @@ void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
                    .head_dim = head_dim,
                    .stride = qkv.dim(1),
                    .max_position = rotary.cos.dim(0),
+                   .inverse = inverse,
                    .dtype = qkv.dtype()},
                   ctx.compute);
 }
@@ -148,7 +152,8 @@ Var Attention(const Context& ctx, const Var& qkv,
   node->lse = Saved(std::move(lse));
   node->key_lengths = key_lengths;
   if (rotary != nullptr) {
-    CHECK(rotary->first_position == 0 && rotary->seq == shape.seq_q);
+    CHECK(rotary->first_position == 0 && rotary->seq == shape.seq_q &&
+          !rotary->positions.defined());
     node->cos = rotary->cos;
     node->sin = rotary->sin;
   }

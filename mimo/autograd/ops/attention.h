@@ -15,11 +15,13 @@ struct Rotary {
   Tensor cos, sin;  // [max_position, D/2] accumulator dtype
   int64_t seq;      // tokens of a sequence
   int64_t first_position;
+  // [T] int32, in place of these two; undefined: not.
+  Tensor positions = {};
 };
 
-// Turns the first `heads` heads of each row of qkv, in place.
+// Turns the first `heads` heads of each row of qkv, in place, or back.
 void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
-                 int64_t heads, int64_t head_dim);
+                 int64_t heads, int64_t head_dim, bool inverse = false);
 
 // qkv [B*S, (N + 2G) D]: query, key, value heads -> [B*S, N*D], with the rotary
 // embedding on queries and keys if there is one: qkv, which nobody else may

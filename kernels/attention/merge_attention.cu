@@ -1,0 +1,65 @@
+#include <cmath>
+
+#include "kernels/attention/merge_attention.h"
+#include "kernels/base/cuda.cuh"
+
+namespace mimo::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+
+// A block a token: blockIdx.x is its place in sample blockIdx.y.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    MergeKernel(const MergeAttentionArgs args) {
+  const int64_t i = blockIdx.x, b = blockIdx.y, dim = args.head_dim;
+  int64_t row = b * args.seq + i;
+  if (args.cu_seqlens != nullptr) {
+    row = args.cu_seqlens[b] + i;
+    if (row >= args.cu_seqlens[b + 1]) return;
+  }
+  const int64_t width = args.heads * dim;
+  float* all_lse = static_cast<float*>(args.lse);
+  float* out = static_cast<float*>(args.out) + row * width;
+  const T* out_b = static_cast<const T*>(args.out_b) + row * width;
+  const auto place = [&](int64_t n) {
+    return (b * args.heads + n) * args.seq + i;
+  };
+  const auto joint = [&](float lse, float lse_b) {
+    const float max = fmaxf(lse, lse_b);
+    if (args.first) return lse_b;
+    if (max == -INFINITY) return max;
+    return max + logf(expf(lse - max) + expf(lse_b - max));
+  };
+  for (int64_t c = threadIdx.x; c < width; c += kThreads) {
+    const int64_t at = place(c / dim);
+    const float lse_b = static_cast<const float*>(args.lse_b)[at];
+    const float of_b = ToFloat(out_b[c]);
+    if (args.first) {
+      out[c] = of_b;
+      continue;
+    }
+    const float lse = all_lse[at], sum = joint(lse, lse_b);
+    if (sum == -INFINITY) continue;
+    out[c] = expf(lse - sum) * out[c] + expf(lse_b - sum) * of_b;
+  }
+  __syncthreads();  // lse has been read
+  for (int64_t n = threadIdx.x; n < args.heads; n += kThreads) {
+    const int64_t at = place(n);
+    all_lse[at] = joint(args.first ? 0 : all_lse[at],
+                        static_cast<const float*>(args.lse_b)[at]);
+  }
+}
+
+}  // namespace
+
+void MergeAttentionCuda(const MergeAttentionArgs& args, Stream stream) {
+  if (args.batch * args.seq == 0) return;
+  DispatchCudaFloat(args.dtype, [&]<typename T>() {
+    MergeKernel<T>
+        <<<dim3(args.seq, args.batch), kThreads, 0, RawStream(stream)>>>(args);
+  });
+  MIMO_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace mimo::kernels

@@ -1,0 +1,50 @@
+// Attention among the ranks of a context-parallel group, each with a part of
+// every sample's tokens.
+//
+// A sample is cut into 2n chunks; rank r of n has chunks r and 2n-1-r, so that
+// under the causal mask all ranks have as much to do. A rank's rows are two
+// halves: the first chunks of all samples, then the second ones. (So a half,
+// packed or not, is a batch for kernels/attention.) ContextParallelRows says
+// which rows of the whole these are.
+// Source: Liu et al. 2023, arXiv:2310.01889 (the ring); the zig-zag partition
+// is that of Llama 3, arXiv:2407.21783, section 3.3.2, and Megatron-Core.
+#ifndef MIMO_MIMO_AUTOGRAD_OPS_RING_ATTENTION_H_
+#define MIMO_MIMO_AUTOGRAD_OPS_RING_ATTENTION_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "comm/base/communicator.h"
+#include "mimo/autograd/ops/attention.h"
+
+namespace mimo {
+
+// As Attention, on a rank's rows qkv [2*C', (N + 2G) D] of samples `chunk`: its
+// seq_q = seq_k = C are tokens of a chunk; C' = B*C rows are a half. Packed,
+// `cu_seqlens` [B+1] int32 are a half's, C is its longest sample's and `rows`
+// its C'. Rows behind the halves are padding.
+// Keys and values go round the ring beside the attention to those that came
+// before; the backward sends them round again, and their gradients home.
+struct RingAttentionArgs {
+  kernels::AttentionShape chunk;
+  Tensor cu_seqlens = {};  // undefined: not packed
+  int64_t rows = 0;        // packed: C'
+  // Its positions, packed: of the rank's rows; else undefined. seq and
+  // first_position are not read.
+  const Rotary* rotary = nullptr;
+  Communicator* cp;
+};
+Var RingAttention(const Context& ctx, const Var& qkv,
+                  const RingAttentionArgs& args);
+
+// The rows of the whole that a rank has, in its order; the whole's samples are
+// rows cu_seqlens[b] to cu_seqlens[b+1]. Error: a sample's length that 2n does
+// not divide.
+absl::StatusOr<std::vector<int32_t>> ContextParallelRows(
+    absl::Span<const int32_t> cu_seqlens, int ranks, int rank);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_AUTOGRAD_OPS_RING_ATTENTION_H_
