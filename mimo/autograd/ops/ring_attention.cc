@@ -58,7 +58,7 @@ struct Ring {
     }
   }
 
-  // Keys and values out of the fused rows. -> [2*C', 2*G*D]
+  // Keys and values out of the fused rows. -> [2R, 2*G*D]
   Tensor KeysAndValues(const Context& ctx, const Tensor& qkv) const {
     Tensor kv = ctx.Empty({kHalves * rows, kv_width()}, qkv.dtype());
     kernels::Copy2d({.src = At(qkv, query_width()),

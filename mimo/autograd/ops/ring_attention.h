@@ -21,16 +21,16 @@
 
 namespace mimo {
 
-// As Attention, on a rank's rows qkv [2*C', (N + 2G) D] of samples `chunk`: its
-// seq_q = seq_k = C are tokens of a chunk; C' = B*C rows are a half. Packed,
-// `cu_seqlens` [B+1] int32 are a half's, C is its longest sample's and `rows`
-// its C'. Rows behind the halves are padding.
+// As Attention, on a rank's rows qkv [2R, (N + 2G) D]: `chunk` is a batch of
+// chunks, its seq_q = seq_k = S the tokens of one, and a half has R = B*S rows.
+// Packed, `cu_seqlens` [B+1] int32 are a half's, S is its longest sample's and
+// `rows` its R. Rows behind the halves are padding (collectives.h).
 // Keys and values go round the ring beside the attention to those that came
 // before; the backward sends them round again, and their gradients home.
 struct RingAttentionArgs {
   kernels::AttentionShape chunk;
   Tensor cu_seqlens = {};  // undefined: not packed
-  int64_t rows = 0;        // packed: C'
+  int64_t rows = 0;        // packed: R
   // Its positions, packed: of the rank's rows; else undefined. seq and
   // first_position are not read.
   const Rotary* rotary = nullptr;
