@@ -121,12 +121,10 @@ TEST(VisionTensorParallel, AffineProjector) {
 }
 
 TEST(VisionTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {
-  EXPECT_EQ(Encoder({}).CheckParallel(7, 1).message(),
+  EXPECT_EQ(Encoder({}).CheckTensorParallel(7).message(),
             "tensor_model_parallel_size: 7, wanted a head for each rank of 6 "
             "num_attention_heads in 6 groups");
-  EXPECT_EQ(Encoder({}).CheckParallel(1, 2).message(),
-            "context_parallel_size: 2, wanted 1 of a vision transformer");
-  EXPECT_EQ(Projector({}).CheckParallel(10, 1).message(),
+  EXPECT_EQ(Projector({}).CheckTensorParallel(10).message(),
             "ffn_hidden_size: 9, wanted at least tensor_model_parallel_size "
             "10");
 }

@@ -15,9 +15,7 @@
 
 namespace mimo {
 
-absl::Status ClipVitConfig::CheckParallel(int tp, int cp) const {
-  MIMO_RETURN_IF_ERROR(CheckValue(cp == 1, "context_parallel_size", cp,
-                                  "1 of a vision transformer"));
+absl::Status ClipVitConfig::CheckTensorParallel(int tp) const {
   MIMO_RETURN_IF_ERROR(
       CheckHeads(num_attention_heads, num_attention_heads, tp));
   return CheckParts(tp, {{"ffn_hidden_size", ffn_hidden_size}});
@@ -67,8 +65,17 @@ absl::Status ClipVitConfig::Validate() const {
   return absl::OkStatus();
 }
 
+namespace {
+
+BuildContext WithWholeImages(BuildContext build) {
+  build.parallel.cp = nullptr;
+  return build;
+}
+
+}  // namespace
+
 ClipVit::ClipVit(BuildContext build, const ClipVitConfig& config)
-    : ModalityEncoder(std::move(build)),
+    : ModalityEncoder(WithWholeImages(std::move(build))),
       config_(config),
       class_token_(AddParameter("class_token", {config.hidden_size},
                                 {.std = config.position_embedding_std})),

@@ -10,7 +10,8 @@
 namespace mimo {
 
 // Of tp ranks, all have the same pixels and get the same features; patches are
-// embedded on each, and heads and feed-forward shared.
+// embedded on each, and heads and feed-forward shared. cp ranks have images of
+// their own.
 //
 // Layers past the feature layer, and the norm after the last, are kept for the
 // checkpoint's sake but never run, so they are frozen.

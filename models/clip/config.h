@@ -76,7 +76,7 @@ struct ClipVitConfig {
     v("recompute_layers", recompute_layers);
   }
   absl::Status Validate() const;
-  absl::Status CheckParallel(int tp, int cp) const;
+  absl::Status CheckTensorParallel(int tp) const;
 
   int64_t patches() const {  // of one image
     return (image_size / patch_size) * (image_size / patch_size);

@@ -44,7 +44,7 @@ struct GptConfig {
     v("recompute_layers", recompute_layers);
   }
   absl::Status Validate() const;
-  absl::Status CheckParallel(int tp, int cp) const;
+  absl::Status CheckTensorParallel(int tp) const;
 
   int64_t groups() const {
     return num_query_groups > 0 ? num_query_groups : num_attention_heads;

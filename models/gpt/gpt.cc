@@ -35,7 +35,7 @@ TransformerConfig Transformer(const GptConfig& config) {
 
 }  // namespace
 
-absl::Status GptConfig::CheckParallel(int tp, int cp) const {
+absl::Status GptConfig::CheckTensorParallel(int tp) const {
   MIMO_RETURN_IF_ERROR(CheckHeads(num_attention_heads, groups(), tp));
   return CheckParts(
       tp, {{"ffn_hidden_size", ffn_hidden_size}, {"vocab_size", vocab_size}});

@@ -300,12 +300,12 @@ TEST(GptContextParallel, AllRowsFrozenAndRecomputed) {
 
 TEST(GptTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {
   GptConfig config = Config({});
-  EXPECT_TRUE(config.CheckParallel(6, 1).ok());
-  EXPECT_EQ(config.CheckParallel(7, 1).message(),
+  EXPECT_TRUE(config.CheckTensorParallel(6).ok());
+  EXPECT_EQ(config.CheckTensorParallel(7).message(),
             "tensor_model_parallel_size: 7, wanted a head for each rank of 6 "
             "num_attention_heads in 2 groups");
   config.vocab_size = 3;
-  EXPECT_EQ(config.CheckParallel(4, 1).message(),
+  EXPECT_EQ(config.CheckTensorParallel(4).message(),
             "vocab_size: 3, wanted at least tensor_model_parallel_size 4");
 }
 

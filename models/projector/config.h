@@ -46,7 +46,7 @@ struct ProjectorConfig {
     v("init_std", init_std);
   }
   absl::Status Validate() const;
-  absl::Status CheckParallel(int tp, int cp) const;
+  absl::Status CheckTensorParallel(int tp) const;
 };
 
 }  // namespace mimo

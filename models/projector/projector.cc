@@ -24,7 +24,7 @@ BuildContext WithWholeTokens(BuildContext build) {
 
 }  // namespace
 
-absl::Status ProjectorConfig::CheckParallel(int tp, int cp) const {
+absl::Status ProjectorConfig::CheckTensorParallel(int tp) const {
   return CheckParts(tp, {{"ffn_hidden_size", FirstWidth(*this)}});
 }
 

@@ -33,8 +33,7 @@ absl::StatusOr<std::unique_ptr<Module>> ModuleRegistry::BuildModule(
     return absl::InvalidArgumentError(
         absl::StrCat(build.path, ": ", type.status().message()));
   }
-  if (absl::Status valid = spec.config.Validate(build.parallel.tp_size(),
-                                                build.parallel.cp_size());
+  if (absl::Status valid = spec.config.Validate(build.parallel.tp_size());
       !valid.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat(build.path, ": ", valid.message()));

@@ -12,7 +12,7 @@
 // where MyEncoder derives from LanguageModel, ModalityEncoder or Projection, is
 // built by MyEncoder(BuildContext, const MyConfig&), and MyConfig lists its
 // Fields (mimo/config/fields.h), and may Validate() itself and say whether so
-// many ranks can share the module, CheckParallel(tp, cp).
+// many ranks can share the module, CheckTensorParallel(tp).
 #ifndef MIMO_MODELS_SPEC_MODULE_SPEC_H_
 #define MIMO_MODELS_SPEC_MODULE_SPEC_H_
 
@@ -66,10 +66,8 @@ class AnyConfig {
                     absl::Span<const absl::string_view> other_keys) {
     return held_->Read(node, other_keys);
   }
-  // What Validate() says, and whether so many ranks can share the module.
-  absl::Status Validate(int tp, int cp) const {
-    return held_->Validate(tp, cp);
-  }
+  // What Validate() says, and whether `tp` ranks can share the module.
+  absl::Status Validate(int tp) const { return held_->Validate(tp); }
   ConfigNode ToNode() const { return held_ ? held_->ToNode() : ConfigNode(); }
   bool operator==(const AnyConfig& other) const {
     return ToYaml(ToNode()) == ToYaml(other.ToNode());
@@ -81,7 +79,7 @@ class AnyConfig {
     virtual std::unique_ptr<Base> Clone() const = 0;
     virtual absl::Status Read(const ConfigNode& node,
                               absl::Span<const absl::string_view> other) = 0;
-    virtual absl::Status Validate(int tp, int cp) const = 0;
+    virtual absl::Status Validate(int tp) const = 0;
     virtual ConfigNode ToNode() const = 0;
   };
   template <typename Config>
@@ -94,11 +92,11 @@ class AnyConfig {
                       absl::Span<const absl::string_view> other) override {
       return FromYaml(node, config, other);
     }
-    absl::Status Validate(int tp, int cp) const override {
+    absl::Status Validate(int tp) const override {
       if constexpr (requires { config.Validate(); })
         MIMO_RETURN_IF_ERROR(config.Validate());
-      if constexpr (requires { config.CheckParallel(tp, cp); })
-        MIMO_RETURN_IF_ERROR(config.CheckParallel(tp, cp));
+      if constexpr (requires { config.CheckTensorParallel(tp); })
+        MIMO_RETURN_IF_ERROR(config.CheckTensorParallel(tp));
       return absl::OkStatus();
     }
     ConfigNode ToNode() const override { return mimo::ToNode(config); }

@@ -119,14 +119,15 @@ Var SelfAttention::Forward(const Context& ctx, const Var& x,
   const Var qkv = qkv_.Forward(ctx, x);
   if (cache != nullptr) {
     CHECK(ctx.tape == nullptr) << "a KV cache has no backward";
-    CHECK(build().parallel.cp == nullptr) << "a KV cache on one cp rank";
+    CHECK_EQ(build().parallel.cp_size(), 1) << "a KV cache on one cp rank";
     if (rotary != nullptr)
       ApplyRotary(ctx, qkv.value, *rotary, config_.heads + config_.kv_heads,
                   config_.head_dim);
     return proj_.Forward(ctx, Var{Cached(ctx, qkv.value, sequence, *cache)});
   }
   kernels::AttentionShape shape = ShapeOf(config_, sequence);
-  Communicator* cp = build().parallel.cp;
+  const ParallelGroups& groups = build().parallel;
+  Communicator* cp = groups.cp_size() > 1 ? groups.cp : nullptr;
   if (cp != nullptr) shape.seq_q = shape.seq_k = sequence.seq / 2;  // a chunk
   const Var attended =
       cp == nullptr
