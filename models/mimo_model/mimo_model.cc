@@ -295,8 +295,11 @@ absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
       continue;
     }
     if (wanted != inputs.rows.end() && wanted->second > 0) {
-      return Invalid(submodule->path(),
-                     "inputs are missing, but matching special tokens exist");
+      return Invalid(
+          submodule->path(),
+          absl::StrCat(
+              "inputs are missing, but matching special tokens exist: ",
+              wanted->second, ", and 0 embeddings"));
     }
     // No rows, but who receives them sends a gradient back, as if there were.
     const Tensor none = ctx.Empty({0, submodule->output_size()}, dtype());

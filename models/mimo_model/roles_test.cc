@@ -233,7 +233,7 @@ TEST_F(RolesTest, SpecialTokensWithoutInputsAreAnError) {
             .status()
             .message(),
         "modality_submodules.images: inputs are missing, but matching special "
-        "tokens exist");
+        "tokens exist: 8, and 0 embeddings");
   }
 }
 
