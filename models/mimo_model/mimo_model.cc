@@ -60,7 +60,6 @@ RankRole WholeModel(const MimoModelConfig& config) {
 
 uint64_t ModuleRngSeed(uint64_t seed, const MimoModelConfig& config,
                        absl::string_view modality, int stage) {
-  CHECK_LT(stage, 100) << "stages of one module before the next one's seeds";
   int64_t offset = 2;
   if (!modality.empty()) {
     const auto& all = config.modality_submodules_spec;
@@ -79,14 +78,6 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
   std::unique_ptr<MimoModel> self(
       new MimoModel(config, std::move(build), *std::move(placement)));
   const RankRole& role = self->role();
-  for (const auto& [name, groups] : self->placement_.parallel) {
-    if (groups.pp_size() == 1 && groups.cp_size() == 1) continue;
-    // Layers of a stage and parts of a sequence: issue 6.
-    return absl::UnimplementedError(
-        absl::StrCat(name, ": pipeline_model_parallel_size ", groups.pp_size(),
-                     ", context_parallel_size ", groups.cp_size(),
-                     ": models are built for 1 and 1 so far"));
-  }
   if (role.HasLanguageModule()) {
     MIMO_RETURN_IF_ERROR(self->BuildLanguageModel(registry));
   }

@@ -34,6 +34,25 @@ MimoInfra InfraOfOneRank(const MimoModelConfig& model) {
   return {.topology = DefaultTopology(names)};
 }
 
+// The layers of a stage and the parts of a sequence are issue 6. The same
+// answer on every rank, whichever modules it has.
+absl::Status CheckBuildable(const MimoParallelismConfig& parallelism) {
+  for (const auto& [name, module] : parallelism.module_parallelisms) {
+    if (module.pipeline_model_parallel_size == 1 &&
+        (module.context_parallel_size == 1 ||
+         name != parallelism.llm_module_name)) {
+      continue;
+    }
+    return absl::UnimplementedError(absl::StrFormat(
+        "modules.%s: pipeline_model_parallel_size %d, context_parallel_size "
+        "%d: models are built without pipelines, and language models without "
+        "context parallelism, so far",
+        name, module.pipeline_model_parallel_size,
+        module.context_parallel_size));
+  }
+  return absl::OkStatus();
+}
+
 // A rank's modules as their gradients come: the order in which they are
 // reduced, so that none waits for one that comes later.
 std::vector<std::string> BackwardOrder(const RankRole& role) {
@@ -125,6 +144,7 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModelProvider::Provide(
   MIMO_ASSIGN_OR_RETURN(const auto infra, BuildInfra(world));
   std::optional<ModelPlacement> placement;
   if (parallelism) {
+    MIMO_RETURN_IF_ERROR(CheckBuildable(*parallelism));
     MIMO_ASSIGN_OR_RETURN(placement, PlaceModel(infra, world->rank()));
   }
   return MimoModel::Build(model, registry_, std::move(build),
