@@ -118,7 +118,7 @@ Var GptModel::Embed(const Context& ctx, const Tensor& ids,
 
 Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches, int64_t cached,
-                      const Tensor& rows) const {
+                      const Tensor& rows, const Packing& packing) const {
   const ModuleScope scope(ctx, path());
   Communicator* tokens = build().parallel.tokens();
   Tensor wanted = rows;
@@ -129,6 +129,7 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
   const Sequence sequence = {.batch = batch,
                              .seq = seq,
                              .rotary = Rotary{cos_, sin_, seq, cached},
+                             .packing = packing,
                              .caches = caches,
                              .cached = cached,
                              .rows = wanted};

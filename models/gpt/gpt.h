@@ -24,7 +24,7 @@ class GptModel : public LanguageModel {
             const std::vector<PlacedRows>& placed) const override;
   Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
               int64_t seq, std::vector<KvCache>* caches, int64_t cached,
-              const Tensor& rows) const override;
+              const Tensor& rows, const Packing& packing) const override;
   Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
            const Tensor& dloss) const override;
   Tensor Logits(const Context& ctx, const Tensor& hidden) const override;

@@ -20,7 +20,7 @@ namespace {
 
 // Three samples of seven tokens: neither 2 nor 4 ranks divide them evenly. The
 // vocabulary and F are uneven too.
-constexpr int64_t kBatch = 3, kVocab = 13, kHidden = 12;
+constexpr int64_t kVocab = 13, kHidden = 12;
 
 struct Case {
   DType dtype = DType::kFloat64;
@@ -30,7 +30,7 @@ struct Case {
   bool labelled_only = true;
   bool known_gradient = true;
   Recompute recompute = Recompute::kOff;
-  int64_t seq = 7;
+  std::vector<int32_t> lengths = {7, 7, 7};  // of samples; unequal: packed
 
   std::string ToString() const {
     return absl::StrCat(Name(dtype), " groups ", groups, " tied ", tied,
@@ -79,52 +79,86 @@ struct Trial {
                            ReduceOp::kSum, Stream());
   }
 
-  // Loss and gradients of a batch.
+  // Loss and gradients of a batch. Of unequal samples one rank runs each alone,
+  // which is what packing must equal; several ranks run them packed.
   void Step() {
+    loss = 0;
+    const int64_t total = std::reduce(c.lengths.begin(), c.lengths.end());
+    placed_gradient.assign((total + 3) / 6 * kHidden, 0);
+    const int samples = c.lengths.size();
+    const bool equal =
+        std::set<int32_t>(c.lengths.begin(), c.lengths.end()).size() == 1;
+    if (equal || groups.tp != nullptr) {
+      Pass(0, samples, !equal);
+    } else {
+      for (int b = 0; b < samples; ++b) Pass(b, b + 1, false);
+    }
+    for (Parameter* p : model.Parameters())
+      if (!p->frozen) SumOverCp(p->Grad());
+    if (groups.tp != nullptr)
+      SumGradsOverTp({.allocator = &allocator}, model.Parameters(), *groups.tp);
+  }
+
+  // Samples [begin, end).
+  void Pass(int begin, int end, bool packed) {
     Tape tape;
     const Context ctx{.allocator = &allocator, .tape = &tape};
-    // The whole batch: some tokens' embeddings are placed, some have a label.
-    const std::set<int32_t> labelled = {0, 6, 7, 15, 20};
-    std::vector<int32_t> samples, rows, ids, placed_rows, positions, wanted,
-        targets;
-    for (int b = 0; b <= kBatch; ++b) samples.push_back(b * c.seq);
-    rows.resize(kBatch * c.seq);
+    const int cp = groups.cp_size();
+    std::vector<int32_t> cu_seqlens = {0}, cu_halves = {0};
+    for (int b = begin; b < end; ++b) {
+      cu_seqlens.push_back(cu_seqlens.back() + c.lengths[b]);
+      cu_halves.push_back(cu_halves.back() + c.lengths[b] / (2 * cp));
+    }
+    std::vector<int32_t> rows(cu_seqlens.back());
     std::iota(rows.begin(), rows.end(), 0);
-    if (groups.cp != nullptr)
-      rows = *ContextParallelRows(samples, groups.cp_size(), groups.cp_rank());
-    for (int32_t t : rows) {  // this rank's
-      const int32_t here = ids.size();
+    if (cp > 1) rows = *ContextParallelRows(cu_seqlens, cp, groups.cp_rank());
+    // Of the whole batch, some tokens' embeddings are placed, some have a
+    // label.
+    const std::set<int32_t> labelled = {0, 6, 7, 15, 20};
+    const int32_t first =
+        std::reduce(c.lengths.begin(), c.lengths.begin() + begin);
+    std::vector<int32_t> ids, positions, placed_rows, placed_at, wanted,
+        targets;
+    for (int32_t row : rows) {
+      const int32_t here = ids.size(), t = first + row;
+      const auto next =
+          std::upper_bound(cu_seqlens.begin(), cu_seqlens.end(), row);
+      positions.push_back(row - *(next - 1));
       ids.push_back(t % 6 == 2 ? -1 : t * 5 % kVocab);
       if (t % 6 == 2) {
         placed_rows.push_back(t / 6);
-        positions.push_back(here);
+        placed_at.push_back(here);
       }
       if (labelled.contains(t)) wanted.push_back(here);
       if (labelled.contains(t) || !c.labelled_only)
         targets.push_back(labelled.contains(t) ? t * 3 % kVocab : -1);
     }
-    const int64_t seq = c.seq / groups.cp_size();
+    Packing packing;
+    if (packed)
+      packing = {Indices(cp > 1 ? cu_halves : cu_seqlens), Indices(positions)};
+    const int64_t seq =
+        *std::max_element(c.lengths.begin() + begin, c.lengths.begin() + end) /
+        cp;
     const Var placed = tape.Input(RandomTensor(
-        allocator, {(kBatch * c.seq + 3) / 6, kHidden}, c.dtype, 1));
+        allocator,
+        {static_cast<int64_t>(placed_gradient.size()) / kHidden, kHidden},
+        c.dtype, 1));
     const Var embeddings = model.Embed(
         ctx, Indices(ids),
-        {{SelectRows(ctx, placed, Indices(placed_rows)), Indices(positions)}});
+        {{SelectRows(ctx, placed, Indices(placed_rows)), Indices(placed_at)}});
     const Var hidden =
-        model.Forward(ctx, embeddings, kBatch, seq, nullptr, 0,
-                      c.labelled_only ? Indices(wanted) : Tensor());
+        model.Forward(ctx, embeddings, end - begin, seq, nullptr, 0,
+                      c.labelled_only ? Indices(wanted) : Tensor(), packing);
     const Tensor dloss = Tensor::From<double>(allocator, {1}, {0.25});
     const Var sum = model.Loss(ctx, hidden, Indices(targets),
                                c.known_gradient ? dloss : Tensor());
     tape.Backward(ctx, {{sum.slot, dloss}});
     SumOverCp(sum.value);
-    loss = sum.value.span<double>()[0];
+    loss += sum.value.span<double>()[0];
     const Tensor dplaced = tape.TakeGrad(placed.slot);
     SumOverCp(dplaced);
-    placed_gradient = ValuesOf(dplaced);
-    for (Parameter* p : model.Parameters())
-      if (!p->frozen) SumOverCp(p->Grad());
-    if (groups.tp != nullptr)
-      SumGradsOverTp({.allocator = &allocator}, model.Parameters(), *groups.tp);
+    const Values part = ValuesOf(dplaced);
+    for (size_t i = 0; i < part.size(); ++i) placed_gradient[i] += part[i];
   }
 
   const Case c;
@@ -262,7 +296,7 @@ TEST(GptTensorParallel, GenerationEqualsOneRank) {
       const int64_t seq = ids.size();
       const Var hidden = trial.model.Forward(
           ctx, trial.model.Embed(ctx, trial.Indices(ids), {}), 1, seq, &caches,
-          cached, Tensor());
+          cached, Tensor(), {});
       const Values step = ValuesOf(trial.model.Logits(ctx, hidden.value));
       logits.insert(logits.end(), step.begin(), step.end());
       cached += seq;
@@ -284,18 +318,31 @@ TEST(GptTensorParallel, GenerationEqualsOneRank) {
 // Some ranks have no labelled token.
 TEST(GptContextParallel, EqualsOneRank) {
   for (DType dtype : {DType::kFloat64, DType::kFloat32}) {
-    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {1}, 2);
-    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {1}, 4);
-    ExpectEqualToOneRank({.dtype = dtype, .seq = 16}, {2, 3}, 2);
+    ExpectEqualToOneRank({.dtype = dtype, .lengths = {16, 16, 16}}, {1}, 2);
+    ExpectEqualToOneRank({.dtype = dtype, .lengths = {16, 16, 16}}, {1}, 4);
+    ExpectEqualToOneRank({.dtype = dtype, .lengths = {16, 16, 16}}, {2, 3}, 2);
   }
 }
 
 TEST(GptContextParallel, AllRowsFrozenAndRecomputed) {
-  ExpectEqualToOneRank({.labelled_only = false, .seq = 8}, {1, 2}, 2);
+  ExpectEqualToOneRank({.labelled_only = false, .lengths = {8, 8, 8}}, {1, 2},
+                       2);
   for (bool frozen : {false, true})
     for (Recompute recompute : {Recompute::kSelective, Recompute::kFull})
-      ExpectEqualToOneRank({.frozen = frozen, .recompute = recompute, .seq = 8},
-                           {1, 2}, 2);
+      ExpectEqualToOneRank(
+          {.frozen = frozen, .recompute = recompute, .lengths = {8, 8, 8}},
+          {1, 2}, 2);
+}
+
+// Over one rank, too, samples see themselves alone.
+TEST(GptContextParallel, PackedSamplesEqualEachAlone) {
+  for (DType dtype : {DType::kFloat64, DType::kFloat32}) {
+    const Case c = {.dtype = dtype, .lengths = {8, 4, 16, 4}};
+    ExpectEqualToOneRank(c, {1, 2, 3});
+    ExpectEqualToOneRank(c, {1, 2}, 2);
+  }
+  ExpectEqualToOneRank(
+      {.recompute = Recompute::kFull, .lengths = {8, 4, 16, 4}}, {2}, 2);
 }
 
 TEST(GptTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {

@@ -37,10 +37,12 @@ class LanguageModel : public Module {
                     const std::vector<PlacedRows>& placed) const = 0;
   // Embeddings to final hidden states, [B*S, H] both. `caches` and `cached` as
   // in Sequence; positions go on from `cached`. `rows` [L] int32: the rows
-  // whose states are wanted, [L, H] (zeros where -1); undefined: all.
+  // whose states are wanted, [L, H] (zeros where -1); undefined: all. Packed, S
+  // is the longest sample's.
   virtual Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                       int64_t seq, std::vector<KvCache>* caches = nullptr,
-                      int64_t cached = 0, const Tensor& rows = {}) const = 0;
+                      int64_t cached = 0, const Tensor& rows = {},
+                      const Packing& packing = {}) const = 0;
   // Sum of the cross-entropies of rows `hidden` [L, H] with `targets` [L] (what
   // each row predicts; < 0: ignored): [1] float64. `dloss`: the gradient that
   // the sum will be seeded with, when it is known already.

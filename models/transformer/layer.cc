@@ -131,9 +131,8 @@ Var SelfAttention::Forward(const Context& ctx, const Var& x,
   if (cp != nullptr) shape.seq_q = shape.seq_k = sequence.seq / 2;  // a chunk
   const Var attended =
       cp == nullptr
-          ? Attention(ctx, qkv, shape, Tensor(), rotary)
-          : RingAttention(ctx, qkv,
-                          {.chunk = shape, .rotary = rotary, .cp = cp});
+          ? Attention(ctx, qkv, shape, rotary, sequence.packing)
+          : RingAttention(ctx, qkv, shape, *cp, rotary, sequence.packing);
   return proj_.Forward(ctx, Wanted(ctx, attended, sequence));
 }
 

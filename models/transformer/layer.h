@@ -59,6 +59,7 @@ struct Sequence {
   // two halves (mimo/autograd/ops/ring_attention.h).
   int64_t batch, seq;
   std::optional<Rotary> rotary;
+  Packing packing = {};  // S: the longest sample's
   // Generation: S new tokens after `cached` ones; a cache a layer.
   std::vector<KvCache>* caches = nullptr;
   int64_t cached = 0;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/log/check.h"
@@ -22,21 +23,26 @@ struct Heads {
   char *q, *k, *v;
 };
 
-// Clears the rows behind the samples'.
-void ZeroPadding(const Tensor& rows, const kernels::AttentionShape& shape) {
-  rows.Rows(shape.batch * shape.seq_q, rows.dim(0)).Zero();
+int64_t RowsOf(const kernels::AttentionShape& shape, const Packing& packing) {
+  return packing.defined() ? packing.positions.numel()
+                           : shape.batch * shape.seq_q;
 }
 
-const int32_t* Lengths(const Tensor& key_lengths) {
-  return key_lengths.defined() ? key_lengths.pointer<int32_t>() : nullptr;
+// Clears the rows behind the samples'.
+void ZeroPadding(const Tensor& x, int64_t rows) {
+  x.Rows(rows, x.dim(0)).Zero();
+}
+
+const int32_t* Lengths(const Packing& packing) {
+  return packing.defined() ? packing.cu_seqlens.pointer<int32_t>() : nullptr;
 }
 
 struct AttentionNode final : Node {
   Slot qkv_slot, out_slot;
   kernels::AttentionShape shape;
   Saved qkv, out, lse;
-  Tensor key_lengths;
-  Tensor cos, sin;  // undefined: no rotary embedding
+  Packing packing;
+  std::optional<Rotary> rotary;
 
   const char* name() const override { return "Attention"; }
   void Backward(BackwardContext& ctx) override {
@@ -46,7 +52,10 @@ struct AttentionNode final : Node {
     const auto dqkv = ctx.GradFor(qkv_slot, x.shape(), x.dtype());
     CHECK(!dqkv.accumulate) << "Attention must be the projection's only user";
     const Heads in(x, shape), grad(dqkv.buffer, shape);
-    ZeroPadding(dqkv.buffer, shape);
+    const int64_t rows = RowsOf(shape, packing);
+    ZeroPadding(dqkv.buffer, rows);
+    // The kernel turns back what is not packed.
+    const bool turns = rotary && !packing.defined();
     const Tensor workspace =
         ctx.exec().Empty({kernels::AttentionBackwardWorkspaceBytes(
                              shape, x.dtype(), ctx.exec().compute.device)},
@@ -57,7 +66,7 @@ struct AttentionNode final : Node {
                                 .v = in.v,
                                 .q_stride = x.dim(1),
                                 .kv_stride = x.dim(1),
-                                .key_lengths = Lengths(key_lengths),
+                                .cu_seqlens = Lengths(packing),
                                 .out = out.get().data(),
                                 .lse = lse.get().data(),
                                 .dout = dout.data(),
@@ -66,11 +75,15 @@ struct AttentionNode final : Node {
                                 .dv = grad.v,
                                 .dq_stride = x.dim(1),
                                 .dkv_stride = x.dim(1),
-                                .cos = cos.data(),
-                                .sin = sin.data(),
+                                .cos = turns ? rotary->cos.data() : nullptr,
+                                .sin = turns ? rotary->sin.data() : nullptr,
                                 .workspace = workspace.data(),
                                 .dtype = x.dtype()},
                                ctx.exec().compute);
+    if (rotary && packing.defined())
+      ApplyRotary(ctx.exec(), dqkv.buffer.Rows(0, rows), *rotary,
+                  shape.heads + shape.kv_heads, shape.head_dim,
+                  packing.positions, /*inverse=*/true);
   }
 };
 
@@ -99,35 +112,38 @@ struct SiluGateNode final : Node {
 }  // namespace
 
 void ApplyRotary(const Context& ctx, const Tensor& qkv, const Rotary& rotary,
-                 int64_t heads, int64_t head_dim, bool inverse) {
-  kernels::Rotary({.x = qkv.data(),
-                   .cos = rotary.cos.data(),
-                   .sin = rotary.sin.data(),
-                   .positions = rotary.positions.defined()
-                                    ? rotary.positions.pointer<int32_t>()
-                                    : nullptr,
-                   .seq = rotary.seq,
-                   .first_position = rotary.first_position,
-                   .tokens = qkv.dim(0),
-                   .heads = heads,
-                   .head_dim = head_dim,
-                   .stride = qkv.dim(1),
-                   .max_position = rotary.cos.dim(0),
-                   .inverse = inverse,
-                   .dtype = qkv.dtype()},
-                  ctx.compute);
+                 int64_t heads, int64_t head_dim, const Tensor& positions,
+                 bool inverse) {
+  kernels::Rotary(
+      {.x = qkv.data(),
+       .cos = rotary.cos.data(),
+       .sin = rotary.sin.data(),
+       .positions =
+           positions.defined() ? positions.pointer<int32_t>() : nullptr,
+       .seq = rotary.seq,
+       .first_position = rotary.first_position,
+       .tokens = qkv.dim(0),
+       .heads = heads,
+       .head_dim = head_dim,
+       .stride = qkv.dim(1),
+       .max_position = rotary.cos.dim(0),
+       .inverse = inverse,
+       .dtype = qkv.dtype()},
+      ctx.compute);
 }
 
 Var Attention(const Context& ctx, const Var& qkv,
-              const kernels::AttentionShape& shape, const Tensor& key_lengths,
-              const Rotary* rotary) {
+              const kernels::AttentionShape& shape, const Rotary* rotary,
+              const Packing& packing) {
   const Tensor& x = qkv.value;
-  CHECK_GE(x.dim(0), shape.batch * shape.seq_q);
+  const int64_t rows = RowsOf(shape, packing);
+  CHECK_GE(x.dim(0), rows);
   CHECK_EQ(x.dim(1), (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
   if (rotary != nullptr)
-    ApplyRotary(ctx, x, *rotary, shape.heads + shape.kv_heads, shape.head_dim);
+    ApplyRotary(ctx, x.Rows(0, rows), *rotary, shape.heads + shape.kv_heads,
+                shape.head_dim, packing.positions);
   Var out{ctx.Empty({x.dim(0), shape.heads * shape.head_dim}, x.dtype())};
-  ZeroPadding(out.value, shape);
+  ZeroPadding(out.value, rows);
   Tensor lse = ctx.Empty({shape.batch, shape.heads, shape.seq_q},
                          AccumulatorOf(x.dtype()));
   const Heads in(x, shape);
@@ -137,7 +153,7 @@ Var Attention(const Context& ctx, const Var& qkv,
                              .v = in.v,
                              .q_stride = x.dim(1),
                              .kv_stride = x.dim(1),
-                             .key_lengths = Lengths(key_lengths),
+                             .cu_seqlens = Lengths(packing),
                              .out = out.value.data(),
                              .lse = lse.data(),
                              .dtype = x.dtype()},
@@ -150,12 +166,11 @@ Var Attention(const Context& ctx, const Var& qkv,
   node->qkv = Saved(x);
   node->out = Saved(out.value);
   node->lse = Saved(std::move(lse));
-  node->key_lengths = key_lengths;
+  node->packing = packing;
   if (rotary != nullptr) {
-    CHECK(rotary->first_position == 0 && rotary->seq == shape.seq_q &&
-          !rotary->positions.defined());
-    node->cos = rotary->cos;
-    node->sin = rotary->sin;
+    CHECK(packing.defined() ||
+          (rotary->first_position == 0 && rotary->seq == shape.seq_q));
+    node->rotary = *rotary;
   }
   ctx.tape->Append(std::move(node));
   return out;

@@ -22,7 +22,7 @@ constexpr int kHalves = 2;
 // What forward and backward share: where a rank's rows are and what they see.
 struct Ring {
   kernels::AttentionShape chunk;
-  Tensor cu_seqlens;
+  Packing packing;
   int64_t rows;  // of a half
   Communicator* cp;
 
@@ -30,7 +30,7 @@ struct Ring {
   int64_t query_width() const { return chunk.heads * chunk.head_dim; }
   int64_t kv_width() const { return 2 * chunk.kv_heads * chunk.head_dim; }
   const int32_t* lengths() const {
-    return cu_seqlens.defined() ? cu_seqlens.pointer<int32_t>() : nullptr;
+    return packing.defined() ? packing.cu_seqlens.pointer<int32_t>() : nullptr;
   }
   Tensor Half(const Tensor& x, int half) const {
     return x.Rows(half * rows, (half + 1) * rows);
@@ -88,12 +88,12 @@ struct Ring {
               bool inverse) const {
     for (int half = 0; half < kHalves; ++half) {
       Rotary of_half = rotary;
-      if (rotary.positions.defined())
-        of_half.positions = Half(rotary.positions, half);
       of_half.seq = chunk.seq_q;
       of_half.first_position = ChunkOf(cp->rank(), half) * chunk.seq_q;
       ApplyRotary(ctx, Half(qkv, half), of_half, chunk.heads + chunk.kv_heads,
-                  chunk.head_dim, inverse);
+                  chunk.head_dim,
+                  packing.defined() ? Half(packing.positions, half) : Tensor(),
+                  inverse);
     }
   }
 };
@@ -224,25 +224,24 @@ struct RingAttentionNode final : Node {
 }  // namespace
 
 Var RingAttention(const Context& ctx, const Var& qkv,
-                  const RingAttentionArgs& args) {
+                  const kernels::AttentionShape& chunk, Communicator& cp,
+                  const Rotary* rotary, const Packing& packing) {
   const Tensor& x = qkv.value;
-  const Ring ring = {args.chunk, args.cu_seqlens,
-                     args.cu_seqlens.defined()
-                         ? args.rows
-                         : args.chunk.batch * args.chunk.seq_q,
-                     args.cp};
+  const Ring ring = {chunk, packing,
+                     packing.defined() ? packing.positions.numel() / kHalves
+                                       : chunk.batch * chunk.seq_q,
+                     &cp};
   CHECK_GE(x.dim(0), kHalves * ring.rows);
   CHECK_EQ(x.dim(1), ring.query_width() + ring.kv_width());
-  if (args.rotary != nullptr)
-    ring.Rotate(ctx, x, *args.rotary, /*inverse=*/false);
+  if (rotary != nullptr) ring.Rotate(ctx, x, *rotary, /*inverse=*/false);
   const DType sums = AccumulatorOf(x.dtype());
   const Tensor sum = ctx.Empty({x.dim(0), ring.query_width()}, sums);
   sum.Rows(kHalves * ring.rows, sum.dim(0)).Zero();
-  Tensor lse = ctx.Empty(
-      {kHalves, args.chunk.batch, args.chunk.heads, args.chunk.seq_q}, sums);
+  Tensor lse =
+      ctx.Empty({kHalves, chunk.batch, chunk.heads, chunk.seq_q}, sums);
   const Tensor out_part = ctx.Empty({ring.rows, ring.query_width()}, x.dtype());
   const Tensor lse_part =
-      ctx.Empty({args.chunk.batch, args.chunk.heads, args.chunk.seq_q}, sums);
+      ctx.Empty({chunk.batch, chunk.heads, chunk.seq_q}, sums);
   Tensor kv = ring.KeysAndValues(ctx, x);
   Tensor next = ctx.Empty(kv.shape(), kv.dtype());
   std::array<bool, kHalves> first = {true, true};
@@ -287,7 +286,7 @@ Var RingAttention(const Context& ctx, const Var& qkv,
   node->qkv_slot = qkv.slot;
   node->out_slot = out.slot = ctx.tape->NewSlot();
   node->ring = ring;
-  if (args.rotary != nullptr) node->rotary = *args.rotary;
+  if (rotary != nullptr) node->rotary = *rotary;
   node->qkv = Saved(x);
   node->out = Saved(out.value);
   node->lse = Saved(std::move(lse));

@@ -23,21 +23,14 @@ namespace mimo {
 
 // As Attention, on a rank's rows qkv [2R, (N + 2G) D]: `chunk` is a batch of
 // chunks, its seq_q = seq_k = S the tokens of one, and a half has R = B*S rows.
-// Packed, `cu_seqlens` [B+1] int32 are a half's, S is its longest sample's and
-// `rows` its R. Rows behind the halves are padding (collectives.h).
+// Packed, cu_seqlens is a half's, positions the rank's rows', and S the longest
+// chunk. Rows behind the halves are padding (collectives.h). Of `rotary`, seq
+// and first_position are not read.
 // Keys and values go round the ring beside the attention to those that came
 // before; the backward sends them round again, and their gradients home.
-struct RingAttentionArgs {
-  kernels::AttentionShape chunk;
-  Tensor cu_seqlens = {};  // undefined: not packed
-  int64_t rows = 0;        // packed: R
-  // Its positions, packed: of the rank's rows; else undefined. seq and
-  // first_position are not read.
-  const Rotary* rotary = nullptr;
-  Communicator* cp;
-};
 Var RingAttention(const Context& ctx, const Var& qkv,
-                  const RingAttentionArgs& args);
+                  const kernels::AttentionShape& chunk, Communicator& cp,
+                  const Rotary* rotary = nullptr, const Packing& packing = {});
 
 // The rows of the whole that a rank has, in its order; the whole's samples are
 // rows cu_seqlens[b] to cu_seqlens[b+1]. Error: a sample's length that 2n does

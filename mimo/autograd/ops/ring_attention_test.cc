@@ -85,8 +85,8 @@ Both OneRank(const Case& c, const std::vector<int32_t>& cu_seqlens,
     rotary.first_position = 0;
     const Var x = tape.Input(
         TensorOf(allocator, {tokens, kWidth}, c.dtype, rows(qkv, kWidth)));
-    const Var out = Attention(ctx, x, ShapeOf(c, 1, tokens), Tensor(),
-                              c.rotary ? &rotary : nullptr);
+    const Var out =
+        Attention(ctx, x, ShapeOf(c, 1, tokens), c.rotary ? &rotary : nullptr);
     tape.Backward(ctx, {{out.slot, TensorOf(allocator, {tokens, kOutWidth},
                                             c.dtype, rows(dout, kOutWidth))}});
     for (auto [to, from] : {std::pair(&all.out, ValuesOf(out.value)),
@@ -131,9 +131,7 @@ void ExpectEqualToOneRank(const Case& c, int ranks) {
         *ContextParallelRows(cu_seqlens, ranks, cp.rank());
     const int64_t padded = static_cast<int64_t>(rows.size()) + kPadding;
     Rotary rotary = Tables(allocator, c.dtype, 2 * ranks * longest);
-    RingAttentionArgs args = {.chunk = ShapeOf(c, c.chunks.size(), longest),
-                              .rotary = c.rotary ? &rotary : nullptr,
-                              .cp = &cp};
+    Packing packing;
     if (c.packed()) {
       std::vector<int32_t> positions;
       for (int32_t row : rows) {
@@ -141,13 +139,12 @@ void ExpectEqualToOneRank(const Case& c, int ranks) {
         while (cu_seqlens[b + 1] <= row) ++b;
         positions.push_back(row - cu_seqlens[b]);
       }
-      rotary.positions = indices(positions);
-      args.cu_seqlens = indices(cu_halves);
-      args.rows = cu_halves.back();
+      packing = {indices(cu_halves), indices(positions)};
     }
     const Var x = tape.Input(TensorOf(allocator, {padded, kWidth}, c.dtype,
                                       Picked(qkv, rows, kWidth)));
-    const Var out = RingAttention(ctx, x, args);
+    const Var out = RingAttention(ctx, x, ShapeOf(c, c.chunks.size(), longest),
+                                  cp, c.rotary ? &rotary : nullptr, packing);
     const Values got = ValuesOf(out.value);
     tape.Backward(ctx,
                   {{out.slot, TensorOf(allocator, {padded, kOutWidth}, c.dtype,
