@@ -26,7 +26,8 @@
 //
 // Three phases, for modules that share ranks with a pipelined receiver: those
 // that send run the forwards of all micro-batches, the last modules 1F1B, then
-// the senders all backwards.
+// the senders all backwards. Where nobody has a pipeline, the program of one
+// micro-batch, run for each in turn, keeps the least.
 //
 // A module is without backward where neither it nor what feeds it is trained.
 // In 1F1B it runs ahead of its receivers by up to `run_ahead` micro-batches:
