@@ -1,0 +1,50 @@
+// The schedule of a model's modules on their ranks.
+//   heterogeneous            1F1B over the topology, all modules in one
+//   colocated, homogeneous   three phases; where no module has a pipeline, of
+//                            one micro-batch, to be run for each in turn
+#ifndef MIMO_MODELS_PARALLELISM_MODULE_SCHEDULE_H_
+#define MIMO_MODELS_PARALLELISM_MODULE_SCHEDULE_H_
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "mimo/parallel/pipeline_schedule.h"
+#include "models/parallelism/mimo_parallelism.h"
+#include "models/parallelism/topology.h"
+
+namespace mimo {
+
+// `parallelism` is finalized, `topology` checked for it; `frozen` modules have
+// no trained parameter. three_phases is set here. Errors: fewer than one
+// micro-batch.
+absl::StatusOr<PipelineSchedule> MakeModuleSchedule(
+    const MimoParallelismConfig& parallelism, const ModuleTopology& topology,
+    const std::set<std::string>& frozen, PipelineScheduleOptions options);
+
+// The stages that `rank` has, one of each module that it is part of.
+std::vector<int> StagesOfRank(const PipelineSchedule& schedule,
+                              const MimoParallelismConfig& parallelism,
+                              int rank);
+
+// Of one micro-batch in a stage of a module, in milliseconds.
+struct StageTime {
+  double forward = 0, backward = 0;
+};
+
+struct IdealTime {
+  double milliseconds;  // of an iteration's forwards and backwards
+  double bubble_share;  // of its ranks' time, with neither
+};
+
+// Of `micro_batches`, transfers taking no time. `times` has every module.
+IdealTime IdealIteration(const PipelineSchedule& schedule,
+                         const MimoParallelismConfig& parallelism,
+                         const std::map<std::string, StageTime>& times,
+                         int micro_batches);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_PARALLELISM_MODULE_SCHEDULE_H_

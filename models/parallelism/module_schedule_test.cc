@@ -1,0 +1,109 @@
+#include "models/parallelism/module_schedule.h"
+
+#include "absl/log/check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace mimo {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using Module = ModuleParallelismConfig;
+
+MimoParallelismConfig Config(DeploymentMode mode, Module images,
+                             Module language, int world) {
+  MimoParallelismConfig config = {
+      .deployment_mode = mode,
+      .module_parallelisms = {{"images", images}, {"language", language}},
+      .allow_idle_ranks = true};
+  CHECK_OK(config.Finalize(world));
+  return config;
+}
+
+PipelineSchedule Make(const MimoParallelismConfig& config, int micro_batches,
+                      const std::set<std::string>& frozen = {}) {
+  auto schedule = MakeModuleSchedule(config, DefaultTopology(config), frozen,
+                                     {.micro_batches = micro_batches});
+  CHECK_OK(schedule.status());
+  return *std::move(schedule);
+}
+
+// Images on ranks 0 and 1, language on 2 to 9 in two stages of TP 2, DP 2.
+const MimoParallelismConfig& Heterogeneous() {
+  static const auto* config = new MimoParallelismConfig(
+      Config(DeploymentMode::kHeterogeneous, Module{.data_parallel_size = 2},
+             Module{.tensor_model_parallel_size = 2,
+                    .pipeline_model_parallel_size = 2,
+                    .data_parallel_size = 2,
+                    .rank_offset = 2},
+             11));
+  return *config;
+}
+
+TEST(ModuleSchedule, HeterogeneousIsOnePipeline) {
+  const PipelineSchedule schedule = Make(Heterogeneous(), 5);
+  EXPECT_EQ(schedule.total_stages, 3);
+  EXPECT_FALSE(schedule.options.three_phases);
+  EXPECT_THAT(StagesOfRank(schedule, Heterogeneous(), 1),
+              ElementsAre(schedule.StageOf("images")));
+  EXPECT_THAT(StagesOfRank(schedule, Heterogeneous(), 5),
+              ElementsAre(schedule.StageOf("language", 0)));
+  EXPECT_THAT(StagesOfRank(schedule, Heterogeneous(), 6),
+              ElementsAre(schedule.StageOf("language", 1)));
+  EXPECT_THAT(StagesOfRank(schedule, Heterogeneous(), 10), IsEmpty());
+  const IdealTime ideal = IdealIteration(
+      schedule, Heterogeneous(), {{"images", {1, 2}}, {"language", {1, 2}}}, 5);
+  EXPECT_EQ(ideal.milliseconds, (5 + 3 - 1) * 3);
+  EXPECT_NEAR(ideal.bubble_share, 2. / 7, 1e-15);
+}
+
+// 2 of 10 ranks have a third of the others' work.
+TEST(ModuleSchedule, BubbleCountsRanks) {
+  const IdealTime ideal =
+      IdealIteration(Make(Heterogeneous(), 5, {"images"}), Heterogeneous(),
+                     {{"images", {1, 2}}, {"language", {1, 2}}}, 5);
+  EXPECT_EQ(ideal.milliseconds, 1 + (5 + 2 - 1) * 3);
+  EXPECT_NEAR(ideal.bubble_share, 1 - (2 * 5 * 1 + 8 * 5 * 3) / (10 * 19.),
+              1e-15);
+}
+
+TEST(ModuleSchedule, ColocatedPipelineIsThreePhases) {
+  const auto config = Config(DeploymentMode::kColocated, Module{},
+                             Module{.pipeline_model_parallel_size = 2}, 4);
+  const PipelineSchedule schedule = Make(config, 6);
+  EXPECT_TRUE(schedule.options.three_phases);
+  EXPECT_THAT(
+      StagesOfRank(schedule, config, 3),
+      ElementsAre(schedule.StageOf("images"), schedule.StageOf("language", 1)));
+  const IdealTime ideal = IdealIteration(
+      schedule, config, {{"images", {1, 2}}, {"language", {2, 4}}}, 6);
+  EXPECT_EQ(ideal.milliseconds, 6 * 3 + (6 + 2 - 1) * 6);
+  EXPECT_NEAR(ideal.bubble_share, 1 - 6 * 9 / 60., 1e-15);
+}
+
+TEST(ModuleSchedule, WithoutPipelinesEachMicroBatchInTurn) {
+  for (const DeploymentMode mode :
+       {DeploymentMode::kHomogeneous, DeploymentMode::kColocated}) {
+    const auto config = Config(mode, Module{}, Module{}, 2);
+    const PipelineSchedule schedule = Make(config, 6);
+    EXPECT_EQ(schedule.options.micro_batches, 1);
+    const std::vector<int> held = StagesOfRank(schedule, config, 1);
+    EXPECT_THAT(held, ElementsAre(0, 1));
+    EXPECT_EQ(schedule.Program(held).size(), 6);  // 2 transfers
+    const IdealTime ideal = IdealIteration(
+        schedule, config, {{"images", {1, 2}}, {"language", {2, 4}}}, 6);
+    EXPECT_EQ(ideal.milliseconds, 6 * 9);
+    EXPECT_EQ(ideal.bubble_share, 0);
+  }
+}
+
+TEST(ModuleSchedule, RefusesNoMicroBatches) {
+  EXPECT_FALSE(MakeModuleSchedule(Heterogeneous(),
+                                  DefaultTopology(Heterogeneous()), {},
+                                  {.micro_batches = 0})
+                   .ok());
+}
+
+}  // namespace
+}  // namespace mimo
