@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "comm/inproc/inproc.h"
 #include "gtest/gtest.h"
 #include "mimo/autograd/ops/embedding.h"
 #include "mimo/autograd/ops/ring_attention.h"
@@ -343,6 +345,21 @@ TEST(GptContextParallel, PackedSamplesEqualEachAlone) {
   }
   ExpectEqualToOneRank(
       {.recompute = Recompute::kFull, .lengths = {8, 4, 16, 4}}, {2}, 2);
+}
+
+TEST(GptTensorParallel, ARankThatFailsEndsTheStepOfAll) {
+  for (bool sequence_parallel : {false, true}) {
+    const std::vector<absl::Status> statuses =
+        RunRanks(3, [&](Communicator& tp) -> absl::Status {
+          if (tp.rank() == 1) return absl::NotFoundError("no such file");
+          Trial trial({}, {.tp = &tp, .sequence_parallel = sequence_parallel});
+          trial.Step();
+          return absl::OkStatus();
+        });
+    for (int rank : {0, 2})
+      EXPECT_EQ(statuses[rank],
+                absl::NotFoundError("rank 1 failed: no such file"));
+  }
 }
 
 TEST(GptTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {
