@@ -1,68 +1,34 @@
 #include "cli/config.h"
 
-#include <cstdint>
+#include <optional>
+#include <set>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/config/fields.h"
 
 namespace mimo {
 namespace {
 
-// Sizes of one module's grid, all 1 so far.
-struct OneRank {
-  int64_t tensor = 1, pipeline = 1, context = 1, expert = 1, expert_tensor = 1,
-          data = 1, offset = 0;
-  template <typename V>
-  void Fields(V& v) {
-    v("tensor_model_parallel_size", tensor);
-    v("pipeline_model_parallel_size", pipeline);
-    v("context_parallel_size", context);
-    v("expert_model_parallel_size", expert);
-    v("expert_tensor_parallel_size", expert_tensor);
-    v("data_parallel_size", data);
-    v("rank_offset", offset);
+// OK if the modules are the model's: the language model's and each modality's.
+absl::Status CheckModules(const MimoParallelismConfig& config,
+                          const MimoModelConfig& model) {
+  std::set<std::string> missing = {config.llm_module_name};
+  for (const auto& [name, spec] : model.modality_submodules_spec) {
+    missing.insert(name);
   }
-  absl::Status Validate() const {
-    for (const auto& [name, size] :
-         {std::pair("tensor_model_parallel_size", tensor),
-          {"pipeline_model_parallel_size", pipeline},
-          {"context_parallel_size", context},
-          {"expert_model_parallel_size", expert},
-          {"expert_tensor_parallel_size", expert_tensor},
-          {"data_parallel_size", data}}) {
-      if (size != 1) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            name, ": ", size, ", wanted 1 (mimo runs one rank so far)"));
-      }
-    }
-    if (offset != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "rank_offset: ", offset, ", wanted 0 (mimo runs one rank so far)"));
-    }
-    return absl::OkStatus();
+  std::vector<std::string> extra;
+  for (const std::string& name : config.ModuleNames()) {
+    if (missing.erase(name) == 0) extra.push_back(name);
   }
-};
-
-struct Parallelism {
-  std::string deployment_mode = "homogeneous";
-  std::string llm_module_name = "language";
-  std::map<std::string, OneRank> modules;
-  template <typename V>
-  void Fields(V& v) {
-    v("deployment_mode", deployment_mode);
-    v("llm_module_name", llm_module_name);
-    v("modules", modules);
-  }
-  absl::Status Validate() const {
-    for (const char* known : {"homogeneous", "colocated", "heterogeneous"}) {
-      if (deployment_mode == known) return absl::OkStatus();
-    }
-    return absl::InvalidArgumentError(
-        absl::StrCat("deployment_mode: \"", deployment_mode,
-                     "\", wanted homogeneous, colocated or heterogeneous"));
-  }
-};
+  if (missing.empty() && extra.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "modules: keys must match modality module names + '%s', missing [%s], "
+      "extra [%s]",
+      config.llm_module_name, absl::StrJoin(missing, ", "),
+      absl::StrJoin(extra, ", ")));
+}
 
 }  // namespace
 
@@ -74,8 +40,6 @@ absl::StatusOr<ConfigNode> ReadRunConfig(
   }
   MIMO_RETURN_IF_ERROR(CheckKeys(root, {"model", "parallelism", "data", "train",
                                         "optimizer", "checkpoint", "logging"}));
-  Parallelism parallelism;
-  MIMO_RETURN_IF_ERROR(FromYaml(root["parallelism"], parallelism));
   return root;
 }
 
@@ -87,6 +51,29 @@ absl::StatusOr<RunSections> ReadSections(const ConfigNode& root) {
   MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));
   MIMO_RETURN_IF_ERROR(FromYaml(root["logging"], run.logging));
   return run;
+}
+
+absl::StatusOr<MimoParallelismConfig> ReadRunParallelism(
+    const ConfigNode& root, const MimoModelConfig& model,
+    const TrainConfig& train, int world_size) {
+  const ConfigNode node = root["parallelism"];
+  MIMO_ASSIGN_OR_RETURN(MimoParallelismConfig config,
+                        ReadParallelism(node, std::nullopt));
+  if (config.module_parallelisms.empty() &&
+      config.deployment_mode != DeploymentMode::kHeterogeneous) {
+    config.module_parallelisms = {{config.llm_module_name, {}}};
+    for (const auto& [name, spec] : model.modality_submodules_spec) {
+      config.module_parallelisms.push_back({name, {}});
+    }
+  }
+  absl::Status valid = config.Finalize(world_size);
+  if (valid.ok()) valid = CheckModules(config, model);
+  if (valid.ok()) {
+    valid = config.MicroBatches(train.global_batch_size, train.micro_batch_size)
+                .status();
+  }
+  if (!valid.ok()) return config_internal::PlaceError(node, valid);
+  return config;
 }
 
 }  // namespace mimo

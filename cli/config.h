@@ -12,11 +12,13 @@
 #include "mimo/data/config.h"
 #include "mimo/optim/optimizer_config.h"
 #include "mimo/train/train_config.h"
+#include "models/parallelism/mimo_parallelism.h"
+#include "models/spec/module_spec.h"
 
 namespace mimo {
 
 // The file with `overrides` ("a.b=c") laid over it. An unknown section is an
-// error, and so is a parallelism of more than one rank: mimo runs one so far.
+// error.
 absl::StatusOr<ConfigNode> ReadRunConfig(
     const std::string& path, const std::vector<std::string>& overrides);
 
@@ -29,6 +31,13 @@ struct RunSections {
   LoggingConfig logging;
 };
 absl::StatusOr<RunSections> ReadSections(const ConfigNode& root);
+
+// The section of parallelism of a run of `model`, finalized. Where it names no
+// modules, all are alike and replicated over the world. Errors too: other
+// modules than the model's, batches that do not come out whole.
+absl::StatusOr<MimoParallelismConfig> ReadRunParallelism(
+    const ConfigNode& root, const MimoModelConfig& model,
+    const TrainConfig& train, int world_size);
 
 }  // namespace mimo
 

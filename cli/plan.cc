@@ -1,71 +1,211 @@
-// mimo plan: what a config would take, without running it.
+// mimo plan: what a config would take of how many ranks, without running it.
+#include "models/plan/plan.h"
+
 #include <cstdint>
 #include <iostream>
-#include <map>
+#include <limits>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
+#include "absl/strings/str_join.h"
 #include "cli/args.h"
 #include "cli/commands.h"
 #include "cli/config.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/train/train_config.h"
 #include "models/llava/model_section.h"
-#include "models/mimo_model/mimo_model.h"
+#include "models/parallelism/module_grid.h"
 
 namespace mimo {
 namespace {
 
-// Parameters of one module, and the bytes of training them in float32: weights,
-// and for what is trained also gradients and the two moments of AdamW.
-struct Count {
-  int64_t parameters = 0, trainable = 0;
-  int64_t bytes() const { return 4 * parameters + 12 * trainable; }
-};
+using Json = nlohmann::ordered_json;
 
-// "language_model", "modality_submodules.images.encoders.clip_encoder", ...
-std::string ModuleOf(const std::string& name) {
-  const std::vector<std::string> parts = absl::StrSplit(name, '.');
-  const size_t depth = parts[0] == "modality_submodules" ? 4 : 1;
-  std::string module = parts[0];
-  for (size_t i = 1; i < depth && i < parts.size(); ++i) {
-    absl::StrAppend(&module, ".", parts[i]);
-  }
-  return module;
+Json ToJson(const ParameterCount& count) {
+  return {{"parameters", count.parameters}, {"trainable", count.trainable}};
 }
 
-std::string Json(const std::vector<std::pair<std::string, Count>>& modules,
-                 const Count& total, const TrainConfig& train) {
-  std::string out = R"({"world_size": 1, "deployment_mode": "homogeneous", )";
-  absl::StrAppendFormat(&out,
-                        R"("micro_batch_size": %d, "global_batch_size": %d, )"
-                        R"("micro_batches": %d, "modules": {)",
-                        train.micro_batch_size, train.global_batch_size,
-                        train.MicroBatches());
-  auto one = [&](const Count& count) {
-    absl::StrAppendFormat(&out,
-                          R"({"parameters": %d, "trainable": %d, "bytes": %d})",
-                          count.parameters, count.trainable, count.bytes());
-  };
-  for (size_t i = 0; i < modules.size(); ++i) {
-    absl::StrAppendFormat(&out, "%s\"%s\": ", i ? ", " : "", modules[i].first);
-    one(modules[i].second);
+Json ToJson(const RankMemory& memory) {
+  return {{"weights", memory.weights},
+          {"gradients", memory.gradients},
+          {"optimizer", memory.optimizer},
+          {"activations", memory.activations},
+          {"total", memory.Total()}};
+}
+
+Json ToJson(const std::vector<RankMemory>& memories) {
+  Json list = Json::array();
+  for (const RankMemory& memory : memories) list.push_back(ToJson(memory));
+  return list;
+}
+
+struct SizesToJson {
+  Json& json;
+  template <typename T>
+  void operator()(absl::string_view name, const T& size) {
+    if constexpr (std::is_same_v<T, int>) {
+      json[std::string(name)] = size;
+    } else {
+      json[std::string(name)] = *size;  // DP, set by now
+    }
   }
-  absl::StrAppend(&out, R"(}, "total": )");
-  one(total);
-  return out + "}\n";
+};
+
+Json ToJson(const ModulePlan& module) {
+  Json json;
+  ModuleParallelismConfig sizes = module.parallelism;
+  SizesToJson visitor{json};
+  sizes.Fields(visitor);
+  json["expert_data_parallel_size"] = *sizes.ExpertDataParallelSize();
+  json["total_ranks"] = module.ranks.size();
+  json["micro_batch_size"] = module.micro_batch_size;
+  json.update(ToJson(module.Total()));
+  for (const auto& [part, count] : module.parts) {
+    json["parts"][part] = ToJson(count);
+  }
+  return json;
+}
+
+Json GroupsToJson(const RankGrid& ranks) {
+  Json json;
+  for (const ModuleGroup& group : ModuleGroups()) {
+    const RankGroups groups = group.Ranks(ranks);
+    Json lists = Json::array();
+    for (int g = 0; g < groups.size(); ++g) {
+      lists.push_back(std::vector<int>(groups[g].begin(), groups[g].end()));
+    }
+    json[group.Name(ranks)] = std::move(lists);
+  }
+  return json;
+}
+
+Json ToJson(const MimoPlan& plan, const TrainConfig& train) {
+  Json json = {
+      {"world_size", plan.world_size},
+      {"deployment_mode", ToNode(plan.parallelism.deployment_mode).text},
+      {"micro_batch_size", train.micro_batch_size},
+      {"global_batch_size", train.global_batch_size},
+      {"micro_batches", plan.micro_batches}};
+  ParameterCount total;
+  for (const ModulePlan& module : plan.modules) {
+    json["modules"][module.name] = ToJson(module);
+    total += module.Total();
+  }
+  json["total"] = ToJson(total);
+  json["idle_ranks"] = Json::array();
+  for (const RankSpan& span : plan.idle_ranks) {
+    for (int64_t r = span.begin; r < span.end; ++r) {
+      json["idle_ranks"].push_back(r);
+    }
+  }
+  for (const auto& [sender, receivers] : plan.topology) {
+    json["topology"][sender] = receivers;
+  }
+  for (const ModulePlan& module : plan.modules) {
+    json["memory"]["modules"][module.name]["stages"] = ToJson(module.stages);
+  }
+  json["memory"]["ranks"] = ToJson(plan.MemoryOfRanks());
+  for (const ModulePlan& module : plan.modules) {
+    json["groups"][module.name] = GroupsToJson(module.ranks);
+  }
+  return json;
+}
+
+std::string Ranks(int64_t begin, int64_t count) {
+  return count == 1 ? absl::StrCat("rank ", begin)
+                    : absl::StrCat("ranks ", begin, "-", begin + count - 1);
+}
+
+std::string MemoryRow(const std::string& name, const RankMemory& memory) {
+  constexpr double kMiB = 1 << 20;
+  return absl::StrFormat("%-40s %12.1f %12.1f %12.1f %12.1f %12.1f\n", name,
+                         memory.weights / kMiB, memory.gradients / kMiB,
+                         memory.optimizer / kMiB, memory.activations / kMiB,
+                         memory.Total() / kMiB);
+}
+
+std::string Table(const MimoPlan& plan, const TrainConfig& train) {
+  std::string out = absl::StrFormat(
+      "%d rank%s, %s; global batch %d = %d micro-batches of %d for each "
+      "replica of the language model\n\n",
+      plan.world_size, plan.world_size == 1 ? "" : "s",
+      ToNode(plan.parallelism.deployment_mode).text, train.global_batch_size,
+      plan.micro_batches, train.micro_batch_size);
+  absl::StrAppendFormat(&out, "%-16s %-14s %5s %5s %5s %5s %5s %5s %12s\n",
+                        "module", "ranks", "TP", "CP", "DP", "PP", "EP", "ETP",
+                        "micro-batch");
+  for (const ModulePlan& module : plan.modules) {
+    const ModuleParallelismConfig& m = module.parallelism;
+    absl::StrAppendFormat(
+        &out, "%-16s %-14s %5d %5d %5d %5d %5d %5d %12d\n", module.name,
+        Ranks(m.rank_offset, module.ranks.size()), m.tensor_model_parallel_size,
+        m.context_parallel_size, *m.data_parallel_size,
+        m.pipeline_model_parallel_size, m.expert_model_parallel_size,
+        m.expert_tensor_parallel_size, module.micro_batch_size);
+  }
+  for (const RankSpan& idle : plan.idle_ranks) {
+    absl::StrAppendFormat(&out, "%-16s %s\n", "(idle)",
+                          Ranks(idle.begin, idle.end - idle.begin));
+  }
+  for (const auto& [sender, receivers] : plan.topology) {
+    if (receivers.empty()) continue;
+    absl::StrAppend(&out, sender, " -> ", absl::StrJoin(receivers, ", "), "\n");
+  }
+
+  for (const ModulePlan& module : plan.modules) {
+    absl::StrAppend(&out, "\ngroups of ", module.name, "\n");
+    for (const ModuleGroup& group : ModuleGroups()) {
+      absl::StrAppendFormat(&out, "  %-22s %s\n", group.Name(module.ranks),
+                            group.Ranks(module.ranks).ToString());
+    }
+  }
+
+  absl::StrAppendFormat(&out, "\n%-55s %14s %14s\n", "parameters", "all",
+                        "trainable");
+  ParameterCount total;
+  const auto row = [&out](const std::string& name, const ParameterCount& c) {
+    absl::StrAppendFormat(&out, "%-55s %14d %14d\n", name, c.parameters,
+                          c.trainable);
+  };
+  for (const ModulePlan& module : plan.modules) {
+    for (const auto& [part, count] : module.parts) row(part, count);
+    total += module.Total();
+  }
+  row("total", total);
+
+  absl::StrAppendFormat(&out, "\n%-40s %12s %12s %12s %12s %12s\n",
+                        "MiB of each rank", "weights", "gradients", "optimizer",
+                        "activations", "total");
+  for (const ModulePlan& module : plan.modules) {
+    const int stages = module.stages.size();
+    const int of_stage = module.ranks.size() / stages;
+    for (int stage = 0; stage < stages; ++stage) {
+      const std::string ranks =
+          Ranks(module.ranks.rank_offset() + stage * of_stage, of_stage);
+      absl::StrAppend(
+          &out, MemoryRow(stages == 1 ? absl::StrCat(module.name, ", ", ranks)
+                                      : absl::StrCat(module.name, ", stage ",
+                                                     stage, ", ", ranks),
+                          module.stages[stage]));
+    }
+  }
+  RankMemory most;
+  for (const RankMemory& rank : plan.MemoryOfRanks()) {
+    if (rank.Total() > most.Total()) most = rank;
+  }
+  return out + MemoryRow("the fullest rank", most);
 }
 
 }  // namespace
 
 absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
-  Args args("plan", "parameters and memory of a config, without running it");
+  Args args("plan", "ranks, groups and memory of a config, without running it");
   args.Flag("config", "F.yaml", "the run's configuration");
   args.Flag("world", "N", "ranks (1)");
-  args.Flag("json", "", "one JSON object instead of a table");
+  args.Flag("json", "", "one JSON object instead of tables");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {
@@ -74,50 +214,30 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   }
   MIMO_ASSIGN_OR_RETURN(const std::string path, args.Required("config"));
   MIMO_ASSIGN_OR_RETURN(const int64_t world, args.Int("world", 1));
-  if (world != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "plan: --world: ", world, ", wanted 1 (mimo runs one rank so far)"));
+  if (world < 1 || world > std::numeric_limits<int>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("plan: --world: ", world, ", wanted 1 or more ranks"));
   }
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));
   MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
-  const TrainConfig& train = run.train;
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));
-  Allocator allocator;
   MIMO_ASSIGN_OR_RETURN(
-      const auto model,
-      MimoModel::Build(section.model, registry,
-                       {.allocator = &allocator, .meta = true}));
-  std::vector<std::pair<std::string, Count>> modules;  // in the model's order
-  Count total;
-  for (const Parameter* p : model->Parameters()) {
-    const std::string module = ModuleOf(p->name);
-    if (modules.empty() || modules.back().first != module) {
-      modules.emplace_back(module, Count());
-    }
-    for (Count* count : {&modules.back().second, &total}) {
-      count->parameters += p->data.numel();
-      if (!p->frozen) count->trainable += p->data.numel();
-    }
+      const MimoParallelismConfig parallelism,
+      ReadRunParallelism(root, section.model, run.train, world));
+  const auto plan =
+      MakePlan(section.model, registry, parallelism, world, run.train);
+  if (!plan.ok()) {
+    return absl::Status(
+        plan.status().code(),
+        absl::StrCat(path, ": model: ", plan.status().message()));
   }
   if (args.Has("json")) {
-    std::cout << Json(modules, total, train);
-    return absl::OkStatus();
+    std::cout << ToJson(*plan, run.train).dump() << "\n";
+  } else {
+    std::cout << Table(*plan, run.train);
   }
-  std::cout << absl::StrFormat(
-      "1 rank, homogeneous; global batch %d = %d micro-batches of %d\n\n"
-      "%-55s %14s %14s %10s\n",
-      train.global_batch_size, train.MicroBatches(), train.micro_batch_size,
-      "module", "parameters", "trainable", "MiB");
-  modules.emplace_back("total", total);
-  for (const auto& [name, count] : modules) {
-    std::cout << absl::StrFormat("%-55s %14d %14d %10.1f\n", name,
-                                 count.parameters, count.trainable,
-                                 count.bytes() / 1048576.0);
-  }
-  std::cout << "\nMiB: weights, and for what is trained gradients and AdamW's "
-               "moments, in float32; activations not counted\n";
   return absl::OkStatus();
 }
 

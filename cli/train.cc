@@ -90,6 +90,9 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
   MIMO_ASSIGN_OR_RETURN(const ModelSection section,
                         ReadModelSection(root["model"], registry));
+  MIMO_RETURN_IF_ERROR(
+      ReadRunParallelism(root, section.model, run.train, job.world_size)
+          .status());
 
   RunData data{.config = run.data};
   if (run.data.type == DataType::kCaptions ||

@@ -3,21 +3,18 @@
 #ifndef MIMO_MODELS_INFRA_RECORDING_WORLD_H_
 #define MIMO_MODELS_INFRA_RECORDING_WORLD_H_
 
-#include <cstdint>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/log/log.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "comm/base/communicator.h"
+#include "comm/base/planned_communicator.h"
 
 namespace mimo {
 
-class RecordingWorld final : public Communicator {
+class RecordingWorld final : public PlannedCommunicator {
  public:
   struct Split {
     std::string name;
@@ -25,53 +22,27 @@ class RecordingWorld final : public Communicator {
     bool operator==(const Split&) const = default;
   };
 
-  RecordingWorld(int rank, int size)
-      : RecordingWorld("world", Iota(size), rank, std::make_shared<int>(-1)) {}
-  ~RecordingWorld() override {
-    Retire();
-    --*alive_;
-  }
+  using PlannedCommunicator::PlannedCommunicator;
 
   const std::vector<Split>& splits() const { return splits_; }
   int alive() const { return *alive_; }  // communicators it was split into
   void FailFrom(int split) { fail_from_ = split; }
 
  private:
-  RecordingWorld(std::string name, std::vector<int> members, int rank,
-                 std::shared_ptr<int> alive)
-      : Communicator(std::move(name), std::move(members), rank),
-        alive_(std::move(alive)) {
-    ++*alive_;
-  }
+  class Part final : public PlannedCommunicator {
+   public:
+    Part(std::string name, std::vector<int> members, int rank,
+         std::shared_ptr<int> alive)
+        : PlannedCommunicator(std::move(name), std::move(members), rank),
+          alive_(std::move(alive)) {
+      ++*alive_;
+    }
+    ~Part() override { --*alive_; }
 
-  static std::vector<int> Iota(int size) {
-    std::vector<int> ranks(size);
-    std::iota(ranks.begin(), ranks.end(), 0);
-    return ranks;
-  }
-  [[noreturn]] static void Refuse() {
-    LOG(FATAL) << "there are no other ranks";
-  }
+   private:
+    const std::shared_ptr<int> alive_;
+  };
 
-  void DoAllReduce(const void*, void*, int64_t, DType, ReduceOp,
-                   Stream) override {
-    Refuse();
-  }
-  void DoAllGather(const void*, void*, int64_t, DType, Stream) override {
-    Refuse();
-  }
-  void DoReduceScatter(const void*, void*, int64_t, DType, ReduceOp,
-                       Stream) override {
-    Refuse();
-  }
-  void DoBroadcast(void*, int64_t, DType, int, Stream) override { Refuse(); }
-  void DoAllToAll(const void*, absl::Span<const int64_t>, void*,
-                  absl::Span<const int64_t>, DType, Stream) override {
-    Refuse();
-  }
-  void DoExchange(absl::Span<const Transfer>, Stream) override { Refuse(); }
-  void DoBarrier(Stream) override { Refuse(); }
-  void DoAbort(const absl::Status&) override {}
   absl::StatusOr<std::unique_ptr<Communicator>> DoSplit(
       const std::string& name,
       absl::Span<const std::vector<int>> groups) override {
@@ -82,15 +53,14 @@ class RecordingWorld final : public Communicator {
     for (const std::vector<int>& group : groups) {
       for (size_t i = 0; i < group.size(); ++i) {
         if (group[i] == rank()) {
-          return std::unique_ptr<Communicator>(
-              new RecordingWorld(name, group, i, alive_));
+          return std::make_unique<Part>(name, group, i, alive_);
         }
       }
     }
     return nullptr;
   }
 
-  const std::shared_ptr<int> alive_;
+  const std::shared_ptr<int> alive_ = std::make_shared<int>(0);
   std::vector<Split> splits_;
   int fail_from_ = -1;
 };

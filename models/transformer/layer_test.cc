@@ -108,22 +108,20 @@ MIMO_ON_BACKENDS(RecomputeTest);
 TEST_P(RecomputeTest, KeepsTheBytesThatItsHeaderSays) {
   for (bool gated : {true, false}) {
     const TransformerConfig config = Config(gated);
-    const int64_t h = config.hidden_size, f = config.ffn_hidden_size;
-    const int64_t heads =
-        2 * (config.heads + config.kv_heads) * config.head_dim;
+    const LayerSizes sizes = {config.hidden_size, config.ffn_hidden_size,
+                              config.heads,       config.kv_heads,
+                              config.head_dim,    gated};
     for (bool frozen : {false, true}) {
-      const int64_t wide =
-          gated ? (frozen ? 2 * f : 3 * f) : (frozen ? f : 2 * f);
       // A norm's statistics are 4 or 8 bytes a token, attention's 4 a head.
       const int64_t norm = gated ? 4 : 8, lse = 4 * config.heads;
-      const int64_t size = SizeOf(backend().dtype);
-      const std::vector<std::pair<Recompute, int64_t>> wanted = {
-          {Recompute::kOff,
-           ((frozen ? 2 : 4) * h + heads + wide) * size + 2 * norm + lse},
-          {Recompute::kSelective,
-           ((frozen ? 2 : 3) * h + heads) * size + norm + lse},
-          {Recompute::kFull, 2 * h * size}};
-      for (const auto& [recompute, bytes] : wanted) {
+      const std::vector<std::pair<Recompute, int64_t>> statistics = {
+          {Recompute::kOff, 2 * norm + lse},
+          {Recompute::kSelective, norm + lse},
+          {Recompute::kFull, 0}};
+      for (const auto& [recompute, more] : statistics) {
+        const KeptElements kept = KeptByLayer(sizes, recompute, frozen);
+        const int64_t bytes =
+            (kept.whole + kept.split) * SizeOf(backend().dtype) + more;
         // What a third layer adds.
         EXPECT_EQ(Run(config, 3, frozen, recompute).kept -
                       Run(config, 2, frozen, recompute).kept,

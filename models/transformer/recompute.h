@@ -18,10 +18,13 @@
 // Selective keeps attention's side whole and runs the rest again from the two
 // terms of the residual sum: norm, fc1, gate. That is where a FLOP buys most
 // bytes beside attention itself: F's three tensors come back from one product.
+//
+// Of tensor-parallel ranks each keeps all of H and its part of heads and F.
 #ifndef MIMO_MODELS_TRANSFORMER_RECOMPUTE_H_
 #define MIMO_MODELS_TRANSFORMER_RECOMPUTE_H_
 
 #include <array>
+#include <cstdint>
 #include <utility>
 
 #include "absl/strings/string_view.h"
@@ -37,6 +40,18 @@ struct EnumNames<Recompute> {
                  {Recompute::kSelective, "selective"},
                  {Recompute::kFull, "full"}}};
 };
+
+struct LayerSizes {
+  int64_t hidden, ffn, heads, kv_heads, head_dim;  // H, F, N, G, D
+  bool gated;
+};
+// The table above: elements kept of a token and layer, `whole` by every
+// tensor-parallel rank and `split` among them.
+struct KeptElements {
+  int64_t whole, split;
+};
+KeptElements KeptByLayer(const LayerSizes& sizes, Recompute recompute,
+                         bool frozen);
 
 }  // namespace mimo
 

@@ -100,7 +100,9 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model.language", "32", "multiple of 3"});
   ExpectTrain({"model.vision.patch_size=17"}, {"model.vision", "17"});
   ExpectTrain({"parallelism.modules.language.tensor_model_parallel_size=2"},
-              {"tensor_model_parallel_size: 2", "wanted 1"});
+              {"parallelism.modules.language.data_parallel_size: unset",
+               "world_size (1) is not divisible by total_model_parallel_size "
+               "(2)"});
 
   // Sizes and numbers that no model can have, or that no machine can hold.
   ExpectTrain({"model.language.vocab_size=100000000000"},

@@ -18,6 +18,7 @@
 #include "mimo/optim/optimizer_config.h"
 #include "mimo/train/train_config.h"
 #include "models/llava/config.h"
+#include "models/parallelism/mimo_parallelism.h"
 
 namespace mimo {
 namespace {
@@ -90,19 +91,8 @@ TEST(ConfigDoc, HasEveryKeyAndDefaultAndNoOther) {
         {"freeze_modality_projections", "`{}`"}}},
       {"model.modalities.NAME",
        {{"encoders", "required"}, {"input_projections", "`[]`"}}},
-      // cli/config.cc
-      {"parallelism",
-       {{"deployment_mode", "`homogeneous`"},
-        {"llm_module_name", "`language`"},
-        {"modules", "`{}`"}}},
-      {"parallelism.modules.NAME",
-       {{"tensor_model_parallel_size", "`1`"},
-        {"pipeline_model_parallel_size", "`1`"},
-        {"context_parallel_size", "`1`"},
-        {"expert_model_parallel_size", "`1`"},
-        {"expert_tensor_parallel_size", "`1`"},
-        {"data_parallel_size", "`1`"},
-        {"rank_offset", "`0`"}}},
+      {"parallelism", RowsOf<MimoParallelismConfig>()},
+      {"parallelism.modules.NAME", RowsOf<ModuleParallelismConfig>()},
       {"data", RowsOf<DataConfig>()},
       {"train", RowsOf<TrainConfig>()},
       {"optimizer", RowsOf<OptimizerConfig>()},

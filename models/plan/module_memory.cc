@@ -1,0 +1,230 @@
+#include "models/plan/module_memory.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "comm/base/planned_communicator.h"
+#include "kernels/base/status_macros.h"
+#include "models/clip/config.h"
+#include "models/gpt/config.h"
+#include "models/projector/config.h"
+#include "models/transformer/recompute.h"
+
+namespace mimo {
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The transformer layers of a built-in type.
+struct Stack {
+  LayerSizes sizes;
+  int64_t layers, layers_run;
+  Recompute recompute;
+  int64_t recomputed;  // of the first so many layers
+  int64_t tokens;      // of a sample
+};
+
+std::optional<Stack> StackOf(const ModuleSpec& spec) {
+  if (const auto* gpt = spec.config.As<GptConfig>()) {
+    return Stack{{gpt->hidden_size, gpt->ffn_hidden_size,
+                  gpt->num_attention_heads, gpt->groups(), gpt->head_dim(),
+                  /*gated=*/true},
+                 gpt->num_layers,
+                 gpt->num_layers,
+                 gpt->recompute,
+                 gpt->recompute_layers.value_or(gpt->num_layers),
+                 gpt->max_sequence_length};
+  }
+  if (const auto* vit = spec.config.As<ClipVitConfig>()) {
+    const int64_t heads = vit->num_attention_heads;
+    return Stack{{vit->hidden_size, vit->ffn_hidden_size, heads, heads,
+                  vit->hidden_size / heads, /*gated=*/false},
+                 vit->num_layers,
+                 vit->layers_used(),
+                 vit->recompute,
+                 vit->recompute_layers.value_or(vit->num_layers),
+                 1 + vit->patches()};
+  }
+  return std::nullopt;
+}
+
+// Of "...layers.12.mlp.fc1.weight" 12; -1 outside of layers.
+int64_t LayerOf(absl::string_view parameter) {
+  const std::vector<absl::string_view> names = absl::StrSplit(parameter, '.');
+  int64_t layer;
+  for (size_t i = 0; i + 1 < names.size(); ++i) {
+    if (names[i] == "layers" && absl::SimpleAtoi(names[i + 1], &layer)) {
+      return layer;
+    }
+  }
+  return -1;
+}
+
+class StageCounter {
+ public:
+  explicit StageCounter(const ModuleLoad& load)
+      : load_(load),
+        pp_(load.parallelism.pipeline_model_parallel_size),
+        tp_(load.parallelism.tensor_model_parallel_size),
+        size_(SizeOf(load.dtype)),
+        stages_(pp_) {}
+
+  void AddParameter(int stage, int64_t count, bool trained) {
+    RankMemory& memory = stages_[stage];
+    memory.weights += count * size_;
+    if (!trained) return;
+    memory.gradients += count * 4;
+    memory.optimizer += count * (load_.dtype == DType::kBFloat16 ? 12 : 8);
+  }
+
+  void AddPart(const std::vector<const Parameter*>& part,
+               const std::map<std::string, bool>& trained) {
+    int64_t layers = 0;
+    for (const Parameter* p : part) {
+      layers = std::max(layers, LayerOf(p->name) + 1);
+    }
+    bool before = layers > 0;
+    for (const Parameter* p : part) {
+      const int64_t layer = LayerOf(p->name);
+      const bool head = absl::EndsWith(p->name, ".head.weight");
+      before &= layer < 0;
+      const int64_t stage = layer >= 0        ? layer * pp_ / layers
+                            : before && !head ? 0
+                                              : pp_ - 1;
+      AddParameter(stage, p->data.numel(), trained.at(p->name));
+    }
+  }
+
+  void AddLayers(const Stack& stack, bool frozen) {
+    for (int64_t i = 0; i < stack.layers_run; ++i) {
+      AddActivations(
+          i * pp_ / stack.layers, stack.tokens,
+          KeptByLayer(stack.sizes,
+                      i < stack.recomputed ? stack.recompute : Recompute::kOff,
+                      frozen));
+    }
+  }
+
+  void AddActivations(int stage, int64_t tokens_of_sample, KeptElements kept) {
+    const int64_t tokens = CeilDiv(load_.micro_batch_size * tokens_of_sample,
+                                   load_.parallelism.context_parallel_size);
+    stages_[stage].activations += load_.micro_batches[stage] * tokens * size_ *
+                                  (kept.whole + CeilDiv(kept.split, tp_));
+  }
+
+  int last_stage() const { return pp_ - 1; }
+  std::vector<RankMemory> stages() && { return std::move(stages_); }
+
+ private:
+  const ModuleLoad& load_;
+  const int64_t pp_, tp_, size_;
+  std::vector<RankMemory> stages_;
+};
+
+// Tokens that a modality's projection sees of a sample.
+int64_t FeaturesOf(const ModalitySpec& spec) {
+  int64_t tokens = 0;
+  for (const auto& [name, encoder] : spec.encoders) {
+    if (const auto* vit = encoder.config.As<ClipVitConfig>()) {
+      tokens += vit->features();
+    }
+  }
+  return tokens;
+}
+
+}  // namespace
+
+RankMemory& RankMemory::operator+=(const RankMemory& other) {
+  weights += other.weights;
+  gradients += other.gradients;
+  optimizer += other.optimizer;
+  activations += other.activations;
+  return *this;
+}
+
+std::string PartOf(const std::string& parameter) {
+  std::vector<std::string> names = absl::StrSplit(parameter, '.');
+  const size_t depth = names[0] == "modality_submodules" ? 4 : 1;
+  names.resize(std::min(names.size(), depth));
+  return absl::StrJoin(names, ".");
+}
+
+absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
+    const ModuleLoad& load, const MimoModel& model,
+    const ModuleRegistry& registry) {
+  const MimoModelConfig& config = model.config();
+  std::map<std::string, bool> trained;  // by parameter and by part
+  for (const Parameter* p : model.Parameters()) {
+    trained[p->name] = !p->frozen;
+    trained[PartOf(p->name)] |= !p->frozen;
+  }
+  // The rank with the largest parts; parts differ by one at most.
+  const int tp_size = load.parallelism.tensor_model_parallel_size;
+  PlannedCommunicator tp(tp_size - 1, tp_size);
+  Allocator allocator;
+  const BuildContext build = {.allocator = &allocator,
+                              .dtype = load.dtype,
+                              .meta = true,
+                              .parallel = {.tp = &tp}};
+  const bool language = load.modality.empty();
+  std::unique_ptr<Module> module;
+  if (language) {
+    MIMO_ASSIGN_OR_RETURN(
+        module, registry.Build<LanguageModel>(config.language_model_spec,
+                                              build.Child("language_model")));
+  } else {
+    MIMO_ASSIGN_OR_RETURN(
+        module, ModalitySubmodule::Build(
+                    config.modality_submodules_spec.at(load.modality), registry,
+                    build.Child("modality_submodules." + load.modality)));
+  }
+  StageCounter counter(load);
+  std::map<std::string, std::vector<const Parameter*>> parts;
+  for (const Parameter* p : module->Parameters()) {
+    parts[PartOf(p->name)].push_back(p);
+  }
+  for (const auto& [name, part] : parts) counter.AddPart(part, trained);
+
+  if (language) {
+    const ModuleSpec& spec = config.language_model_spec;
+    const auto* gpt = spec.config.As<GptConfig>();
+    if (gpt != nullptr && gpt->tie_word_embeddings &&
+        counter.last_stage() > 0) {
+      const Parameter* embedding = parts["language_model"].front();
+      counter.AddParameter(counter.last_stage(), embedding->data.numel(),
+                           trained[embedding->name]);
+    }
+    if (const auto stack = StackOf(spec)) {
+      counter.AddLayers(*stack, !trained["language_model"]);
+    }
+    return std::move(counter).stages();
+  }
+  const ModalitySpec& spec = config.modality_submodules_spec.at(load.modality);
+  const std::string path = "modality_submodules." + load.modality;
+  for (const auto& [name, encoder] : spec.encoders) {
+    const auto stack = StackOf(encoder);
+    if (stack && trained[absl::StrCat(path, ".encoders.", name)]) {
+      counter.AddLayers(*stack, /*frozen=*/false);
+    }
+  }
+  for (const ModuleSpec& projection : spec.input_projections) {
+    const auto* sizes = projection.config.As<ProjectorConfig>();
+    if (sizes == nullptr || !trained[path + ".input_projections.0"]) continue;
+    const int64_t hidden = sizes->type == ProjectorType::kAffine ? 0
+                           : sizes->ffn_hidden_size > 0 ? sizes->ffn_hidden_size
+                                                        : sizes->output_size;
+    counter.AddActivations(counter.last_stage(), FeaturesOf(spec),
+                           {sizes->input_size, 2 * hidden});
+  }
+  return std::move(counter).stages();
+}
+
+}  // namespace mimo

@@ -1,0 +1,68 @@
+// Bytes that a rank needs of one module in training, by formula.
+//
+// P, the rank's parameters: those of its pipeline stage, as its tensor-parallel
+// part holds them. Of PP stages, layer i of L is on stage i * PP / L, what
+// comes before the layers (embeddings) on the first, what comes after (final
+// norm, head, projections) on the last, which has a copy of a tied embedding.
+//
+//   weights      P of the run's dtype
+//   gradients    4 bytes of each that is trained
+//   optimizer    8 bytes of each that is trained: AdamW's moments; 4 more for
+//                the master copy of a bfloat16 weight
+//   activations  m * T * (whole + split / TP) elements of the run's dtype for
+//                each layer of the stage; the elements are those of
+//                models/transformer/recompute.h
+//
+// m: micro-batches under way at once. T: tokens of a micro-batch on the rank,
+// samples * S / CP; S is the language model's max_sequence_length, and of an
+// encoder the tokens of one image a sample. A projection keeps its input and
+// its hidden layer twice. An encoder without trained parameters keeps nothing.
+// Not counted: the norms' and attention's statistics, the embedding's output,
+// the head's logits, buffers of a pass, activations of module types of one's
+// own.
+#ifndef MIMO_MODELS_PLAN_MODULE_MEMORY_H_
+#define MIMO_MODELS_PLAN_MODULE_MEMORY_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/base/dtype.h"
+#include "models/mimo_model/mimo_model.h"
+#include "models/parallelism/module_parallelism.h"
+#include "models/spec/module_spec.h"
+
+namespace mimo {
+
+struct RankMemory {
+  int64_t weights = 0, gradients = 0, optimizer = 0, activations = 0;  // bytes
+
+  int64_t Total() const {
+    return weights + gradients + optimizer + activations;
+  }
+  RankMemory& operator+=(const RankMemory& other);
+  bool operator==(const RankMemory&) const = default;
+};
+
+// "language_model", "modality_submodules.images.encoders.clip_encoder": the
+// part of a model that a parameter of this name belongs to.
+std::string PartOf(const std::string& parameter);
+
+struct ModuleLoad {
+  std::string modality;  // "": the language model
+  ModuleParallelismConfig parallelism;
+  int64_t micro_batch_size;            // samples of a replica
+  std::vector<int64_t> micro_batches;  // [PP] under way at once
+  DType dtype;
+};
+
+// [PP]: of each rank of a stage. `model` is `config` built whole, for what is
+// frozen. Errors: a module that cannot be split over so many ranks.
+absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
+    const ModuleLoad& load, const MimoModel& model,
+    const ModuleRegistry& registry);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_PLAN_MODULE_MEMORY_H_

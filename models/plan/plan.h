@@ -1,0 +1,60 @@
+// MimoPlan: what training a model on some ranks would take, by arithmetic
+// alone: no process, no device, no memory for weights.
+#ifndef MIMO_MODELS_PLAN_PLAN_H_
+#define MIMO_MODELS_PLAN_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "comm/grid/rank_grid.h"
+#include "mimo/train/train_config.h"
+#include "models/mimo_model/mimo_model.h"
+#include "models/parallelism/mimo_parallelism.h"
+#include "models/parallelism/topology.h"
+#include "models/plan/module_memory.h"
+#include "models/spec/module_spec.h"
+
+namespace mimo {
+
+struct ParameterCount {
+  int64_t parameters = 0, trainable = 0;
+  ParameterCount& operator+=(const ParameterCount& other);
+};
+
+struct ModulePlan {
+  std::string name;
+  ModuleParallelismConfig parallelism;
+  RankGrid ranks;
+  int64_t micro_batch_size;  // samples of a replica
+  // Of the whole module, by part (PartOf), in the model's order.
+  std::vector<std::pair<std::string, ParameterCount>> parts;
+  std::vector<RankMemory> stages;  // [PP]: of each rank of a stage
+
+  ParameterCount Total() const;
+};
+
+struct MimoPlan {
+  int world_size;
+  MimoParallelismConfig parallelism;  // finalized
+  int64_t micro_batches;              // of an iteration
+  ModuleTopology topology;
+  std::vector<ModulePlan> modules;   // in the config's order
+  std::vector<RankSpan> idle_ranks;  // of no module
+
+  std::vector<RankMemory> MemoryOfRanks() const;  // [world_size]
+};
+
+// `parallelism` is finalized for `world_size` and has the model's modules: the
+// language model under its llm_module_name, the modalities under their own.
+// Errors, with their key below `parallelism` or `model`: batch sizes that do
+// not come out whole, a model that cannot be built.
+absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
+                                  const ModuleRegistry& registry,
+                                  const MimoParallelismConfig& parallelism,
+                                  int world_size, const TrainConfig& train);
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_PLAN_PLAN_H_

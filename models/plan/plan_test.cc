@@ -1,0 +1,264 @@
+// The memory of a plan, counted by hand.
+#include "models/plan/plan.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/log/check.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "models/llava/llava.h"
+
+namespace mimo {
+namespace {
+
+using Module = ModuleParallelismConfig;
+
+// Language: L = 4 layers of H = 64, F = 96, N = 4 and G = 2 heads of D = 16,
+// V = 100, S = 32. Vision: 3 layers of which 2 run, H = 48, F = 80, N = 2 of D
+// = 24, 1 + 4 tokens. Projection: 48 -> 64 -> 64.
+LlavaConfig Llava() {
+  LlavaConfig llava;
+  llava.language = {.num_layers = 4,
+                    .hidden_size = 64,
+                    .ffn_hidden_size = 96,
+                    .num_attention_heads = 4,
+                    .num_query_groups = 2,
+                    .vocab_size = 100,
+                    .max_sequence_length = 32};
+  llava.vision = {.num_layers = 3,
+                  .hidden_size = 48,
+                  .ffn_hidden_size = 80,
+                  .num_attention_heads = 2,
+                  .image_size = 16,
+                  .patch_size = 8};
+  llava.special_token_ids = {{"images", 4}};
+  return llava;
+}
+constexpr int64_t kH = 64, kF = 96, kV = 100, kS = 32;
+constexpr int64_t kHeads = 2 * (4 + 2) * 16;  // kept of a token
+constexpr int64_t kLayer = kH * 4 * 16 + 2 * kH * 2 * 16 + 4 * 16 * kH +
+                           3 * kH * kF + 2 * kH;  // parameters
+constexpr int64_t kVisionKept = 4 * 48 + 2 * 4 * 24 + 2 * 80;
+
+MimoPlan Plan(const LlavaConfig& llava, DeploymentMode mode, Module images,
+              Module language, int world, TrainConfig train = {}) {
+  MimoParallelismConfig config = {
+      .deployment_mode = mode,
+      .module_parallelisms = {{"images", images}, {"language", language}}};
+  CHECK_OK(config.Finalize(world));
+  auto plan =
+      MakePlan(LlavaModelConfig(llava), BuiltinModules(), config, world, train);
+  CHECK_OK(plan.status());
+  return *std::move(plan);
+}
+const RankMemory& Stage(const MimoPlan& plan, int module, int stage = 0) {
+  return plan.modules[module].stages[stage];
+}
+
+TrainConfig Batches(int64_t micro, int64_t global) {
+  TrainConfig train;
+  train.micro_batch_size = micro;
+  train.global_batch_size = global;
+  return train;
+}
+
+TEST(Plan, OneRank) {
+  const MimoPlan plan =
+      Plan(Llava(), DeploymentMode::kHomogeneous, {}, {}, 1, Batches(3, 6));
+  EXPECT_EQ(plan.micro_batches, 2);
+  const ParameterCount images = plan.modules[0].Total(),
+                       language = plan.modules[1].Total();
+  EXPECT_EQ(language.parameters, 2 * kV * kH + 4 * kLayer + kH);
+  EXPECT_EQ(plan.modules[0].parts.size(), 2);
+  EXPECT_EQ(Stage(plan, 1),
+            (RankMemory{
+                .weights = 4 * language.parameters,
+                .gradients = 4 * language.parameters,
+                .optimizer = 8 * language.parameters,
+                .activations = 3 * kS * 4 * 4 * (4 * kH + kHeads + 3 * kF),
+            }));
+  // The layer that does not run, and the last norm, are not trained.
+  EXPECT_LT(images.trainable, images.parameters);
+  EXPECT_EQ(
+      Stage(plan, 0),
+      (RankMemory{
+          .weights = 4 * images.parameters,
+          .gradients = 4 * images.trainable,
+          .optimizer = 8 * images.trainable,
+          .activations = 3 * 4 * (5 * 2 * kVisionKept + 4 * (48 + 2 * 64)),
+      }));
+  const std::vector<RankMemory> ranks = plan.MemoryOfRanks();
+  ASSERT_EQ(ranks.size(), 1);
+  EXPECT_EQ(ranks[0].Total(), Stage(plan, 0).Total() + Stage(plan, 1).Total());
+}
+
+TEST(Plan, DtypeAndRecompute) {
+  TrainConfig train = Batches(1, 1);
+  train.dtype = "bfloat16";
+  LlavaConfig llava = Llava();
+  llava.language.recompute = Recompute::kSelective;
+  llava.language.recompute_layers = 3;
+  const MimoPlan plan =
+      Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1, train);
+  const int64_t parameters = plan.modules[1].Total().parameters;
+  EXPECT_EQ(Stage(plan, 1),
+            (RankMemory{.weights = 2 * parameters,
+                        .gradients = 4 * parameters,
+                        .optimizer = 12 * parameters,
+                        .activations = kS * 2 *
+                                       (3 * (3 * kH + kHeads) + 4 * kH +
+                                        kHeads + 3 * kF)}));
+}
+
+TEST(Plan, FrozenModules) {
+  LlavaConfig llava = Llava();
+  llava.freeze_language_model = true;
+  llava.freeze_modality_encoders = {{"images", true}};
+  const MimoPlan plan = Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1);
+  EXPECT_EQ(Stage(plan, 1).gradients, 0);
+  EXPECT_EQ(Stage(plan, 1).optimizer, 0);
+  EXPECT_EQ(Stage(plan, 1).activations,
+            kS * 4 * 4 * (2 * kH + kHeads + 2 * kF));
+  const int64_t projection = 48 * 64 + 64 + 64 * 64 + 64;
+  EXPECT_EQ(Stage(plan, 0).gradients, 4 * projection);
+  EXPECT_EQ(Stage(plan, 0).activations, 4 * 4 * (48 + 2 * 64));
+  llava.freeze_modality_projections = {{"images", true}};
+  EXPECT_EQ(Stage(Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1), 0)
+                .activations,
+            0);
+}
+
+// Three stages hold 2, 1 and 1 layers; the first has the embedding, the last
+// norm and head. Each keeps as many micro-batches as there are stages from it
+// on, the encoder in front one more.
+TEST(Plan, PipelineStages) {
+  LlavaConfig llava = Llava();
+  const Module images = {.data_parallel_size = 1},
+               language = {.pipeline_model_parallel_size = 3,
+                           .data_parallel_size = 1,
+                           .rank_offset = 1};
+  const auto plan = [&](int64_t micro_batches) {
+    return Plan(llava, DeploymentMode::kHeterogeneous, images, language, 4,
+                Batches(1, micro_batches));
+  };
+  const MimoPlan many = plan(9);
+  EXPECT_EQ(Stage(many, 1, 0).weights, 4 * (kV * kH + 2 * kLayer));
+  EXPECT_EQ(Stage(many, 1, 1).weights, 4 * kLayer);
+  EXPECT_EQ(Stage(many, 1, 2).weights, 4 * (kV * kH + kLayer + kH));
+  const int64_t layer = kS * 4 * (4 * kH + kHeads + 3 * kF);
+  const int64_t vision = 4 * (5 * 2 * kVisionKept + 4 * (48 + 2 * 64));
+  EXPECT_EQ(Stage(many, 1, 0).activations, 3 * 2 * layer);
+  EXPECT_EQ(Stage(many, 1, 1).activations, 2 * layer);
+  EXPECT_EQ(Stage(many, 1, 2).activations, layer);
+  EXPECT_EQ(Stage(many, 0).activations, 4 * vision);
+  const MimoPlan two = plan(2);
+  EXPECT_EQ(Stage(two, 1, 0).activations, 2 * 2 * layer);
+  EXPECT_EQ(Stage(two, 0).activations, 2 * vision);
+  const std::vector<RankMemory> ranks = two.MemoryOfRanks();
+  EXPECT_EQ(ranks[0], Stage(two, 0));
+  EXPECT_EQ(ranks[3], Stage(two, 1, 2));
+
+  llava.language.tie_word_embeddings = true;  // one table on both ends
+  EXPECT_EQ(Stage(plan(2), 1, 2).weights, Stage(two, 1, 2).weights);
+  EXPECT_EQ(plan(2).modules[1].Total().parameters,
+            two.modules[1].Total().parameters - kV * kH);
+}
+
+// Colocated encoders run all micro-batches before the pipeline starts.
+TEST(Plan, ColocatedPipeline) {
+  const MimoPlan plan =
+      Plan(Llava(), DeploymentMode::kColocated, {},
+           {.pipeline_model_parallel_size = 2}, 2, Batches(2, 10));
+  EXPECT_EQ(plan.modules[0].micro_batch_size, 1);
+  EXPECT_EQ(Stage(plan, 0).activations,
+            5 * 4 * (5 * 2 * kVisionKept + 4 * (48 + 2 * 64)));
+  EXPECT_EQ(Stage(plan, 1, 1).activations,
+            2 * 2 * kS * 4 * (4 * kH + kHeads + 3 * kF));
+  EXPECT_EQ(plan.MemoryOfRanks()[1].Total(),
+            Stage(plan, 0).Total() + Stage(plan, 1, 1).Total());
+}
+
+TEST(Plan, ContextAndTensorParallelActivations) {
+  const MimoPlan plan =
+      Plan(Llava(), DeploymentMode::kHeterogeneous, {.data_parallel_size = 1},
+           {.tensor_model_parallel_size = 2,
+            .context_parallel_size = 4,
+            .data_parallel_size = 1,
+            .rank_offset = 1},
+           9);
+  EXPECT_EQ(Stage(plan, 1).activations,
+            kS / 4 * 4 * 4 * (4 * kH + (kHeads + 3 * kF) / 2));
+}
+
+// A language model that splits its matrix over tp ranks.
+struct SplitConfig {
+  int64_t rows = 7;
+  template <typename V>
+  void Fields(V& v) {
+    v("rows", rows);
+  }
+};
+class SplitModel final : public LanguageModel {
+ public:
+  SplitModel(BuildContext build, const SplitConfig& config)
+      : LanguageModel(std::move(build)),
+        embedding_(AddParameter(
+            "embedding.weight", {config.rows, 10}, {.std = 1},
+            {.dim = 0, .shards = {this->build().PartOf(config.rows)}})) {
+    AddParameter("norm.weight", {10}, {.mean = 1});
+  }
+  int64_t hidden_size() const override { return 10; }
+  int64_t vocab_size() const override { return 7; }
+  int64_t max_sequence_length() const override { return 4; }
+  Parameter& embedding() const override { return embedding_; }
+  Var Forward(const Context&, const Var& embeddings, int64_t, int64_t,
+              std::vector<KvCache>*, int64_t, const Tensor&) const override {
+    return embeddings;
+  }
+  Var Loss(const Context&, const Var& hidden, const Tensor&,
+           const Tensor&) const override {
+    return hidden;
+  }
+  Tensor Logits(const Context&, const Tensor& hidden) const override {
+    return hidden;
+  }
+  std::vector<KvCache> MakeCaches(const Context&, int64_t,
+                                  int64_t) const override {
+    return {};
+  }
+
+ private:
+  Parameter& embedding_;
+};
+
+TEST(Plan, WeightsAsTheModuleSplitsThem) {
+  ModuleRegistry registry;
+  registry.Add<SplitConfig, SplitModel>("split");
+  const MimoModelConfig model = {
+      .language_model_spec = {"split", SplitConfig()}};
+  for (const auto& [tp, rows] : {std::pair(1, 7), {2, 4}, {3, 3}, {7, 1}}) {
+    MimoParallelismConfig config = {
+        .module_parallelisms = {
+            {"language", {.tensor_model_parallel_size = tp}}}};
+    CHECK_OK(config.Finalize(tp));
+    const auto plan = MakePlan(model, registry, config, tp, TrainConfig());
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_EQ(plan->modules[0].Total().parameters, 80);
+    EXPECT_EQ(Stage(*plan, 0).weights, 4 * (rows * 10 + 10));  // the most
+    EXPECT_EQ(Stage(*plan, 0).activations, 0);  // of an unknown type
+  }
+}
+
+TEST(Plan, Refuses) {
+  MimoParallelismConfig config = {
+      .module_parallelisms = {{"images", {}}, {"language", {}}}};
+  CHECK_OK(config.Finalize(2));
+  const auto plan = MakePlan(LlavaModelConfig(Llava()), BuiltinModules(),
+                             config, 2, Batches(1, 3));
+  EXPECT_THAT(plan.status().message(),
+              ::testing::HasSubstr("must divide global_batch_size 3"));
+}
+
+}  // namespace
+}  // namespace mimo
