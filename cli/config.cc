@@ -1,36 +1,13 @@
 #include "cli/config.h"
 
 #include <optional>
-#include <set>
+#include <utility>
 
-#include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/config/fields.h"
+#include "models/provider/mimo_model_provider.h"
 
 namespace mimo {
-namespace {
-
-// OK if the modules are the model's: the language model's and each modality's.
-absl::Status CheckModules(const MimoParallelismConfig& config,
-                          const MimoModelConfig& model) {
-  std::set<std::string> missing = {config.llm_module_name};
-  for (const auto& [name, spec] : model.modality_submodules_spec) {
-    missing.insert(name);
-  }
-  std::vector<std::string> extra;
-  for (const std::string& name : config.ModuleNames()) {
-    if (missing.erase(name) == 0) extra.push_back(name);
-  }
-  if (missing.empty() && extra.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrFormat(
-      "modules: keys must match modality module names + '%s', missing [%s], "
-      "extra [%s]",
-      config.llm_module_name, absl::StrJoin(missing, ", "),
-      absl::StrJoin(extra, ", ")));
-}
-
-}  // namespace
 
 absl::StatusOr<ConfigNode> ReadRunConfig(
     const std::string& path, const std::vector<std::string>& overrides) {
@@ -66,14 +43,15 @@ absl::StatusOr<MimoParallelismConfig> ReadRunParallelism(
       config.module_parallelisms.push_back({name, {}});
     }
   }
-  absl::Status valid = config.Finalize(world_size);
-  if (valid.ok()) valid = CheckModules(config, model);
+  MimoModelProvider provider(ModuleRegistry(), model, std::move(config));
+  absl::Status valid = provider.Finalize(world_size);
   if (valid.ok()) {
-    valid = config.MicroBatches(train.global_batch_size, train.micro_batch_size)
+    valid = provider.parallelism
+                ->MicroBatches(train.global_batch_size, train.micro_batch_size)
                 .status();
   }
   if (!valid.ok()) return config_internal::PlaceError(node, valid);
-  return config;
+  return *provider.parallelism;
 }
 
 }  // namespace mimo

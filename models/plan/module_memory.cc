@@ -129,15 +129,10 @@ class StageCounter {
   std::vector<RankMemory> stages_;
 };
 
-// Tokens that a modality's projection sees of a sample.
-int64_t FeaturesOf(const ModalitySpec& spec) {
-  int64_t tokens = 0;
-  for (const auto& [name, encoder] : spec.encoders) {
-    if (const auto* vit = encoder.config.As<ClipVitConfig>()) {
-      tokens += vit->features();
-    }
-  }
-  return tokens;
+// Tokens of a sample that `encoder` makes.
+int64_t FeaturesOf(const ModuleSpec& encoder) {
+  const auto* vit = encoder.config.As<ClipVitConfig>();
+  return vit == nullptr ? 0 : vit->features();
 }
 
 }  // namespace
@@ -209,20 +204,27 @@ absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
   }
   const ModalitySpec& spec = config.modality_submodules_spec.at(load.modality);
   const std::string path = "modality_submodules." + load.modality;
+  int64_t features = 0;  // of all encoders together
   for (const auto& [name, encoder] : spec.encoders) {
+    features += FeaturesOf(encoder);
     const auto stack = StackOf(encoder);
     if (stack && trained[absl::StrCat(path, ".encoders.", name)]) {
       counter.AddLayers(*stack, /*frozen=*/false);
     }
   }
-  for (const ModuleSpec& projection : spec.input_projections) {
-    const auto* sizes = projection.config.As<ProjectorConfig>();
-    if (sizes == nullptr || !trained[path + ".input_projections.0"]) continue;
+  // One for all encoders, or one for each.
+  const size_t projections = spec.input_projections.size();
+  for (size_t i = 0; i < projections; ++i) {
+    const auto* sizes = spec.input_projections[i].config.As<ProjectorConfig>();
+    const std::string name = absl::StrCat(path, ".input_projections.", i);
+    if (sizes == nullptr || !trained[name]) continue;
     const int64_t hidden = sizes->type == ProjectorType::kAffine ? 0
                            : sizes->ffn_hidden_size > 0 ? sizes->ffn_hidden_size
                                                         : sizes->output_size;
-    counter.AddActivations(counter.last_stage(), FeaturesOf(spec),
-                           {sizes->input_size, 2 * hidden});
+    counter.AddActivations(
+        counter.last_stage(),
+        projections == 1 ? features : FeaturesOf(spec.encoders[i].second),
+        {sizes->input_size, 2 * hidden});
   }
   return std::move(counter).stages();
 }

@@ -12,6 +12,7 @@
 namespace mimo {
 namespace {
 
+using ::testing::HasSubstr;
 using Module = ModuleParallelismConfig;
 
 // Language: L = 4 layers of H = 64, F = 96, N = 4 and G = 2 heads of D = 16,
@@ -191,62 +192,43 @@ TEST(Plan, ContextAndTensorParallelActivations) {
             kS / 4 * 4 * 4 * (4 * kH + (kHeads + 3 * kF) / 2));
 }
 
-// A language model that splits its matrix over tp ranks.
-struct SplitConfig {
-  int64_t rows = 7;
-  template <typename V>
-  void Fields(V& v) {
-    v("rows", rows);
+// Matrices and vocabulary are split over tp ranks, norms are whole; the rank
+// with most counts. Past two ranks key and value heads have copies.
+TEST(Plan, WeightsAsTheModulesSplitThem) {
+  for (const int tp : {1, 2, 3, 4}) {
+    const MimoPlan plan =
+        Plan(Llava(), DeploymentMode::kHeterogeneous, {.data_parallel_size = 1},
+             {.tensor_model_parallel_size = tp,
+              .data_parallel_size = 1,
+              .rank_offset = 1},
+             1 + tp);
+    const auto part = [tp](int64_t n) { return (n + tp - 1) / tp; };
+    const int64_t layer =
+        kH * 16 * (2 * part(4) + 2 * part(2)) + 3 * kH * part(kF) + 2 * kH;
+    const int64_t parameters = 2 * part(kV) * kH + 4 * layer + kH;
+    EXPECT_EQ(Stage(plan, 1).weights, 4 * parameters) << tp;
+    EXPECT_EQ(Stage(plan, 1).optimizer, 8 * parameters) << tp;
+    EXPECT_EQ(plan.modules[1].Total().parameters,
+              2 * kV * kH + 4 * kLayer + kH);
   }
-};
-class SplitModel final : public LanguageModel {
- public:
-  SplitModel(BuildContext build, const SplitConfig& config)
-      : LanguageModel(std::move(build)),
-        embedding_(AddParameter(
-            "embedding.weight", {config.rows, 10}, {.std = 1},
-            {.dim = 0, .shards = {this->build().PartOf(config.rows)}})) {
-    AddParameter("norm.weight", {10}, {.mean = 1});
-  }
-  int64_t hidden_size() const override { return 10; }
-  int64_t vocab_size() const override { return 7; }
-  int64_t max_sequence_length() const override { return 4; }
-  Parameter& embedding() const override { return embedding_; }
-  Var Forward(const Context&, const Var& embeddings, int64_t, int64_t,
-              std::vector<KvCache>*, int64_t, const Tensor&) const override {
-    return embeddings;
-  }
-  Var Loss(const Context&, const Var& hidden, const Tensor&,
-           const Tensor&) const override {
-    return hidden;
-  }
-  Tensor Logits(const Context&, const Tensor& hidden) const override {
-    return hidden;
-  }
-  std::vector<KvCache> MakeCaches(const Context&, int64_t,
-                                  int64_t) const override {
-    return {};
-  }
+}
 
- private:
-  Parameter& embedding_;
-};
-
-TEST(Plan, WeightsAsTheModuleSplitsThem) {
-  ModuleRegistry registry;
-  registry.Add<SplitConfig, SplitModel>("split");
-  const MimoModelConfig model = {
-      .language_model_spec = {"split", SplitConfig()}};
-  for (const auto& [tp, rows] : {std::pair(1, 7), {2, 4}, {3, 3}, {7, 1}}) {
-    MimoParallelismConfig config = {
-        .module_parallelisms = {
-            {"language", {.tensor_model_parallel_size = tp}}}};
-    CHECK_OK(config.Finalize(tp));
-    const auto plan = MakePlan(model, registry, config, tp, TrainConfig());
+TEST(Plan, AProjectionForEachEncoder) {
+  MimoModelConfig model = LlavaModelConfig(Llava());
+  ModalitySpec& images = model.modality_submodules_spec.at("images");
+  images.encoders.emplace_back("second", images.encoders[0].second);
+  MimoParallelismConfig config = {
+      .module_parallelisms = {{"images", {}}, {"language", {}}}};
+  CHECK_OK(config.Finalize(1));
+  const int64_t tokens[] = {5 + 5, 4 + 4};  // of layers, of projections
+  for (int projections : {1, 2}) {
+    images.input_projections.resize(projections, images.input_projections[0]);
+    const auto plan =
+        MakePlan(model, BuiltinModules(), config, 1, Batches(1, 1));
     ASSERT_TRUE(plan.ok()) << plan.status();
-    EXPECT_EQ(plan->modules[0].Total().parameters, 80);
-    EXPECT_EQ(Stage(*plan, 0).weights, 4 * (rows * 10 + 10));  // the most
-    EXPECT_EQ(Stage(*plan, 0).activations, 0);  // of an unknown type
+    EXPECT_EQ(plan->modules[0].parts.size(), 2 + projections);
+    EXPECT_EQ(Stage(*plan, 0).activations,
+              4 * (tokens[0] * 2 * kVisionKept + tokens[1] * (48 + 2 * 64)));
   }
 }
 
@@ -257,7 +239,15 @@ TEST(Plan, Refuses) {
   const auto plan = MakePlan(LlavaModelConfig(Llava()), BuiltinModules(),
                              config, 2, Batches(1, 3));
   EXPECT_THAT(plan.status().message(),
-              ::testing::HasSubstr("must divide global_batch_size 3"));
+              HasSubstr("must divide global_batch_size 3"));
+  config.module_parallelisms[0].second =
+      config.module_parallelisms[1].second = {.tensor_model_parallel_size = 5};
+  CHECK_OK(config.Finalize(5));
+  EXPECT_THAT(MakePlan(LlavaModelConfig(Llava()), BuiltinModules(), config, 5,
+                       TrainConfig())
+                  .status()
+                  .message(),
+              HasSubstr("5"));
 }
 
 }  // namespace

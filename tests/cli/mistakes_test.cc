@@ -100,6 +100,9 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model.language", "32", "multiple of 3"});
   ExpectTrain({"model.vision.patch_size=17"}, {"model.vision", "17"});
   ExpectTrain({"parallelism.modules.language.tensor_model_parallel_size=2"},
+              {"parallelism.modules: ", "missing [images]"});
+  ExpectTrain({"parallelism.modules.language.tensor_model_parallel_size=2",
+               "parallelism.modules.images.tensor_model_parallel_size=2"},
               {"parallelism.modules.language.data_parallel_size: unset",
                "world_size (1) is not divisible by total_model_parallel_size "
                "(2)"});

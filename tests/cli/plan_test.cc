@@ -78,10 +78,12 @@ TEST_F(PlanTest, EveryMistakeOfALayout) {
       {"llm_module_name: llm, modules: {language: {}, images: {}}", 1,
        "modules", "Language module 'llm' must be in module_parallelisms"},
       {"modules: {language: {}}", 1, "modules",
-       "keys must match modality module names + 'language', missing [images], "
+       "keys must match modality module names + 'language': missing [images], "
        "extra []"},
       {"modules: {language: {}, images: {}, audios: {}}", 1, "modules",
        "missing [], extra [audios]"},
+      {"modules: {}, special_token_ids: {images: 5}", 1,
+       "special_token_ids.images", "5, wanted the model's 4"},
       // Heterogeneous.
       {heterogeneous + "modules: {language: {data_parallel_size: 4}, "
                        "images: {rank_offset: 4}}",
