@@ -1,11 +1,10 @@
 // ModuleParallelismConfig: how one module is spread over ranks, and where they
 // start. Plain data; the arithmetic needs no process.
 //
-//   model-parallel size M = TP * CP * PP
-//   ranks of the module   = M * DP, the span [rank_offset, rank_offset + M *
-//   DP) experts               factorise the same ranks anew, ETP * EP * expert
-//   DP *
-//                         PP: they never enlarge the span
+//   model-parallel size   M = TP * CP * PP
+//   ranks of the module   M * DP: [rank_offset, rank_offset + M * DP)
+//   experts               factorise the same ranks anew, ETP * EP * expert DP
+//                         * PP: they never enlarge the span
 //
 // Errors are a user's mistakes and read "<key>: <found>, <wanted>".
 // Source: Megatron-Bridge, megatron_mimo_config.py (fields, rules, words).
