@@ -4,13 +4,16 @@
 #include <cstdint>
 #include <iostream>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "cli/args.h"
 #include "cli/commands.h"
 #include "cli/config.h"
@@ -18,6 +21,7 @@
 #include "mimo/train/train_config.h"
 #include "models/llava/model_section.h"
 #include "models/parallelism/module_grid.h"
+#include "models/parallelism/module_schedule.h"
 
 namespace mimo {
 namespace {
@@ -82,7 +86,59 @@ Json GroupsToJson(const RankGrid& ranks) {
   return json;
 }
 
-Json ToJson(const MimoPlan& plan, const TrainConfig& train) {
+// Of "images=3:6,language=5:10"; 1 and 2 of all modules if that is "".
+absl::StatusOr<std::map<std::string, StageTime>> ReadTimes(
+    const std::string& text, const MimoPlan& plan) {
+  std::map<std::string, StageTime> times;
+  std::vector<std::string> names;
+  for (const ModulePlan& module : plan.modules) names.push_back(module.name);
+  if (text.empty()) {
+    for (const std::string& name : names) times[name] = {1, 2};
+    return times;
+  }
+  const auto wrong = [&] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("plan: --times: '", text,
+                     "', wanted MODULE=FORWARD:BACKWARD, in ms, "
+                     "of [",
+                     absl::StrJoin(names, ", "), "]"));
+  };
+  for (const absl::string_view one : absl::StrSplit(text, ',')) {
+    const std::vector<std::string> words =
+        absl::StrSplit(one, absl::ByAnyChar("=:"));
+    StageTime time;
+    if (words.size() != 3 || !absl::SimpleAtod(words[1], &time.forward) ||
+        !absl::SimpleAtod(words[2], &time.backward) || !(time.forward >= 0) ||
+        !(time.backward >= 0) || !times.emplace(words[0], time).second) {
+      return wrong();
+    }
+  }
+  for (const std::string& name : names) {
+    if (!times.contains(name)) return wrong();
+  }
+  if (times.size() > names.size()) return wrong();
+  return times;
+}
+
+std::string ScheduleLine(const MimoPlan& plan, const IdealTime& ideal,
+                         bool timed) {
+  const PipelineSchedule& schedule = plan.schedule;
+  const std::string kind =
+      !schedule.options.three_phases
+          ? absl::StrCat("1F1B over ", schedule.total_stages, " stages")
+      : schedule.options.micro_batches < plan.micro_batches
+          ? "each micro-batch in turn"
+          : "the encoders' forwards, 1F1B, the encoders' backwards";
+  return absl::StrFormat(
+      "schedule: %s; ranks wait %.1f %% of %s\n", kind,
+      100 * ideal.bubble_share,
+      timed ? absl::StrFormat("the %.1f ms that an iteration takes at best",
+                              ideal.milliseconds)
+            : "their time at best, if all stages take alike");
+}
+
+Json ToJson(const MimoPlan& plan, const TrainConfig& train,
+            const IdealTime& ideal, bool timed) {
   Json json = {
       {"world_size", plan.world_size},
       {"deployment_mode", ToNode(plan.parallelism.deployment_mode).text},
@@ -104,6 +160,9 @@ Json ToJson(const MimoPlan& plan, const TrainConfig& train) {
   for (const auto& [sender, receivers] : plan.topology) {
     json["topology"][sender] = receivers;
   }
+  json["schedule"] = {{"total_stages", plan.schedule.total_stages},
+                      {"ideal_bubble_share", ideal.bubble_share}};
+  if (timed) json["schedule"]["ideal_milliseconds"] = ideal.milliseconds;
   for (const ModulePlan& module : plan.modules) {
     json["memory"]["modules"][module.name]["stages"] = ToJson(module.stages);
   }
@@ -127,7 +186,8 @@ std::string MemoryRow(const std::string& name, const RankMemory& memory) {
                          memory.Total() / kMiB);
 }
 
-std::string Table(const MimoPlan& plan, const TrainConfig& train) {
+std::string Table(const MimoPlan& plan, const TrainConfig& train,
+                  const IdealTime& ideal, bool timed) {
   std::string out = absl::StrFormat(
       "%d rank%s, %s; global batch %d = %d micro-batches of %d for each "
       "replica of the language model\n\n",
@@ -154,6 +214,7 @@ std::string Table(const MimoPlan& plan, const TrainConfig& train) {
     if (receivers.empty()) continue;
     absl::StrAppend(&out, sender, " -> ", absl::StrJoin(receivers, ", "), "\n");
   }
+  out += ScheduleLine(plan, ideal, timed);
 
   for (const ModulePlan& module : plan.modules) {
     absl::StrAppend(&out, "\ngroups of ", module.name, "\n");
@@ -205,6 +266,7 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   Args args("plan", "ranks, groups and memory of a config, without running it");
   args.Flag("config", "F.yaml", "the run's configuration");
   args.Flag("world", "N", "ranks (1)");
+  args.Flag("times", "M=F:B,..", "ms of a stage of each module, both ways");
   args.Flag("json", "", "one JSON object instead of tables");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
@@ -233,10 +295,15 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
         plan.status().code(),
         absl::StrCat(path, ": model: ", plan.status().message()));
   }
+  const bool timed = args.Has("times");
+  MIMO_ASSIGN_OR_RETURN(const auto times,
+                        ReadTimes(args.String("times"), *plan));
+  const IdealTime ideal = IdealIteration(plan->schedule, plan->parallelism,
+                                         times, plan->micro_batches);
   if (args.Has("json")) {
-    std::cout << ToJson(*plan, run.train).dump() << "\n";
+    std::cout << ToJson(*plan, run.train, ideal, timed).dump() << "\n";
   } else {
-    std::cout << Table(*plan, run.train);
+    std::cout << Table(*plan, run.train, ideal, timed);
   }
   return absl::OkStatus();
 }

@@ -151,6 +151,15 @@ int PipelineSchedule::WarmUp(int stage) const {
                   options.micro_batches);
 }
 
+int PipelineSchedule::InFlight(int stage) const {
+  const PipelineStage& at = stages[stage];
+  if (!at.backward) return 1;
+  if (options.three_phases && !modules[at.module].receivers.empty()) {
+    return options.micro_batches;
+  }
+  return std::min(WarmUp(stage) + 1, options.micro_batches);
+}
+
 // The phases: slots before 0, from 0 on, and from 2 (S + M) on.
 int64_t PipelineSchedule::ForwardSlot(int stage, int m) const {
   const PipelineStage& at = stages[stage];

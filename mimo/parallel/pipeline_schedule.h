@@ -107,6 +107,9 @@ struct PipelineSchedule {
   // Of a stage of the module, which exists.
   int StageOf(absl::string_view module, int stage = 0) const;
   int WarmUp(int stage) const;  // W
+  // Micro-batches that the stage has run forward and not yet backward, at most;
+  // of one without backward that which it runs.
+  int InFlight(int stage) const;
   // What a rank does that has these stages. An edge between two of them is one
   // step, in which it is both sender and receiver.
   std::vector<PipelineStep> Program(absl::Span<const int> held) const;

@@ -96,6 +96,8 @@ void CheckProgram(const PipelineSchedule& schedule,
     const int in_flight = schedule.options.three_phases && sends
                               ? all
                               : schedule.WarmUp(stage) + 1;
+    EXPECT_EQ(schedule.InFlight(stage),
+              info.backward ? std::min(in_flight, all) : 1);
     for (const auto& [m, place] : own.backward) {
       EXPECT_GT(place, own.forward.at(m));
       // At most in_flight between forward and backward, and W are reached.

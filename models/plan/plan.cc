@@ -1,53 +1,26 @@
 #include "models/plan/plan.h"
 
-#include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "kernels/base/status_macros.h"
 #include "models/parallelism/module_grid.h"
+#include "models/parallelism/module_schedule.h"
 
 namespace mimo {
 namespace {
 
-// Pipeline stages from `module`'s first to the end of the longest way that its
-// output takes.
-int64_t StagesFrom(const MimoParallelismConfig& config,
-                   const ModuleTopology& topology, const std::string& module) {
-  int64_t behind = 0;
-  for (const auto& [sender, receivers] : topology) {
-    if (sender != module) continue;
-    for (const std::string& receiver : receivers) {
-      behind = std::max(behind, StagesFrom(config, topology, receiver));
-    }
-  }
-  return config.Find(module)->pipeline_model_parallel_size + behind;
-}
-
 // [PP]: micro-batches of which a stage of `module` keeps activations at once.
-//   no pipeline   1
-//   colocated     the encoders run all micro-batches before the language
-//                 model's pipeline starts
-//   1F1B          one for each stage from here to the end
-std::vector<int64_t> UnderWay(const MimoPlan& plan, const std::string& module) {
-  const MimoParallelismConfig& config = plan.parallelism;
-  const auto pp = [&](const std::string& name) {
-    return config.Find(name)->pipeline_model_parallel_size;
-  };
-  std::vector<int64_t> under_way(pp(module), 1);
-  if (config.deployment_mode != DeploymentMode::kHeterogeneous &&
-      pp(config.llm_module_name) == 1) {
-    return under_way;
+std::vector<int64_t> InFlight(const PipelineSchedule& schedule,
+                              const ModulePlan& module) {
+  std::vector<int64_t> in_flight;
+  const int stages = module.parallelism.pipeline_model_parallel_size;
+  for (int stage = 0; stage < stages; ++stage) {
+    in_flight.push_back(
+        schedule.InFlight(schedule.StageOf(module.name, stage)));
   }
-  if (config.deployment_mode == DeploymentMode::kColocated &&
-      module != config.llm_module_name) {
-    return {plan.micro_batches};
-  }
-  const int64_t stages = StagesFrom(config, plan.topology, module);
-  for (int stage = 0; stage < pp(module); ++stage) {
-    under_way[stage] = std::min(plan.micro_batches, stages - stage);
-  }
-  return under_way;
+  return in_flight;
 }
 
 }  // namespace
@@ -91,6 +64,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       const auto model,
       MimoModel::Build(config, registry,
                        {.allocator = &allocator, .meta = true}));
+  std::set<std::string> frozen;
   for (const auto& [name, module] : parallelism.module_parallelisms) {
     const bool language = name == parallelism.llm_module_name;
     MIMO_ASSIGN_OR_RETURN(
@@ -114,12 +88,21 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       parts.back().second +=
           ParameterCount{p->data.numel(), p->frozen ? 0 : p->data.numel()};
     }
+    if (of_module.Total().trainable == 0) frozen.insert(name);
+  }
+  MIMO_ASSIGN_OR_RETURN(
+      plan.schedule,
+      MakeModuleSchedule(
+          parallelism, plan.topology, frozen,
+          {.micro_batches = static_cast<int>(plan.micro_batches)}));
+  for (ModulePlan& module : plan.modules) {
+    const bool language = module.name == parallelism.llm_module_name;
     MIMO_ASSIGN_OR_RETURN(
-        of_module.stages,
-        ModuleMemory({.modality = language ? "" : name,
-                      .parallelism = module,
-                      .micro_batch_size = samples,
-                      .micro_batches = UnderWay(plan, name),
+        module.stages,
+        ModuleMemory({.modality = language ? "" : module.name,
+                      .parallelism = module.parallelism,
+                      .micro_batch_size = module.micro_batch_size,
+                      .micro_batches = InFlight(plan.schedule, module),
                       .dtype = train.dtype == "bfloat16" ? DType::kBFloat16
                                                          : DType::kFloat32},
                      *model, registry));

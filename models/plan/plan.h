@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "comm/grid/rank_grid.h"
+#include "mimo/parallel/pipeline_schedule.h"
 #include "mimo/train/train_config.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/mimo_parallelism.h"
@@ -40,6 +41,7 @@ struct MimoPlan {
   MimoParallelismConfig parallelism;  // finalized
   int64_t micro_batches;              // of an iteration
   ModuleTopology topology;
+  PipelineSchedule schedule;         // models/parallelism/module_schedule.h
   std::vector<ModulePlan> modules;   // in the config's order
   std::vector<RankSpan> idle_ranks;  // of no module
 

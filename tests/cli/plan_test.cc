@@ -316,6 +316,36 @@ TEST_F(PlanTest, TablesShowTheSame) {
   }
 }
 
+// Encoder and two stages: (M + 3 - 1) (F + B); a rank works M (F + B) of it.
+TEST_F(PlanTest, IdealBubble) {
+  const std::string config = Config(
+      "deployment_mode: heterogeneous, modules: {images: {data_parallel_size: "
+      "1}, language: {pipeline_model_parallel_size: 2, data_parallel_size: 1, "
+      "rank_offset: 1}}",
+      1, 6);
+  const json plan = Plan(config, 3)["schedule"];
+  EXPECT_EQ(plan["total_stages"], 3);
+  EXPECT_NEAR(plan["ideal_bubble_share"].get<double>(), 2. / 8, 1e-12);
+  EXPECT_FALSE(plan.contains("ideal_milliseconds"));
+  Words words = PlanWords(config, 3);
+  words.insert(words.end(), {"--times", "images=2:3,language=2:3"});
+  const Ran ran = RunMimo(words);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_TRUE(absl::StrContains(
+      ran.out,
+      "schedule: 1F1B over 3 stages; ranks wait 25.0 % of the 40.0 ms that an "
+      "iteration takes at best\n"))
+      << ran.out;
+  for (const char* wrong :
+       {"images=2:3", "images=2,language=2:3", "images=2:x,language=2:3",
+        "images=-2:3,language=1:1", "images=2:3,language=2:3,audio=1:1",
+        "images=2:3,images=2:3"}) {
+    words.back() = wrong;
+    Expect(words, {absl::StrCat("plan: --times: '", wrong, "', wanted MODULE"),
+                   "[images, language]"});
+  }
+}
+
 TEST_F(PlanTest, AHundredThousandRanks) {
   const json plan = Plan(
       Config("deployment_mode: heterogeneous, modules: {language: "
