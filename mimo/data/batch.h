@@ -48,6 +48,12 @@ struct MicroBatch {
   int64_t LabelledTokens() const;
 };
 
+// The part of each global micro-batch that one of `size` replicas reads: of B
+// rows those from rank * B / size on, up to the next replica's.
+struct DataSlice {
+  int64_t rank = 0, size = 1;
+};
+
 MicroBatch Collate(const std::vector<Sample>& samples, int32_t pad_id);
 
 }  // namespace mimo

@@ -14,7 +14,8 @@ constexpr int64_t kAhead = 4;
 absl::StatusOr<std::unique_ptr<DataLoader>> DataLoader::Create(
     std::shared_ptr<const Dataset> dataset, const DataLoaderOptions& options) {
   CHECK(options.micro_batch_size > 0 && options.consumed_samples >= 0 &&
-        options.num_workers >= 0)
+        options.num_workers >= 0 && options.slice.rank >= 0 &&
+        options.slice.rank < options.slice.size)
       << "DataLoader";
   if (dataset->size() == 0) {
     return absl::InvalidArgumentError("data: 0 samples, wanted at least 1");
@@ -43,8 +44,7 @@ DataLoader::~DataLoader() {
 }
 
 void DataLoader::Work() {
-  const int64_t ahead =
-      kAhead * options_.num_workers * options_.micro_batch_size;
+  const int64_t ahead = kAhead * options_.num_workers * GlobalMicroBatch();
   while (true) {
     int64_t start;
     {
@@ -55,7 +55,7 @@ void DataLoader::Work() {
       mutex_.Await(absl::Condition(&room));
       if (stop_) return;
       start = claimed_;
-      claimed_ += options_.micro_batch_size;
+      claimed_ += GlobalMicroBatch();
     }
     absl::StatusOr<MicroBatch> made = Make(start);
     absl::MutexLock lock(&mutex_);
@@ -67,7 +67,7 @@ absl::StatusOr<MicroBatch> DataLoader::Next() {
   absl::StatusOr<MicroBatch> next;
   if (workers_.empty()) {
     next = Make(consumed_);
-    if (next.ok()) consumed_ += options_.micro_batch_size;
+    if (next.ok()) consumed_ += GlobalMicroBatch();
     return next;
   }
   absl::MutexLock lock(&mutex_);
@@ -79,13 +79,15 @@ absl::StatusOr<MicroBatch> DataLoader::Next() {
   if (!it->second.ok()) return it->second;
   next = std::move(it->second);
   ready_.erase(it);
-  wanted_ = consumed_ += options_.micro_batch_size;
+  wanted_ = consumed_ += GlobalMicroBatch();
   return next;
 }
 
 absl::StatusOr<MicroBatch> DataLoader::Make(int64_t consumed) {
   std::vector<Sample> samples;
-  for (int64_t i = consumed; i < consumed + options_.micro_batch_size; ++i) {
+  const int64_t first =
+      consumed + options_.slice.rank * options_.micro_batch_size;
+  for (int64_t i = first; i < first + options_.micro_batch_size; ++i) {
     const int64_t epoch = i / dataset_->size(), at = i % dataset_->size();
     const int64_t index = options_.shuffle ? (*Order(epoch))[at] : at;
     MIMO_ASSIGN_OR_RETURN(samples.emplace_back(), dataset_->Get(index, epoch));

@@ -3,7 +3,9 @@
 // The order is a function of the seed alone: each epoch is a permutation of the
 // data set, epochs follow each other without a gap (a micro-batch may lie in
 // two). So the only state to save is how many samples were consumed, and
-// neither threads nor stops change what comes.
+// neither threads nor stops change what comes, nor does the number of replicas:
+// they share out each global micro-batch of micro_batch_size * slice.size
+// samples, and none opens what another reads.
 #ifndef MIMO_MIMO_DATA_DATA_LOADER_H_
 #define MIMO_MIMO_DATA_DATA_LOADER_H_
 
@@ -23,9 +25,10 @@
 namespace mimo {
 
 struct DataLoaderOptions {
-  int64_t micro_batch_size = 1;
+  int64_t micro_batch_size = 1;  // of this replica
+  DataSlice slice;
   uint64_t seed = 0;
-  int64_t consumed_samples = 0;  // where to go on
+  int64_t consumed_samples = 0;  // where to go on; of all replicas
   int64_t num_workers = 1;       // 0: Next() does the work itself
   int32_t pad_id = 0;
   bool shuffle = true;
@@ -43,14 +46,18 @@ class DataLoader {
   // every call gives it again. Called from one thread.
   absl::StatusOr<MicroBatch> Next();
 
-  // Samples in what Next() has given, and before it: what a resume needs.
+  // Samples in the global micro-batches of what Next() has given, and before
+  // them: what a resume needs.
   int64_t consumed_samples() const { return consumed_; }
 
  private:
   DataLoader(std::shared_ptr<const Dataset> dataset,
              const DataLoaderOptions& options);
   void Work();
-  // Micro-batch of the samples from position `consumed` on.
+  int64_t GlobalMicroBatch() const {
+    return options_.micro_batch_size * options_.slice.size;
+  }
+  // This replica's part of the global micro-batch from `consumed` on.
   absl::StatusOr<MicroBatch> Make(int64_t consumed);
   std::shared_ptr<const std::vector<int64_t>> Order(int64_t epoch);
 

@@ -66,6 +66,60 @@ TEST(DataLoader, SameOrderWhateverTheWorkers) {
   EXPECT_NE(Take(*Loader(17, options), 20), want);
 }
 
+// Which samples were opened.
+class Watched : public Numbers {
+ public:
+  using Numbers::Numbers;
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override {
+    opened.insert({visit, index});
+    return Numbers::Get(index, visit);
+  }
+  mutable std::set<std::pair<int64_t, int64_t>> opened;  // of one thread
+};
+
+std::vector<float> Pixels(const MicroBatch& batch) {
+  return batch.modalities.at("images").values;
+}
+
+// Replicas read the rows of one replica's larger micro-batch, in order, and
+// open no others; from any point on, whatever the number of replicas before.
+TEST(DataLoader, ReplicasShareOutEachGlobalMicroBatch) {
+  for (const int64_t size : {1, 2, 3, 6}) {
+    for (const int64_t consumed : {0, 18}) {
+      auto all = Loader(17, {.micro_batch_size = 6,
+                             .seed = 5,
+                             .consumed_samples = consumed,
+                             .num_workers = 0});
+      std::vector<std::shared_ptr<Watched>> data;
+      std::vector<std::unique_ptr<DataLoader>> replicas;
+      for (int64_t rank = 0; rank < size; ++rank) {
+        data.push_back(std::make_shared<Watched>(17));
+        replicas.push_back(
+            *DataLoader::Create(data.back(), {.micro_batch_size = 6 / size,
+                                              .slice = {rank, size},
+                                              .seed = 5,
+                                              .consumed_samples = consumed,
+                                              .num_workers = 0}));
+      }
+      for (int i = 0; i < 5; ++i) {
+        std::vector<float> together;
+        for (auto& replica : replicas) {
+          const std::vector<float> own = Pixels(*replica->Next());
+          together.insert(together.end(), own.begin(), own.end());
+          EXPECT_EQ(replica->consumed_samples(), consumed + 6 * (i + 1));
+        }
+        EXPECT_EQ(together, Pixels(*all->Next()));
+      }
+      std::set<std::pair<int64_t, int64_t>> opened;
+      for (const auto& part : data) {
+        EXPECT_EQ(part->opened.size(), size_t(30 / size));
+        opened.insert(part->opened.begin(), part->opened.end());
+      }
+      EXPECT_EQ(opened.size(), 30u);
+    }
+  }
+}
+
 TEST(DataLoader, EveryEpochHasEachSampleOnce) {
   auto loader = Loader(10, {.micro_batch_size = 4, .seed = 1});
   std::vector<int32_t> drawn;

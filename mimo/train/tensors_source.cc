@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "mimo/checkpoint/safetensors.h"
+#include "mimo/checkpoint/convert.h"
 
 namespace mimo {
 namespace {
@@ -40,17 +40,15 @@ int64_t Count(const std::vector<int32_t>& ids, int64_t begin, int64_t end,
   return std::count(ids.begin() + begin, ids.begin() + end, id);
 }
 
-}  // namespace
-
-absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
+// input_ids and labels.
+absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file) {
   Allocator allocator;
-  MIMO_ASSIGN_OR_RETURN(const SafeTensors file, SafeTensors::Open(path));
   const SafeTensorInfo* ids = file.Find("input_ids");
   if (ids == nullptr) {
-    return Wrong(path, "input_ids", "missing", "[B, S] int64");
+    return Wrong(file.path(), "input_ids", "missing", "[B, S] int64");
   }
   if (ids->shape.size() != 2) {
-    return Wrong(path, "input_ids", ToString(ids->shape), "[B, S]");
+    return Wrong(file.path(), "input_ids", ToString(ids->shape), "[B, S]");
   }
   MicroBatch batch;
   batch.batch = ids->shape[0];
@@ -60,29 +58,68 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
   batch.labels.assign(batch.batch * batch.seq, kIgnoreLabel);
   if (const SafeTensorInfo* labels = file.Find("labels")) {
     if (labels->shape != ids->shape) {
-      return Wrong(path, "labels", ToString(labels->shape),
+      return Wrong(file.path(), "labels", ToString(labels->shape),
                    ToString(ids->shape) + " as input_ids");
     }
     MIMO_ASSIGN_OR_RETURN(batch.labels, ReadIds(file, "labels", allocator));
   }
-  if (const SafeTensorInfo* pixels = file.Find("pixel_values")) {
-    if (pixels->shape.size() != 4) {
-      return Wrong(path, "pixel_values", ToString(pixels->shape),
-                   "[images, C, H, W]");
-    }
-    MIMO_ASSIGN_OR_RETURN(
-        const Tensor values,
-        file.Load("pixel_values", allocator, DType::kFloat32));
-    const auto span = values.span<float>();
-    batch.modalities["images"] = {
-        .shape = {pixels->shape.begin(), pixels->shape.end()},
-        .values = {span.begin(), span.end()}};
+  const SafeTensorInfo* pixels = file.Find("pixel_values");
+  if (pixels != nullptr && pixels->shape.size() != 4) {
+    return Wrong(file.path(), "pixel_values", ToString(pixels->shape),
+                 "[images, C, H, W]");
   }
   return batch;
 }
 
-absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
-                                     int64_t end, int32_t image_token) {
+struct Images {
+  int64_t begin = 0, end = 0;
+};
+
+// Those of rows [begin, end) among `images`.
+absl::StatusOr<Images> ImagesOfRows(const MicroBatch& batch, int64_t images,
+                                    int64_t begin, int64_t end,
+                                    int32_t image_token) {
+  if (images == 0) return Images();
+  const std::vector<int32_t>& ids = batch.input_ids;
+  const int64_t first = begin * batch.seq, last = end * batch.seq;
+  const int64_t tokens = Count(ids, 0, ids.size(), image_token);
+  const int64_t per_image = tokens / images;
+  const int64_t before = Count(ids, 0, first, image_token);
+  const int64_t inside = Count(ids, first, last, image_token);
+  if (per_image == 0 || tokens % images != 0 || before % per_image != 0 ||
+      inside % per_image != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "input_ids: ", tokens, " tokens of ", images,
+        " images, wanted the same whole number an image, none cut by a row"));
+  }
+  return Images{before / per_image, (before + inside) / per_image};
+}
+
+// Images [begin, end) of the file.
+absl::StatusOr<MicroBatch::Items> ReadImages(const SafeTensors& file,
+                                             const Images& images) {
+  const SafeTensorInfo& pixels = *file.Find("pixel_values");
+  MicroBatch::Items items;
+  items.shape.assign(pixels.shape.begin(), pixels.shape.end());
+  items.shape[0] = images.end - images.begin;
+  const int64_t size = NumElements(pixels.shape) / pixels.shape[0];
+  items.values.resize(items.shape[0] * size);
+  const absl::Status status = ConvertElements(
+      static_cast<const char*>(file.Data(pixels)) +
+          images.begin * size * SizeOf(pixels.dtype),
+      pixels.dtype, items.values.data(), DType::kFloat32, items.values.size());
+  if (status.ok()) return items;
+  return absl::Status(
+      status.code(),
+      absl::StrCat(file.path(), ": pixel_values: ", status.message()));
+}
+
+int64_t ImagesIn(const SafeTensors& file) {
+  const SafeTensorInfo* pixels = file.Find("pixel_values");
+  return pixels == nullptr ? 0 : pixels->shape[0];
+}
+
+MicroBatch TextOfRows(const MicroBatch& batch, int64_t begin, int64_t end) {
   MicroBatch slice;
   slice.batch = end - begin;
   slice.seq = batch.seq;
@@ -93,52 +130,74 @@ absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                       batch.labels.begin() + last);
   slice.lengths.assign(batch.lengths.begin() + begin,
                        batch.lengths.begin() + end);
+  return slice;
+}
+
+}  // namespace
+
+absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
+  MIMO_ASSIGN_OR_RETURN(const SafeTensors file, SafeTensors::Open(path));
+  MIMO_ASSIGN_OR_RETURN(MicroBatch batch, ReadText(file));
+  if (const int64_t images = ImagesIn(file); images > 0) {
+    MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
+                          ReadImages(file, {0, images}));
+  }
+  return batch;
+}
+
+absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
+                                     int64_t end, int32_t image_token) {
+  MicroBatch slice = TextOfRows(batch, begin, end);
   const auto found = batch.modalities.find("images");
-  if (found == batch.modalities.end() || found->second.shape[0] == 0) {
-    return slice;
-  }
-  const MicroBatch::Items& images = found->second;
-  const int64_t tokens =
-      Count(batch.input_ids, 0, batch.input_ids.size(), image_token);
-  const int64_t per_image = tokens / images.shape[0];
-  const int64_t before = Count(batch.input_ids, 0, first, image_token);
-  const int64_t inside = Count(batch.input_ids, first, last, image_token);
-  if (per_image == 0 || tokens % images.shape[0] != 0 ||
-      before % per_image != 0 || inside % per_image != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "input_ids: ", tokens, " tokens of ", images.shape[0],
-        " images, wanted the same whole number an image, none cut by a row"));
-  }
-  if (inside == 0) return slice;
-  const int64_t size = images.values.size() / images.shape[0];
-  MicroBatch::Items& out = slice.modalities["images"];
-  out.shape = images.shape;
-  out.shape[0] = inside / per_image;
-  const auto from = images.values.begin() + before / per_image * size;
-  out.values.assign(from, from + out.shape[0] * size);
+  if (found == batch.modalities.end()) return slice;
+  const MicroBatch::Items& all = found->second;
+  MIMO_ASSIGN_OR_RETURN(
+      const Images images,
+      ImagesOfRows(batch, all.shape[0], begin, end, image_token));
+  if (images.begin == images.end) return slice;
+  const int64_t size = all.values.size() / all.shape[0];
+  MicroBatch::Items& items = slice.modalities["images"];
+  items.shape = all.shape;
+  items.shape[0] = images.end - images.begin;
+  items.values.assign(all.values.begin() + images.begin * size,
+                      all.values.begin() + images.end * size);
   return slice;
 }
 
 absl::StatusOr<std::unique_ptr<TensorsSource>> TensorsSource::Open(
-    const std::string& path, int64_t micro_batch_size, int32_t image_token) {
-  MIMO_ASSIGN_OR_RETURN(MicroBatch all, ReadTensorBatch(path));
-  if (all.batch == 0 || all.batch % micro_batch_size != 0) {
+    const std::string& path, int64_t micro_batch_size, int32_t image_token,
+    DataSlice slice) {
+  MIMO_ASSIGN_OR_RETURN(SafeTensors file, SafeTensors::Open(path));
+  MIMO_ASSIGN_OR_RETURN(MicroBatch text, ReadText(file));
+  if (text.batch == 0 || text.batch % (micro_batch_size * slice.size) != 0) {
     return Wrong(
-        path, "input_ids", absl::StrCat(all.batch, " rows"),
-        absl::StrCat("a multiple of micro_batch_size ", micro_batch_size));
+        path, "input_ids", absl::StrCat(text.batch, " rows"),
+        absl::StrCat("a multiple of micro_batch_size ", micro_batch_size,
+                     slice.size == 1
+                         ? ""
+                         : absl::StrCat(" x ", slice.size, " replicas")));
   }
-  return std::unique_ptr<TensorsSource>(
-      new TensorsSource(std::move(all), micro_batch_size, image_token));
+  return std::unique_ptr<TensorsSource>(new TensorsSource(
+      std::move(file), std::move(text), micro_batch_size, image_token, slice));
 }
 
 absl::StatusOr<MicroBatch> TensorsSource::Next() {
-  const int64_t begin = next_row_;
-  next_row_ = (begin + micro_batch_size_) % all_.batch;
-  return SliceRows(all_, begin, begin + micro_batch_size_, image_token_);
+  const int64_t begin = next_row_ + slice_.rank * micro_batch_size_;
+  const int64_t end = begin + micro_batch_size_;
+  next_row_ = (next_row_ + micro_batch_size_ * slice_.size) % text_.batch;
+  MicroBatch batch = TextOfRows(text_, begin, end);
+  MIMO_ASSIGN_OR_RETURN(
+      const Images images,
+      ImagesOfRows(text_, ImagesIn(file_), begin, end, image_token_));
+  if (images.begin < images.end) {
+    MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
+                          ReadImages(file_, images));
+  }
+  return batch;
 }
 
 absl::Status TensorsSource::Seek(int64_t samples) {
-  next_row_ = samples % all_.batch;
+  next_row_ = samples % text_.batch;
   return absl::OkStatus();
 }
 

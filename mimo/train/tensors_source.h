@@ -13,6 +13,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "mimo/checkpoint/safetensors.h"
 #include "mimo/data/batch.h"
 #include "mimo/train/batch_source.h"
 
@@ -27,25 +28,33 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path);
 absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                                      int64_t end, int32_t image_token);
 
-// The rows in order, micro_batch_size at a time, round and round.
+// The rows in order, round and round: of each global micro-batch of
+// micro_batch_size * slice.size rows this replica's. Only pixels that are given
+// out are read.
 class TensorsSource : public BatchSource {
  public:
-  // Error: micro_batch_size does not divide the rows.
+  // Error: the rows are not a whole number of global micro-batches.
   static absl::StatusOr<std::unique_ptr<TensorsSource>> Open(
-      const std::string& path, int64_t micro_batch_size, int32_t image_token);
+      const std::string& path, int64_t micro_batch_size, int32_t image_token,
+      DataSlice slice = {});
   absl::StatusOr<MicroBatch> Next() override;
   absl::Status Seek(int64_t samples) override;
 
  private:
-  TensorsSource(MicroBatch all, int64_t micro_batch_size, int32_t image_token)
-      : all_(std::move(all)),
+  TensorsSource(SafeTensors file, MicroBatch text, int64_t micro_batch_size,
+                int32_t image_token, DataSlice slice)
+      : file_(std::move(file)),
+        text_(std::move(text)),
         micro_batch_size_(micro_batch_size),
-        image_token_(image_token) {}
+        image_token_(image_token),
+        slice_(slice) {}
 
-  MicroBatch all_;
+  SafeTensors file_;
+  MicroBatch text_;  // all rows
   int64_t micro_batch_size_;
   int32_t image_token_;
-  int64_t next_row_ = 0;
+  DataSlice slice_;
+  int64_t next_row_ = 0;  // of the next global micro-batch
 };
 
 }  // namespace mimo
