@@ -13,7 +13,7 @@
 #include "cli/open_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
-#include "mimo/checkpoint/safetensors.h"
+#include "mimo/checkpoint/sharded_tensors.h"
 #include "mimo/data/file.h"
 #include "models/hf/checkpoint.h"
 #include "models/hf/llava_config.h"
@@ -41,11 +41,11 @@ absl::Status FromHuggingFace(const std::string& from, const std::string& to,
   MIMO_ASSIGN_OR_RETURN(const LlavaConfig config, ReadHfLlavaConfig(from));
   Allocator allocator;
   Checkpoint checkpoint;
-  MIMO_ASSIGN_OR_RETURN(checkpoint.model, LoadHfTensors(from, allocator));
+  MIMO_ASSIGN_OR_RETURN(TensorMap tensors, LoadHfTensors(from, allocator));
   MIMO_ASSIGN_OR_RETURN(HfLayout layout, ReadHfLayout(from));
   if (dtype) {
     for (auto& [name, entry] : layout.entries) entry.dtype = *dtype;
-    for (auto& [name, tensor] : checkpoint.model) {
+    for (auto& [name, tensor] : tensors) {
       Tensor converted(allocator, tensor.shape(), *dtype);
       MIMO_RETURN_IF_ERROR(ConvertElements(tensor.data(), tensor.dtype(),
                                            converted.data(), *dtype,
@@ -53,6 +53,7 @@ absl::Status FromHuggingFace(const std::string& from, const std::string& to,
       tensor = converted;
     }
   }
+  checkpoint.model = Whole(tensors);
   checkpoint.metadata[kHfLayoutKey] = layout.ToText();
   ConfigNode root;
   root.kind = ConfigNode::Kind::kMap;
@@ -82,18 +83,18 @@ absl::Status ToHuggingFace(const std::string& from, const std::string& to,
     return absl::InvalidArgumentError(absl::StrCat(
         folder, ": model.type: mimo, wanted llava (Hugging Face knows it)"));
   }
-  MIMO_ASSIGN_OR_RETURN(const SafeTensors file,
-                        SafeTensors::Open(folder + "/model.safetensors"));
+  MIMO_ASSIGN_OR_RETURN(const ShardedTensors weights,
+                        ShardedTensors::Open(folder, "model"));
   HfSaveOptions options;
   options.dtype = dtype;
-  const auto layout = file.metadata().find(kHfLayoutKey);
-  if (layout != file.metadata().end()) {
+  const auto layout = weights.metadata().find(kHfLayoutKey);
+  if (layout != weights.metadata().end()) {
     MIMO_ASSIGN_OR_RETURN(options.layout, HfLayout::FromText(layout->second));
   }
   Allocator allocator;
   std::map<std::string, Tensor> tensors;
-  for (const auto& [name, info] : file.tensors()) {
-    MIMO_ASSIGN_OR_RETURN(tensors[name], file.Load(name, allocator));
+  for (const auto& [name, shape] : weights.shapes()) {
+    MIMO_ASSIGN_OR_RETURN(tensors[name], weights.Load(name, allocator));
   }
   if (Exists(folder + "/config.json") && !dtype) {
     MIMO_ASSIGN_OR_RETURN(options.config_json,

@@ -76,11 +76,6 @@ absl::Status RunLaunch(const Words& words, const ModuleRegistry& registry) {
         absl::StrCat("launch: command \"", command,
                      "\", wanted train behind the flags: -- train ..."));
   }
-  if (const int64_t ranks = int64_t{options.nodes} * options.processes;
-      ranks > 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "launch: ", ranks, " ranks, wanted 1 (train runs one rank so far)"));
-  }
   const absl::Status status = Launch(options);
   return absl::Status(status.code(),
                       absl::StrCat("launch: ", status.message()));

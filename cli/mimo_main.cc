@@ -99,7 +99,8 @@ int MimoMain(const std::vector<std::string>& words,
   std::cout.flush();
   if (status.ok()) return 0;
   const std::string line = absl::StrReplaceAll(status.message(), {{"\n", " "}});
-  std::fprintf(stderr, "mimo: %s\n", line.c_str());
+  // Without a message another rank says it.
+  if (!line.empty()) std::fprintf(stderr, "mimo: %s\n", line.c_str());
   return UsersMistake(status.code()) ? 2 : 1;
 }
 

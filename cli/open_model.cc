@@ -71,7 +71,7 @@ absl::StatusOr<OpenedModel> OpenModel(const std::string& path,
     MIMO_RETURN_IF_ERROR(LoadHfParameters(opened.folder, parameters));
   } else {
     MIMO_RETURN_IF_ERROR(
-        LoadTensors(opened.folder + "/model.safetensors", DataOf(parameters)));
+        LoadSlices(opened.folder, "model", SlicesOf(parameters)));
   }
   return opened;
 }

@@ -81,16 +81,18 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
 
 absl::StatusOr<Sources> MakeSources(const RunData& data,
                                     const MimoModelConfig& model,
-                                    int64_t micro_batch_size, uint64_t seed) {
+                                    int64_t micro_batch_size, uint64_t seed,
+                                    DataSlice slice) {
   Sources sources;
   DataLoaderOptions options{.micro_batch_size = micro_batch_size,
+                            .slice = slice,
                             .seed = seed,
                             .num_workers = data.config.num_workers};
   if (data.config.type == DataType::kTensors) {
     MIMO_ASSIGN_OR_RETURN(const int32_t image, ImageToken(model));
     MIMO_ASSIGN_OR_RETURN(
         sources.train,
-        TensorsSource::Open(data.config.path, micro_batch_size, image));
+        TensorsSource::Open(data.config.path, micro_batch_size, image, slice));
     return sources;
   }
   if (data.config.type == DataType::kMock) {

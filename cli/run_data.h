@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "mimo/data/batch.h"
 #include "mimo/data/config.h"
 #include "mimo/data/corpus.h"
 #include "mimo/train/batch_source.h"
@@ -39,13 +40,15 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
                                  const MimoModelConfig& model,
                                  const std::string& tokenizer_file);
 
-// What a run trains on, and what it validates on (null: nothing).
+// What a run trains on, and what it validates on (null: nothing): the parts of
+// replica `slice`.
 struct Sources {
   std::unique_ptr<BatchSource> train, validation;
 };
 absl::StatusOr<Sources> MakeSources(const RunData& data,
                                     const MimoModelConfig& model,
-                                    int64_t micro_batch_size, uint64_t seed);
+                                    int64_t micro_batch_size, uint64_t seed,
+                                    DataSlice slice = {});
 
 }  // namespace mimo
 

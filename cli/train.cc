@@ -2,11 +2,13 @@
 #include <cstdint>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "cli/answers.h"
 #include "cli/args.h"
 #include "cli/build_model.h"
@@ -14,12 +16,14 @@
 #include "cli/compute.h"
 #include "cli/config.h"
 #include "cli/open_model.h"
+#include "cli/ranks.h"
 #include "cli/run_data.h"
 #include "comm/rendezvous/job.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/gemm/gemm.h"
 #include "mimo/checkpoint/checkpoint.h"
-#include "mimo/checkpoint/safetensors.h"
+#include "mimo/checkpoint/sharded_tensors.h"
+#include "mimo/parallel/distributed_data_parallel.h"
 #include "mimo/train/stop_signal.h"
 #include "mimo/train/trainer.h"
 #include "models/hf/checkpoint.h"
@@ -57,6 +61,146 @@ std::string KeptConfig(ConfigNode root, const ModelSection& section) {
   return ToYaml(root);
 }
 
+// What the ranks of a process share.
+struct Shared {
+  std::string path;
+  ConfigNode root;
+  RunSections run;
+  ModelSection section;
+  RunData data;
+};
+
+// OK if `ranks` ranks are replicas of the whole model, which is what mimo
+// trains so far.
+absl::Status CheckReplicas(const MimoParallelismConfig& parallelism,
+                           int ranks) {
+  for (const auto& [name, module] : parallelism.module_parallelisms) {
+    if (*module.data_parallel_size == ranks) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("parallelism.modules.", name, ": ", module, " on ", ranks,
+                     " ranks, wanted DP", ranks,
+                     " (mimo trains replicas of the whole model so far)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
+                  Shared& shared) {
+  MIMO_ASSIGN_OR_RETURN(shared.path, args.Required("config"));
+  Words overrides = args.positional();
+  if (args.Has("profile")) {
+    overrides.push_back("logging.profile=" + args.String("profile"));
+  }
+  MIMO_ASSIGN_OR_RETURN(shared.root, ReadRunConfig(shared.path, overrides));
+  MIMO_ASSIGN_OR_RETURN(shared.run, ReadSections(shared.root));
+  MIMO_ASSIGN_OR_RETURN(shared.section,
+                        ReadModelSection(shared.root["model"], registry));
+  TrainConfig& train = shared.run.train;
+  MIMO_ASSIGN_OR_RETURN(
+      const MimoParallelismConfig parallelism,
+      ReadRunParallelism(shared.root, shared.section.model, train, ranks));
+  MIMO_RETURN_IF_ERROR(CheckReplicas(parallelism, ranks));
+  if (ranks > 1 && train.device == "auto") train.device = "cpu";
+  if (ranks > 1 && train.device != "cpu") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("train.device: ", train.device,
+                     ", wanted cpu (several ranks train on the CPU so far)"));
+  }
+  const DataConfig& data = shared.run.data;
+  shared.data.config = data;
+  if (data.type != DataType::kCaptions && data.type != DataType::kLlavaJson)
+    return absl::OkStatus();
+  MIMO_ASSIGN_OR_RETURN(
+      shared.data,
+      OpenData(data, shared.section.model,
+               TokenizerOfWeights(shared.run.checkpoint, shared.section)));
+  return absl::OkStatus();
+}
+
+absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
+                       const StopSignal& stop, Communicator* world) {
+  const RunSections& run = shared.run;
+  const ModelSection& section = shared.section;
+  const RunData& data = shared.data;
+  DataSlice slice;
+  if (world != nullptr) slice = {world->rank(), world->size()};
+  MIMO_ASSIGN_OR_RETURN(Sources sources, MakeSources(data, section.model,
+                                                     run.train.micro_batch_size,
+                                                     run.train.seed, slice));
+
+  MIMO_ASSIGN_OR_RETURN(
+      const Compute compute,
+      ChooseCompute("train.", run.train.device, run.train.dtype));
+  if (run.train.gemm_plans) {
+    kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
+  }
+  Allocator allocator(compute.stream);
+  auto built = BuildModel(section.model, registry,
+                          {.allocator = &allocator,
+                           .dtype = compute.dtype,
+                           .seed = static_cast<uint64_t>(run.train.seed),
+                           .initialize = section.pretrained.empty()});
+  if (!built.ok()) {
+    return absl::Status(
+        built.status().code(),
+        absl::StrCat(shared.path, ": model: ", built.status().message()));
+  }
+  MimoModel& model = **built;
+  TrainerOptions options{.train = run.train,
+                         .optimizer = run.optimizer,
+                         .checkpoint = run.checkpoint,
+                         .logging = run.logging,
+                         .world = world,
+                         .data_parallel_size = slice.size};
+  if (!section.pretrained.empty()) {
+    MIMO_RETURN_IF_ERROR(
+        LoadHfParameters(section.pretrained, model.Parameters()));
+    MIMO_ASSIGN_OR_RETURN(const HfLayout layout,
+                          ReadHfLayout(section.pretrained));
+    options.checkpoint_metadata[kHfLayoutKey] = layout.ToText();
+  }
+  if (run.checkpoint.load && options.checkpoint_metadata.empty()) {
+    // Where the weights came from stays known when they are trained on.
+    if (auto folder = FindCheckpoint(*run.checkpoint.load); folder.ok()) {
+      MIMO_ASSIGN_OR_RETURN(const ShardedTensors weights,
+                            ShardedTensors::Open(*folder, "model"));
+      options.checkpoint_metadata = weights.metadata();
+    }
+  }
+  std::vector<DataParallelModule> modules;
+  for (const auto& [name, stage] : model.role().modules)
+    modules.push_back({name, model.module(name).Parameters(), world});
+  const bool captured =
+      run.train.cuda_graph && compute.stream.device != Device::kCpu;
+  DistributedDataParallel parallel(modules, allocator,
+                                   {.overlap_grad_reduce = !captured});
+  MimoStage stage(model, allocator, run.train.cuda_graph);
+  options.validation = sources.validation.get();
+  options.checkpoint_files["config.yaml"] = KeptConfig(shared.root, section);
+  if (data.format) {
+    options.checkpoint_files["tokenizer.model"] =
+        data.format->tokenizer.bytes();
+  }
+  if (data.format && !data.corpus.validation.empty()) {
+    options.task_metrics = [&]() -> absl::StatusOr<MetricValues> {
+      MIMO_ASSIGN_OR_RETURN(
+          const SplitAnswers result,
+          AskSplit({.allocator = &allocator}, model, data,
+                   data.corpus.validation[0], run.train.seed, /*limit=*/0));
+      MetricValues values;
+      for (const auto& [kind, share] : ExactByKind(result.answers)) {
+        values.emplace_back(MetricName(kind), share);
+      }
+      return values;
+    };
+  }
+  options.stop_requested = [&] { return stop.requested(); };
+  MIMO_ASSIGN_OR_RETURN(const auto trainer,
+                        Trainer::Create(std::move(options), stage, parallel,
+                                        *sources.train, allocator));
+  return trainer->Run().status();
+}
+
 }  // namespace
 
 absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
@@ -70,103 +214,33 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
     std::cout << args.Usage();
     return absl::OkStatus();
   }
-  MIMO_ASSIGN_OR_RETURN(const std::string path, args.Required("config"));
-  MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 1));
-  if (ranks != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "train: --ranks: ", ranks, ", wanted 1 (mimo runs one rank so far)"));
+  constexpr int64_t kMaxRanks = 1024;
+  MIMO_ASSIGN_OR_RETURN(const int64_t threads, args.Int("ranks", 1));
+  if (threads < 1 || threads > kMaxRanks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("train: --ranks: ", threads, ", wanted 1 to ", kMaxRanks));
   }
   MIMO_ASSIGN_OR_RETURN(const Job job, JobFromEnvironment());
-  if (job.world_size != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "train: rank ", job.rank, " of ", job.world_size,
-        " in the environment, wanted 1 rank (mimo runs one rank so far)"));
+  if (job.world_size > 1 && threads > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("train: --ranks: ", threads, ", wanted 1 in a job of ",
+                     job.world_size, " processes"));
   }
-  Words overrides = args.positional();
-  if (args.Has("profile")) {
-    overrides.push_back("logging.profile=" + args.String("profile"));
-  }
-  MIMO_ASSIGN_OR_RETURN(const ConfigNode root, ReadRunConfig(path, overrides));
-  MIMO_ASSIGN_OR_RETURN(const RunSections run, ReadSections(root));
-  MIMO_ASSIGN_OR_RETURN(const ModelSection section,
-                        ReadModelSection(root["model"], registry));
-  MIMO_RETURN_IF_ERROR(
-      ReadRunParallelism(root, section.model, run.train, job.world_size)
-          .status());
-
-  RunData data{.config = run.data};
-  if (run.data.type == DataType::kCaptions ||
-      run.data.type == DataType::kLlavaJson) {
-    MIMO_ASSIGN_OR_RETURN(
-        data, OpenData(run.data, section.model,
-                       TokenizerOfWeights(run.checkpoint, section)));
-  }
-  MIMO_ASSIGN_OR_RETURN(
-      Sources sources, MakeSources(data, section.model,
-                                   run.train.micro_batch_size, run.train.seed));
-
-  MIMO_ASSIGN_OR_RETURN(
-      const Compute compute,
-      ChooseCompute("train.", run.train.device, run.train.dtype));
-  if (run.train.gemm_plans) {
-    kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
-  }
-  Allocator allocator(compute.stream);
-  auto model = BuildModel(section.model, registry,
-                          {.allocator = &allocator,
-                           .dtype = compute.dtype,
-                           .seed = static_cast<uint64_t>(run.train.seed),
-                           .initialize = section.pretrained.empty()});
-  if (!model.ok()) {
-    return absl::Status(
-        model.status().code(),
-        absl::StrCat(path, ": model: ", model.status().message()));
-  }
-  TrainerOptions options{.train = run.train,
-                         .optimizer = run.optimizer,
-                         .checkpoint = run.checkpoint,
-                         .logging = run.logging};
-  if (!section.pretrained.empty()) {
-    MIMO_RETURN_IF_ERROR(
-        LoadHfParameters(section.pretrained, (*model)->Parameters()));
-    MIMO_ASSIGN_OR_RETURN(const HfLayout layout,
-                          ReadHfLayout(section.pretrained));
-    options.checkpoint_metadata[kHfLayoutKey] = layout.ToText();
-  }
-  if (run.checkpoint.load && options.checkpoint_metadata.empty()) {
-    // Where the weights came from stays known when they are trained on.
-    if (auto folder = FindCheckpoint(*run.checkpoint.load); folder.ok()) {
-      MIMO_ASSIGN_OR_RETURN(const SafeTensors weights,
-                            SafeTensors::Open(*folder + "/model.safetensors"));
-      options.checkpoint_metadata = weights.metadata();
-    }
-  }
-  MimoStage stage(**model, allocator, run.train.cuda_graph);
-  StopSignal stop;
-  options.validation = sources.validation.get();
-  options.checkpoint_files["config.yaml"] = KeptConfig(root, section);
-  if (data.format) {
-    options.checkpoint_files["tokenizer.model"] =
-        data.format->tokenizer.bytes();
-  }
-  if (data.format && !data.corpus.validation.empty()) {
-    options.task_metrics = [&]() -> absl::StatusOr<MetricValues> {
-      MIMO_ASSIGN_OR_RETURN(
-          const SplitAnswers result,
-          AskSplit({.allocator = &allocator}, **model, data,
-                   data.corpus.validation[0], run.train.seed, /*limit=*/0));
-      MetricValues values;
-      for (const auto& [kind, share] : ExactByKind(result.answers)) {
-        values.emplace_back(MetricName(kind), share);
-      }
-      return values;
-    };
-  }
-  options.stop_requested = [&] { return stop.requested(); };
-  MIMO_ASSIGN_OR_RETURN(
-      const auto trainer,
-      Trainer::Create(std::move(options), stage, *sources.train, allocator));
-  return trainer->Run().status();
+  const int ranks = job.world_size > 1 ? job.world_size : threads;
+  Shared shared;
+  absl::Duration timeout;
+  std::optional<StopSignal> stop;
+  return RunOnRanks(
+      job, threads, timeout,
+      [&] {
+        const absl::Status status = Read(args, ranks, registry, shared);
+        timeout = absl::Minutes(shared.run.train.distributed_timeout_minutes);
+        if (status.ok()) stop.emplace();
+        return status;
+      },
+      [&](Communicator* world) {
+        return TrainRank(shared, registry, *stop, world);
+      });
 }
 
 }  // namespace mimo

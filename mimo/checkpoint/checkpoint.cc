@@ -20,8 +20,8 @@
 #include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/atomic_file.h"
-#include "mimo/checkpoint/safetensors.h"
 #include "mimo/data/file.h"
+#include "mimo/parallel/sum_over_ranks.h"
 
 namespace mimo {
 namespace {
@@ -54,13 +54,36 @@ std::vector<std::string> List(const std::string& folder,
   return names;
 }
 
-absl::Status WriteIteration(const std::string& folder,
-                            const Checkpoint& checkpoint) {
-  MIMO_RETURN_IF_ERROR(
-      WriteSafeTensors(absl::StrCat(folder, "/model.safetensors"),
-                       checkpoint.model, checkpoint.metadata));
-  MIMO_RETURN_IF_ERROR(WriteSafeTensors(
-      absl::StrCat(folder, "/optimizer.safetensors"), checkpoint.optimizer));
+// What rank `rank` says in the manifest, until rank 0 has merged it.
+std::string ManifestOf(const std::string& folder, int rank) {
+  return absl::StrCat(folder, "/", kManifestFile, ".", rank);
+}
+
+absl::Status WriteTensors(const std::string& folder,
+                          const Checkpoint& checkpoint, int rank, int size) {
+  std::string manifest;
+  MIMO_RETURN_IF_ERROR(WriteSlices(folder, "model", checkpoint.model,
+                                   checkpoint.metadata, rank, size, manifest));
+  MIMO_RETURN_IF_ERROR(WriteSlices(folder, "optimizer", checkpoint.optimizer,
+                                   {}, rank, size, manifest));
+  if (size == 1) return absl::OkStatus();
+  return WriteFileAtomically(ManifestOf(folder, rank), manifest);
+}
+
+absl::Status MergeManifest(const std::string& folder, int size) {
+  std::vector<std::string> manifests(size);
+  for (int rank = 0; rank < size; ++rank) {
+    const std::string path = ManifestOf(folder, rank);
+    MIMO_ASSIGN_OR_RETURN(manifests[rank], ReadFile(path));
+    std::error_code error;
+    fs::remove(path, error);
+  }
+  return WriteFileAtomically(absl::StrCat(folder, "/", kManifestFile),
+                             MergeManifests(manifests));
+}
+
+absl::Status WriteRest(const std::string& folder,
+                       const Checkpoint& checkpoint) {
   nlohmann::ordered_json state;
   ForEachField(checkpoint.state,
                [&](const char* name, int64_t value) { state[name] = value; });
@@ -113,38 +136,57 @@ void Prune(const std::string& folder, int64_t iteration, int64_t keep) {
 
 }  // namespace
 
-TensorMap DataOf(const std::vector<Parameter*>& parameters) {
-  TensorMap data;
-  for (const Parameter* parameter : parameters) {
-    CHECK(data.emplace(parameter->name, parameter->data).second)
-        << "two parameters are named " << parameter->name;
+SliceMap SlicesOf(const std::vector<Parameter*>& parameters) {
+  SliceMap slices;
+  for (Parameter* p : parameters) {
+    CHECK(slices.emplace(p->name, SliceOf({p, 0, p->data.numel()}, p->data))
+              .second)
+        << "two parameters are named " << p->name;
   }
-  return data;
+  return slices;
 }
 
 absl::Status SaveCheckpoint(const std::string& folder,
-                            const Checkpoint& checkpoint, int64_t keep) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) return FileError(folder, "make", error.value());
-  // What an earlier save that was stopped has left.
-  for (const std::string& name : List(folder, kTemporary)) {
-    fs::remove_all(absl::StrCat(folder, "/", name), error);
-  }
+                            const Checkpoint& checkpoint, int64_t keep,
+                            const CheckpointRanks& ranks) {
+  const int size = ranks.world == nullptr ? 1 : ranks.world->size();
+  const int rank = ranks.world == nullptr ? 0 : ranks.world->rank();
   const std::string name =
       absl::StrFormat("%s%07d", kPrefix, checkpoint.state.iteration);
   const std::string made = absl::StrCat(folder, "/", kTemporary, name);
-  const absl::Cleanup remove = [&] { fs::remove_all(made, error); };
-  fs::create_directory(made, error);
-  if (error) return FileError(made, "make", error.value());
-
-  MIMO_RETURN_IF_ERROR(WriteIteration(made, checkpoint));
-  MIMO_RETURN_IF_ERROR(Place(made, absl::StrCat(folder, "/", name)));
-  MIMO_RETURN_IF_ERROR(SyncFolder(folder));
-  MIMO_RETURN_IF_ERROR(
-      WriteFileAtomically(absl::StrCat(folder, "/latest"), name + "\n"));
-  MIMO_RETURN_IF_ERROR(SyncFolder(folder));
-  if (keep > 0) Prune(folder, checkpoint.state.iteration, keep);
+  const auto agree = [&](absl::Status status) {
+    return size == 1 ? status
+                     : AgreeOverRanks(ranks.world, *ranks.allocator,
+                                      std::move(status));
+  };
+  std::error_code error;
+  const auto make = [&]() -> absl::Status {
+    fs::create_directories(folder, error);
+    if (error) return FileError(folder, "make", error.value());
+    // What an earlier save that was stopped has left.
+    for (const std::string& left : List(folder, kTemporary)) {
+      fs::remove_all(absl::StrCat(folder, "/", left), error);
+    }
+    fs::create_directory(made, error);
+    return error ? FileError(made, "make", error.value()) : absl::OkStatus();
+  };
+  const auto finish = [&]() -> absl::Status {
+    if (size > 1) MIMO_RETURN_IF_ERROR(MergeManifest(made, size));
+    MIMO_RETURN_IF_ERROR(WriteRest(made, checkpoint));
+    MIMO_RETURN_IF_ERROR(Place(made, absl::StrCat(folder, "/", name)));
+    MIMO_RETURN_IF_ERROR(SyncFolder(folder));
+    MIMO_RETURN_IF_ERROR(
+        WriteFileAtomically(absl::StrCat(folder, "/latest"), name + "\n"));
+    return SyncFolder(folder);
+  };
+  // Rank 0 makes the folder, all write into it, rank 0 puts it in its place.
+  MIMO_RETURN_IF_ERROR(agree(rank == 0 ? make() : absl::OkStatus()));
+  const absl::Cleanup remove = [&] {
+    if (rank == 0) fs::remove_all(made, error);
+  };
+  MIMO_RETURN_IF_ERROR(agree(WriteTensors(made, checkpoint, rank, size)));
+  MIMO_RETURN_IF_ERROR(agree(rank == 0 ? finish() : absl::OkStatus()));
+  if (rank == 0 && keep > 0) Prune(folder, checkpoint.state.iteration, keep);
   return absl::OkStatus();
 }
 
@@ -195,27 +237,29 @@ absl::StatusOr<TrainState> LoadTrainState(const std::string& folder) {
   return state;
 }
 
-absl::Status LoadTensors(const std::string& file, const TensorMap& tensors) {
-  MIMO_ASSIGN_OR_RETURN(const SafeTensors source, SafeTensors::Open(file));
+absl::Status LoadSlices(const std::string& folder, const std::string& kind,
+                        const SliceMap& slices, bool all) {
+  MIMO_ASSIGN_OR_RETURN(const ShardedTensors source,
+                        ShardedTensors::Open(folder, kind));
   std::vector<std::string> bad;
-  for (const auto& [name, tensor] : tensors) {
-    const SafeTensorInfo* info = source.Find(name);
-    if (info == nullptr) {
+  for (const auto& [name, slice] : slices) {
+    const auto found = source.shapes().find(name);
+    if (found == source.shapes().end()) {
       bad.push_back(name + " is missing");
-    } else if (info->shape != tensor.shape()) {
-      bad.push_back(absl::StrCat(name, " is ", ToString(info->shape),
-                                 ", wanted ", ToString(tensor.shape())));
+    } else if (found->second != slice.whole) {
+      bad.push_back(absl::StrCat(name, " is ", ToString(found->second),
+                                 ", wanted ", ToString(slice.whole)));
     }
   }
-  for (const auto& [name, info] : source.tensors()) {
-    if (!tensors.contains(name)) bad.push_back(name + " is not wanted");
+  for (const auto& [name, shape] : source.shapes()) {
+    if (all && !slices.contains(name)) bad.push_back(name + " is not wanted");
   }
   if (!bad.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(file, ": ", absl::StrJoin(bad, "; ")));
+        absl::StrCat(source.path(), ": ", absl::StrJoin(bad, "; ")));
   }
-  for (const auto& [name, tensor] : tensors) {
-    MIMO_RETURN_IF_ERROR(source.LoadInto(name, tensor));
+  for (const auto& [name, slice] : slices) {
+    MIMO_RETURN_IF_ERROR(source.LoadInto(name, slice));
   }
   return absl::OkStatus();
 }

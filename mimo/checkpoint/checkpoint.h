@@ -9,6 +9,9 @@
 //                     config.yaml, ...       files of the caller's
 // clang-format on
 //
+// Several ranks save their slices into one file each, beside a manifest.json
+// (sharded_tensors.h); any number of ranks loads them.
+//
 // Saving is atomic: an iteration is written under another name, synced to disk,
 // renamed, and only then named in `latest`. Whenever a save is stopped, by kill
 // -9 or a full disk, what was there before loads.
@@ -22,12 +25,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "comm/base/communicator.h"
+#include "mimo/checkpoint/sharded_tensors.h"
 #include "mimo/nn/parameter.h"
-#include "mimo/tensor/tensor.h"
+#include "mimo/nn/tensor_slice.h"
+#include "mimo/tensor/allocator.h"
 
 namespace mimo {
-
-using TensorMap = std::map<std::string, Tensor>;
 
 // Where a run stands, apart from its tensors.
 struct TrainState {
@@ -42,20 +46,29 @@ struct TrainState {
 
 struct Checkpoint {
   TrainState state;
-  TensorMap model;
-  TensorMap optimizer;
+  SliceMap model;  // this rank's; all ranks' together are everything
+  SliceMap optimizer;
   std::map<std::string, std::string> metadata;  // kept in model.safetensors
   std::map<std::string, std::string> files;     // name in the folder -> bytes
 };
 
-// {name: data} of every parameter, sharing the storage.
-TensorMap DataOf(const std::vector<Parameter*>& parameters);
+// Every parameter as this rank has it, by its name, sharing the storage.
+SliceMap SlicesOf(const std::vector<Parameter*>& parameters);
+
+// The ranks that save together, and memory for what they tell each other.
+struct CheckpointRanks {
+  Communicator* world = nullptr;  // null: one rank
+  Allocator* allocator = nullptr;
+};
 
 // Writes folder/iter_<iteration>; one that is there is replaced. keep > 0: the
 // newest `keep` up to this one stay, older ones are removed. ResourceExhausted:
 // disk full; InvalidArgument, PermissionDenied: the folder cannot be written.
+// Called by all ranks, whose folder is the same one; rank 0's state, files and
+// keep count. When one fails all do, and what was there before stays.
 absl::Status SaveCheckpoint(const std::string& folder,
-                            const Checkpoint& checkpoint, int64_t keep = 0);
+                            const Checkpoint& checkpoint, int64_t keep = 0,
+                            const CheckpointRanks& ranks = {});
 
 // The iteration's folder that `path` means: `path` itself if it is one, else
 // the one that its `latest` names. NotFound when `path` has neither.
@@ -64,10 +77,12 @@ absl::StatusOr<std::string> FindCheckpoint(const std::string& path);
 // state.json of an iteration's folder.
 absl::StatusOr<TrainState> LoadTrainState(const std::string& folder);
 
-// Fills all of `tensors` from the safetensors `file`, converting dtypes. One
-// error lists every tensor that is missing, of another shape or not wanted;
-// then nothing was filled.
-absl::Status LoadTensors(const std::string& file, const TensorMap& tensors);
+// Fills `slices` from the tensors of KIND ("model", "optimizer") in an
+// iteration's folder, converting dtypes. One error lists every tensor that is
+// missing or of another shape; with `all`, also those that are not wanted; then
+// nothing was filled.
+absl::Status LoadSlices(const std::string& folder, const std::string& kind,
+                        const SliceMap& slices, bool all = true);
 
 }  // namespace mimo
 

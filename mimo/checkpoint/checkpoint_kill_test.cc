@@ -45,8 +45,8 @@ Checkpoint Make(int64_t iteration, float value) {
   Checkpoint checkpoint;
   checkpoint.state.iteration = iteration;
   checkpoint.state.seed = static_cast<int64_t>(value);
-  checkpoint.model = {{"a", filled({700})}, {"b", filled({3})}};
-  checkpoint.optimizer = {{"exp_avg.a", filled({900})}};
+  checkpoint.model = Whole({{"a", filled({700})}, {"b", filled({3})}});
+  checkpoint.optimizer = Whole({{"exp_avg.a", filled({900})}});
   checkpoint.files = {{"config.yaml", absl::StrCat(value)}};
   return checkpoint;
 }
@@ -61,12 +61,11 @@ float LoadedValue(const std::string& folder) {
   if (!state.ok()) return -1;
   const float value = state->seed;
   Checkpoint got = Make(0, NAN);
-  EXPECT_TRUE(LoadTensors(*found + "/model.safetensors", got.model).ok());
-  EXPECT_TRUE(
-      LoadTensors(*found + "/optimizer.safetensors", got.optimizer).ok());
-  for (const TensorMap* map : {&got.model, &got.optimizer}) {
-    for (const auto& [name, tensor] : *map) {
-      for (float x : tensor.span<float>()) EXPECT_EQ(x, value) << name;
+  EXPECT_TRUE(LoadSlices(*found, "model", got.model).ok());
+  EXPECT_TRUE(LoadSlices(*found, "optimizer", got.optimizer).ok());
+  for (const SliceMap* map : {&got.model, &got.optimizer}) {
+    for (const auto& [name, slice] : *map) {
+      for (float x : slice.data.span<float>()) EXPECT_EQ(x, value) << name;
     }
   }
   EXPECT_TRUE(fs::exists(*found + "/config.yaml"));

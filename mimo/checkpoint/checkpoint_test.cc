@@ -35,9 +35,9 @@ class CheckpointTest : public testing::Test {
   Checkpoint Make(int64_t iteration) {
     const float value = iteration;
     return {.state = {iteration, 4 * iteration, iteration - 1, 1, 1234},
-            .model = {{"a.weight", Filled({2, 3}, value)},
-                      {"b", Filled({5}, value)}},
-            .optimizer = {{"exp_avg.b", Filled({5}, value)}},
+            .model = Whole({{"a.weight", Filled({2, 3}, value)},
+                            {"b", Filled({5}, value)}}),
+            .optimizer = Whole({{"exp_avg.b", Filled({5}, value)}}),
             .metadata = {{"layout", "x"}},
             .files = {{"config.yaml", absl::StrCat("i: ", iteration, "\n")},
                       {"tokenizer.model", std::string("\0\xff\n", 3)}}};
@@ -60,7 +60,7 @@ class CheckpointTest : public testing::Test {
     EXPECT_EQ(*state, wanted.state);
     const TensorMap model = {{"a.weight", Filled({2, 3}, -1)},
                              {"b", Filled({5}, -1)}};
-    ASSERT_TRUE(LoadTensors(*found + "/model.safetensors", model).ok());
+    ASSERT_TRUE(LoadSlices(*found, "model", Whole(model)).ok());
     for (const auto& [name, tensor] : model) {
       for (float x : tensor.span<float>()) EXPECT_EQ(x, iteration);
     }
@@ -110,24 +110,25 @@ TEST_F(CheckpointTest, KeepsTheNewest) {
                                    "iter_0000011", "iter_12345678", "latest"}));
 }
 
-TEST_F(CheckpointTest, DataOfSharesTheParameters) {
+TEST_F(CheckpointTest, SlicesOfShareTheParameters) {
   Parameter a;
   a.name = "a";
   a.data = Filled({2}, 1);
-  const TensorMap data = DataOf({&a});
-  data.at("a").span<float>()[1] = 7;
+  const SliceMap slices = SlicesOf({&a});
+  slices.at("a").data.span<float>()[1] = 7;
   EXPECT_EQ(a.data.span<float>()[1], 7);
 }
 
 TEST_F(CheckpointTest, AllTensorsThatDoNotFitAreListed) {
   ASSERT_TRUE(SaveCheckpoint(folder_, Make(1)).ok());
-  const std::string file = *FindCheckpoint(folder_) + "/model.safetensors";
+  const std::string one = *FindCheckpoint(folder_);
   const TensorMap model = {{"a.weight", Filled({3, 2}, -1)},
                            {"c", Filled({1}, -1)},
                            {"d", Filled({}, -1)}};
-  EXPECT_EQ(LoadTensors(file, model).message(),
-            file +
-                ": a.weight is [2, 3], wanted [3, 2]; c is missing; d is "
+  EXPECT_EQ(LoadSlices(one, "model", Whole(model)).message(),
+            one +
+                "/model.safetensors: a.weight is [2, 3], wanted [3, 2]; c is "
+                "missing; d is "
                 "missing; b is not wanted");
   EXPECT_EQ(model.at("a.weight").span<float>()[0], -1);
 }
@@ -157,8 +158,7 @@ TEST_F(CheckpointTest, DamageIsOneLine) {
   EXPECT_EQ(FindCheckpoint(folder_ + "/none").status().code(),
             absl::StatusCode::kNotFound);
   fs::remove(one + "/model.safetensors");
-  EXPECT_EQ(LoadTensors(one + "/model.safetensors", {}).code(),
-            absl::StatusCode::kNotFound);
+  EXPECT_EQ(LoadSlices(one, "model", {}).code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(CheckpointTest, FolderThatCannotBe) {

@@ -242,9 +242,8 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
   Allocator host;
   const bool on_host = out.device() == Device::kCpu;
   Tensor here = on_host ? out : Tensor(host, out.shape(), out.dtype());
-  const absl::Status status =
-      ConvertElements(mapping_.get() + data_begin_ + info->offset, info->dtype,
-                      here.data(), out.dtype(), out.numel());
+  const absl::Status status = ConvertElements(
+      Data(*info), info->dtype, here.data(), out.dtype(), out.numel());
   if (status.ok()) {
     if (!on_host) Tensor(out).CopyFrom(here);
     return status;

@@ -42,6 +42,10 @@ class SafeTensors {
     return tensors_;
   }
   const SafeTensorInfo* Find(const std::string& name) const;  // or null
+  // A tensor's elements, row-major, of any alignment.
+  const void* Data(const SafeTensorInfo& info) const {
+    return mapping_.get() + data_begin_ + info.offset;
+  }
   const std::map<std::string, std::string>& metadata() const {
     return metadata_;
   }

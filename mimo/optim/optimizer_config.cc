@@ -18,6 +18,11 @@ absl::Status Want(bool good, absl::string_view field, double found,
 
 }  // namespace
 
+absl::Status ModuleOptimizerConfig::Validate() const {
+  MIMO_RETURN_IF_ERROR(Want(lr_mult >= 0, "lr_mult", lr_mult, "0 or more"));
+  return Want(wd_mult >= 0, "wd_mult", wd_mult, "0 or more");
+}
+
 absl::Status OptimizerConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(Want(lr >= 0, "lr", lr, "0 or more"));
   MIMO_RETURN_IF_ERROR(Want(0 <= min_lr && min_lr <= lr, "min_lr", min_lr,

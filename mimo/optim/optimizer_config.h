@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -23,6 +25,19 @@ struct EnumNames<LrDecayStyle> {
                  {LrDecayStyle::kConstant, "constant"}}};
 };
 
+// What a module of its own name has in place of the rates of all.
+struct ModuleOptimizerConfig {
+  double lr_mult = 1;  // times the learning rate
+  double wd_mult = 1;  // times weight_decay
+
+  template <typename V>
+  void Fields(V& v) {
+    v("lr_mult", lr_mult);
+    v("wd_mult", wd_mult);
+  }
+  absl::Status Validate() const;
+};
+
 struct OptimizerConfig {
   double lr = 1e-3;     // the peak
   double min_lr = 0.0;  // after the decay
@@ -34,6 +49,7 @@ struct OptimizerConfig {
   double adam_beta2 = 0.999;
   double adam_eps = 1e-8;
   double clip_grad = 1.0;  // largest global L2 norm; 0: no clipping
+  std::map<std::string, ModuleOptimizerConfig> modules;
 
   template <typename V>
   void Fields(V& v) {
@@ -47,6 +63,7 @@ struct OptimizerConfig {
     v("adam_beta2", adam_beta2);
     v("adam_eps", adam_eps);
     v("clip_grad", clip_grad);
+    v("modules", modules);
   }
   absl::Status Validate() const;
 };

@@ -77,7 +77,8 @@ class DistributedDataParallel final : public GradObserver {
   // After the update of shards().
   void GatherParameters();
 
-  // What this rank updates of modules[module].
+  const std::vector<DataParallelModule>& modules() const { return modules_; }
+  // What this rank updates of modules()[module].
   const std::vector<ParameterShard>& shards(int module) const {
     return shards_[module];
   }

@@ -10,14 +10,16 @@
 
 namespace mimo {
 
-// An endless stream of samples, the same every time it is read.
+// An endless stream of samples, the same every time it is read. Replicas share
+// it out: each global micro-batch of micro_batch_size samples a replica.
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
 
-  // The next micro_batch_size samples.
+  // This replica's part of the next global micro-batch.
   virtual absl::StatusOr<MicroBatch> Next() = 0;
-  // Goes to where `samples` samples of the stream have been given out.
+  // Goes to where `samples` samples of the stream have been given out, to all
+  // replicas together.
   virtual absl::Status Seek(int64_t samples) = 0;
 };
 

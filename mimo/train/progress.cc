@@ -36,6 +36,7 @@ std::string ProgressLine(const ProgressState& state) {
 }
 
 void Progress::Update(const ProgressState& state, absl::Time now) {
+  if (out_ == nullptr) return;
   const bool last = state.iteration == state.total;
   if (!last && now - drawn_ < (terminal_ ? kRedraw : kPlainLine)) return;
   drawn_ = now;
@@ -51,6 +52,7 @@ void Progress::Update(const ProgressState& state, absl::Time now) {
 }
 
 void Progress::Say(absl::string_view message) {
+  if (out_ == nullptr) return;
   EndLine();
   absl::FPrintF(out_, "%s\n", message);
   std::fflush(out_);

@@ -26,6 +26,7 @@ std::string ProgressLine(const ProgressState& state);
 
 class Progress {
  public:
+  // Null: nothing is said.
   Progress(std::FILE* out, bool terminal) : out_(out), terminal_(terminal) {}
   ~Progress() { EndLine(); }
 

@@ -118,13 +118,14 @@ class ToyStage : public TrainStage {
 // them not labelled.
 class ToySource : public BatchSource {
  public:
-  ToySource(int64_t micro_batch_size, uint32_t seed)
-      : micro_batch_size_(micro_batch_size), seed_(seed) {}
+  ToySource(int64_t micro_batch_size, uint32_t seed, DataSlice slice = {})
+      : micro_batch_size_(micro_batch_size), seed_(seed), slice_(slice) {}
 
   absl::StatusOr<MicroBatch> Next() override {
     std::vector<Sample> samples;
     for (int64_t i = 0; i < micro_batch_size_; ++i) {
-      std::mt19937 rng(seed_ + 1000003u * static_cast<uint32_t>(next_++));
+      const int64_t k = next_ + slice_.rank * micro_batch_size_ + i;
+      std::mt19937 rng(seed_ + 1000003u * static_cast<uint32_t>(k));
       Sample sample;
       const int64_t length = 2 + rng() % 8;
       for (int64_t t = 0; t < length; ++t) {
@@ -135,6 +136,7 @@ class ToySource : public BatchSource {
       }
       samples.push_back(std::move(sample));
     }
+    next_ += micro_batch_size_ * slice_.size;
     return Collate(samples, 0);
   }
   absl::Status Seek(int64_t samples) override {
@@ -147,7 +149,8 @@ class ToySource : public BatchSource {
  private:
   int64_t micro_batch_size_;
   uint32_t seed_;
-  int64_t next_ = 0;
+  DataSlice slice_;
+  int64_t next_ = 0;  // of the next global micro-batch
 };
 
 // A metrics file's lines without what a clock measured.

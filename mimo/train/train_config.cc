@@ -42,7 +42,13 @@ absl::Status TrainConfig::Validate() const {
   }
   MIMO_RETURN_IF_ERROR(NotEmpty("gemm_plans", gemm_plans));
   MIMO_RETURN_IF_ERROR(AtLeast(0, "eval_interval", eval_interval));
-  return AtLeast(1, "eval_iters", eval_iters);
+  MIMO_RETURN_IF_ERROR(AtLeast(1, "eval_iters", eval_iters));
+  if (distributed_timeout_minutes <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "distributed_timeout_minutes: ", distributed_timeout_minutes,
+        ", wanted more than 0"));
+  }
+  return AtLeast(0, "check_replicas_interval", check_replicas_interval);
 }
 
 absl::Status CheckpointConfig::Validate() const {

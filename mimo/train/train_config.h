@@ -13,7 +13,7 @@ namespace mimo {
 
 struct TrainConfig {
   int64_t train_iters = 100;
-  int64_t micro_batch_size = 1;   // samples of one forward and backward
+  int64_t micro_batch_size = 1;  // samples of a forward and backward, a replica
   int64_t global_batch_size = 1;  // samples of one update
   int64_t seed = 1234;
   std::string device = "auto";    // cpu, cuda; auto: the GPU if there is one
@@ -24,6 +24,9 @@ struct TrainConfig {
   bool cuda_graph = true;     // a GPU: capture a pass, replay it
   int64_t eval_interval = 0;  // iterations between validations; 0: none
   int64_t eval_iters = 10;    // global batches of one validation
+  // Iterations between checks that replicas have the same bits; 0: none.
+  int64_t check_replicas_interval = 0;
+  double distributed_timeout_minutes = 10;  // of one collective
 
   template <typename V>
   void Fields(V& v) {
@@ -37,9 +40,14 @@ struct TrainConfig {
     v("cuda_graph", cuda_graph);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);
+    v("check_replicas_interval", check_replicas_interval);
+    v("distributed_timeout_minutes", distributed_timeout_minutes);
   }
   absl::Status Validate() const;
-  int64_t MicroBatches() const { return global_batch_size / micro_batch_size; }
+  // Of an iteration, on each of the replicas that share the global batch.
+  int64_t MicroBatches(int64_t data_parallel_size = 1) const {
+    return global_batch_size / (micro_batch_size * data_parallel_size);
+  }
 };
 
 struct CheckpointConfig {

@@ -44,6 +44,10 @@ TEST(TrainConfig, SaysWhatIsWrong) {
       {[](auto& c) { c.eval_interval = -1; },
        "eval_interval: -1, wanted 0 or more"},
       {[](auto& c) { c.eval_iters = 0; }, "eval_iters: 0, wanted 1 or more"},
+      {[](auto& c) { c.distributed_timeout_minutes = 0; },
+       "distributed_timeout_minutes: 0, wanted more than 0"},
+      {[](auto& c) { c.check_replicas_interval = -1; },
+       "check_replicas_interval: -1, wanted 0 or more"},
   });
 }
 

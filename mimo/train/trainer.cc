@@ -2,20 +2,19 @@
 
 #include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
-#include "mimo/checkpoint/atomic_file.h"
-#include "mimo/checkpoint/checkpoint.h"
+#include "mimo/parallel/sum_over_ranks.h"
 
 namespace mimo {
 namespace {
@@ -37,114 +36,97 @@ absl::Time SteadyNow() {
          absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
 }
 
-bool SameFolder(const std::string& a, const std::string& b) {
-  std::error_code error;
-  const std::filesystem::path x = a, y = b;
-  return std::filesystem::weakly_canonical(x / "", error) ==
-         std::filesystem::weakly_canonical(y / "", error);
-}
-
-// Makes the folder; finds out before the first iteration that it cannot be
-// written.
-absl::Status PrepareFolder(const std::string& path) {
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) return FileError(path, "make the folder", error.value());
-  if (access(path.c_str(), W_OK) != 0) {
-    return FileError(path, "write into it", errno);
-  }
-  return absl::OkStatus();
-}
-
-TensorMap DataOf(const SliceMap& slices) {
-  TensorMap data;
-  for (const auto& [name, slice] : slices) data[name] = slice.data;
-  return data;
-}
-
-double Mean(double sum, int64_t count) { return count > 0 ? sum / count : 0; }
+double Mean(double sum, double count) { return count > 0 ? sum / count : 0; }
 
 }  // namespace
 
 absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
-                                int64_t micro_batches) {
+                                int64_t micro_batches, Communicator* world,
+                                Allocator& allocator) {
   MIMO_RETURN_IF_ERROR(source.Seek(0));
-  double sum = 0;
-  int64_t labelled = 0;
+  double sums[2] = {};  // losses, labelled tokens
   for (int64_t i = 0; i < micro_batches; ++i) {
     MIMO_ASSIGN_OR_RETURN(const MicroBatch batch, source.Next());
     MIMO_ASSIGN_OR_RETURN(const double loss, stage.Loss(batch));
-    sum += loss;
-    labelled += batch.LabelledTokens();
+    sums[0] += loss;
+    sums[1] += batch.LabelledTokens();
   }
-  return Mean(sum, labelled);
+  MIMO_RETURN_IF_ERROR(SumOverRanks(world, allocator, absl::MakeSpan(sums)));
+  return Mean(sums[0], sums[1]);
 }
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerOptions options,
-                                                         TrainStage& stage,
-                                                         BatchSource& source,
-                                                         Allocator& allocator) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
+    TrainerOptions options, TrainStage& stage,
+    DistributedDataParallel& parallel, BatchSource& source,
+    Allocator& allocator) {
   MIMO_RETURN_IF_ERROR(options.train.Validate());
   MIMO_RETURN_IF_ERROR(options.optimizer.Validate());
   MIMO_RETURN_IF_ERROR(options.checkpoint.Validate());
   MIMO_RETURN_IF_ERROR(options.logging.Validate());
-  auto trainer = absl::WrapUnique(
-      new Trainer(std::move(options), stage, source, allocator));
-  if (trainer->optimizer_.state().empty()) {
+  const TrainConfig& train = options.train;
+  if (train.global_batch_size %
+          (train.micro_batch_size * options.data_parallel_size) !=
+      0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "train.global_batch_size: ", train.global_batch_size,
+        ", wanted a multiple of micro_batch_size ", train.micro_batch_size,
+        " x data_parallel_size ", options.data_parallel_size));
+  }
+  const std::vector<DataParallelModule>& modules = parallel.modules();
+  for (const auto& [name, config] : options.optimizer.modules) {
+    if (std::none_of(modules.begin(), modules.end(),
+                     [&](const auto& m) { return m.name == name; })) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "optimizer.modules.", name, ": no such module, wanted one of ",
+          absl::StrJoin(modules, ", ", [](std::string* out, const auto& m) {
+            out->append(m.name);
+          })));
+    }
+  }
+  const std::vector<Parameter*> all = stage.Parameters();
+  if (std::all_of(all.begin(), all.end(),
+                  [](const Parameter* p) { return p->frozen; })) {
     return absl::InvalidArgumentError(
         "model: every parameter is frozen, wanted one to train");
   }
+  auto trainer = absl::WrapUnique(
+      new Trainer(std::move(options), stage, parallel, source, allocator));
   MIMO_RETURN_IF_ERROR(trainer->Resume());
   MIMO_RETURN_IF_ERROR(trainer->OpenLogs());
   return trainer;
 }
 
-Trainer::Trainer(TrainerOptions options, TrainStage& stage, BatchSource& source,
+Trainer::Trainer(TrainerOptions options, TrainStage& stage,
+                 DistributedDataParallel& parallel, BatchSource& source,
                  Allocator& allocator)
     : options_(std::move(options)),
       stage_(stage),
+      parallel_(parallel),
       source_(source),
       ctx_{.allocator = &allocator},
-      optimizer_(options_.optimizer, stage.Parameters(), allocator),
-      progress_(options_.out, isatty(fileno(options_.out)) != 0) {}
+      optimizer_(options_.optimizer, ParamGroups(), options_.world, allocator),
+      progress_(FirstRank() ? options_.out : nullptr,
+                isatty(fileno(options_.out)) != 0) {}
 
-absl::Status Trainer::Resume() {
-  const CheckpointConfig& config = options_.checkpoint;
-  if (config.save) {
-    MIMO_RETURN_IF_ERROR(PrepareFolder(*config.save));
+std::vector<ParamGroup> Trainer::ParamGroups() const {
+  std::vector<ParamGroup> groups;
+  const std::vector<DataParallelModule>& modules = parallel_.modules();
+  for (size_t m = 0; m < modules.size(); ++m) {
+    const auto found = options_.optimizer.modules.find(modules[m].name);
+    const ModuleOptimizerConfig config =
+        found == options_.optimizer.modules.end() ? ModuleOptimizerConfig()
+                                                  : found->second;
+    groups.push_back({.shards = parallel_.shards(m),
+                      .lr_mult = config.lr_mult,
+                      .wd_mult = config.wd_mult});
   }
-  if (!config.load) return absl::OkStatus();
-  const bool own = config.save && SameFolder(*config.load, *config.save);
-  const absl::StatusOr<std::string> folder = FindCheckpoint(*config.load);
-  if (absl::IsNotFound(folder.status()) && own) return absl::OkStatus();
-  MIMO_RETURN_IF_ERROR(folder.status());
-  MIMO_ASSIGN_OR_RETURN(const TrainState state, LoadTrainState(*folder));
-  MIMO_RETURN_IF_ERROR(
-      LoadTensors(*folder + "/model.safetensors", DataOf(stage_.Parameters())));
-  optimizer_.SetMasters();
-  // Converted weights have no run to go on with.
-  if (state.iteration == 0) return absl::OkStatus();
-  if (state.seed != options_.train.seed) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("train.seed: ", options_.train.seed, ", wanted ",
-                     state.seed, " as in ", *folder));
-  }
-  MIMO_RETURN_IF_ERROR(LoadTensors(*folder + "/optimizer.safetensors",
-                                   DataOf(optimizer_.state())));
-  optimizer_.Restore(state.optimizer_steps, state.skipped_iterations);
-  iteration_ = state.iteration;
-  consumed_samples_ = state.consumed_samples;
-  if (own) saved_iteration_ = iteration_;
-  progress_.Say(
-      absl::StrCat("resumed from ", *folder,
-                   iteration_ < options_.train.train_iters
-                       ? ""
-                       : ": train_iters are done, nothing is left to do"));
-  return source_.Seek(consumed_samples_);
+  return groups;
 }
 
 absl::Status Trainer::OpenLogs() {
   const LoggingConfig& logging = options_.logging;
+  logged_iteration_ = iteration_;
+  if (!FirstRank()) return absl::OkStatus();
   if (logging.metrics) {
     MIMO_ASSIGN_OR_RETURN(metrics_,
                           MetricsFile::Open(*logging.metrics, iteration_));
@@ -157,7 +139,6 @@ absl::Status Trainer::OpenLogs() {
   if (logging.profile) {
     MIMO_ASSIGN_OR_RETURN(profile_, AppendFile::Open(*logging.profile, 0));
   }
-  logged_iteration_ = iteration_;
   return absl::OkStatus();
 }
 
@@ -209,7 +190,11 @@ absl::StatusOr<TrainResult> Trainer::Run() {
     if (save_interval > 0 && iteration_ % save_interval == 0) {
       MIMO_RETURN_IF_ERROR(Save());
     }
-    result.stopped = options_.stop_requested && options_.stop_requested();
+    const int64_t check_interval = train.check_replicas_interval;
+    if (check_interval > 0 && iteration_ % check_interval == 0) {
+      MIMO_RETURN_IF_ERROR(parallel_.CheckReplicas());
+    }
+    result.stopped = step.stop;
   }
   if (profiler_) MIMO_RETURN_IF_ERROR(EndProfile());
   if (profile_ && iteration_ <= profile_from) {
@@ -229,6 +214,11 @@ absl::StatusOr<TrainResult> Trainer::Run() {
   return result;
 }
 
+absl::Status Trainer::Health() const {
+  if (options_.world != nullptr) MIMO_RETURN_IF_ERROR(options_.world->Health());
+  return parallel_.Health();
+}
+
 absl::StatusOr<MicroBatch> Trainer::NextBatch() {
   const ProfileRange range(ctx_, "data");
   return source_.Next();
@@ -238,41 +228,57 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   const absl::Time start = SteadyNow();
   Step step = {};
   ProfileRange range(ctx_, absl::StrCat("iteration ", iteration_ + 1));
-  // The loss is a mean over the whole global batch, so its labels are counted
-  // before the first backward.
+  // The loss is a mean over the whole global batch, so its labels are counted,
+  // on all ranks, before the first backward.
   std::vector<MicroBatch> batches;
-  int64_t labelled = 0;
-  for (int64_t i = 0; i < options_.train.MicroBatches(); ++i) {
+  double counts[2] = {};  // labelled tokens, all tokens
+  const int64_t replicas = options_.data_parallel_size;
+  for (int64_t i = 0; i < options_.train.MicroBatches(replicas); ++i) {
     MIMO_ASSIGN_OR_RETURN(
         MicroBatch batch,
         next_ ? *std::exchange(next_, std::nullopt) : NextBatch());
-    labelled += batch.LabelledTokens();
-    step.tokens += Tokens(batch);
-    consumed_samples_ += batch.batch;
+    counts[0] += batch.LabelledTokens();
+    counts[1] += Tokens(batch);
     batches.push_back(std::move(batch));
   }
-  const double loss_scale = labelled > 0 ? 1.0 / labelled : 0;
-  double sum = 0;
+  consumed_samples_ += options_.train.global_batch_size;
+  MIMO_RETURN_IF_ERROR(
+      SumOverRanks(options_.world, *ctx_.allocator, absl::MakeSpan(counts)));
+  const double loss_scale = counts[0] > 0 ? 1 / counts[0] : 0;
+  step.tokens = static_cast<int64_t>(counts[1]);
+  double ends[2] = {};  // losses, ranks asked to stop
   if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
   for (size_t i = 0; i < batches.size(); ++i) {
     const MicroBatch* next = next_ && next_->ok() ? &**next_ : nullptr;
-    if (i + 1 < batches.size()) next = &batches[i + 1];
+    if (i + 1 < batches.size()) {
+      next = &batches[i + 1];
+    } else {
+      parallel_.BeginLastBackward();
+    }
     MIMO_ASSIGN_OR_RETURN(const double loss,
                           stage_.ForwardBackward(batches[i], loss_scale, next));
-    sum += loss;
+    ends[0] += loss;
   }
-  step.lm_loss = Mean(sum, labelled);
+  parallel_.FinishGradSync();
+  ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
+  MIMO_RETURN_IF_ERROR(
+      SumOverRanks(options_.world, *ctx_.allocator, absl::MakeSpan(ends)));
+  MIMO_RETURN_IF_ERROR(Health());
+  step.lm_loss = Mean(ends[0], counts[0]);
+  step.stop = ends[1] > 0;
   step.learning_rate =
       LearningRate(options_.optimizer, options_.train.train_iters, iteration_);
   {
     const ProfileRange update(ctx_, "update");
-    if (std::isfinite(sum)) {
+    if (std::isfinite(ends[0])) {
       optimizer_.Step(step.learning_rate);
+      parallel_.GatherParameters();
     } else {
       optimizer_.Skip();
     }
     step.grad_norm = optimizer_.norm();
   }
+  MIMO_RETURN_IF_ERROR(Health());
   for (Parameter* parameter : stage_.Parameters()) parameter->ForgetGrad();
   ++iteration_;
   step.time = SteadyNow() - start;
@@ -339,10 +345,12 @@ absl::Status Trainer::Validate() {
     MIMO_ASSIGN_OR_RETURN(
         const double loss,
         Evaluate(stage_, *options_.validation,
-                 options_.train.eval_iters * options_.train.MicroBatches()));
+                 options_.train.eval_iters *
+                     options_.train.MicroBatches(options_.data_parallel_size),
+                 options_.world, *ctx_.allocator));
     values.emplace_back("lm_loss", loss);
   }
-  if (options_.task_metrics) {
+  if (options_.task_metrics && FirstRank()) {
     MIMO_ASSIGN_OR_RETURN(const MetricValues task, options_.task_metrics());
     values.insert(values.end(), task.begin(), task.end());
   }
@@ -352,26 +360,6 @@ absl::Status Trainer::Validate() {
   }
   progress_.Say(line);
   return Write("validation", values);
-}
-
-absl::Status Trainer::Save() {
-  if (!options_.checkpoint.save || saved_iteration_ == iteration_) {
-    return absl::OkStatus();
-  }
-  const Checkpoint checkpoint = {
-      .state = {.iteration = iteration_,
-                .consumed_samples = consumed_samples_,
-                .optimizer_steps = optimizer_.steps(),
-                .skipped_iterations = optimizer_.skipped(),
-                .seed = options_.train.seed},
-      .model = DataOf(stage_.Parameters()),
-      .optimizer = DataOf(optimizer_.state()),
-      .metadata = options_.checkpoint_metadata,
-      .files = options_.checkpoint_files};
-  MIMO_RETURN_IF_ERROR(SaveCheckpoint(*options_.checkpoint.save, checkpoint,
-                                      options_.checkpoint.keep));
-  saved_iteration_ = iteration_;
-  return absl::OkStatus();
 }
 
 }  // namespace mimo

@@ -1,6 +1,10 @@
 // Trainer: the loop. An iteration gathers the micro-batches of one global
 // batch, runs forward and backward of each, updates once, and writes its
 // numbers; now and then it validates and saves.
+//
+// Of several ranks each runs its own part of every global micro-batch. What
+// depends on all of them (labelled tokens, losses, a stop) is added up over the
+// ranks, so all go the same way; one rank is a sum of one.
 #ifndef MIMO_MIMO_TRAIN_TRAINER_H_
 #define MIMO_MIMO_TRAIN_TRAINER_H_
 
@@ -11,13 +15,17 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "comm/base/communicator.h"
 #include "mimo/autograd/profiler.h"
+#include "mimo/nn/tensor_slice.h"
 #include "mimo/optim/adamw.h"
 #include "mimo/optim/optimizer_config.h"
+#include "mimo/parallel/distributed_data_parallel.h"
 #include "mimo/train/append_file.h"
 #include "mimo/train/batch_source.h"
 #include "mimo/train/event_file.h"
@@ -41,9 +49,16 @@ struct TrainerOptions {
   // Kept in each checkpoint: metadata of its model.safetensors, and files by
   // name (the configuration, the tokenizer).
   std::map<std::string, std::string> checkpoint_metadata, checkpoint_files;
-  // Asked after each iteration; true: save and return (StopSignal).
+  // Asked in each iteration; true on any rank: all save and return after it
+  // (StopSignal).
   std::function<bool()> stop_requested;
   std::FILE* out = stderr;  // progress and messages
+
+  // All ranks of the run, each with a trainer of the same options; null: one
+  // rank. Rank 0 writes logs and messages and measures task_metrics.
+  Communicator* world = nullptr;
+  // Replicas of the language model, which share each global batch.
+  int64_t data_parallel_size = 1;
 };
 
 struct TrainResult {
@@ -56,11 +71,12 @@ struct TrainResult {
 class Trainer {
  public:
   // Takes up the run in checkpoint.load, if there is one, and opens the logs.
-  // `stage`, `source` and what `options` points to outlive the trainer.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(TrainerOptions options,
-                                                         TrainStage& stage,
-                                                         BatchSource& source,
-                                                         Allocator& allocator);
+  // `parallel` has the stage's parameters. It, `stage`, `source` and what
+  // `options` points to outlive the trainer.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
+      TrainerOptions options, TrainStage& stage,
+      DistributedDataParallel& parallel, BatchSource& source,
+      Allocator& allocator);
 
   // To train_iters or a requested stop; saves there if checkpoint.save is set.
   absl::StatusOr<TrainResult> Run();
@@ -71,26 +87,35 @@ class Trainer {
   // One iteration's numbers (docs/metrics.md).
   struct Step {
     double lm_loss, learning_rate, grad_norm;
-    int64_t tokens;
+    int64_t tokens;  // of all ranks
+    bool stop;       // a rank was asked to
     absl::Duration time;
   };
 
-  Trainer(TrainerOptions options, TrainStage& stage, BatchSource& source,
+  Trainer(TrainerOptions options, TrainStage& stage,
+          DistributedDataParallel& parallel, BatchSource& source,
           Allocator& allocator);
+  std::vector<ParamGroup> ParamGroups() const;
+  bool FirstRank() const {
+    return options_.world == nullptr || options_.world->rank() == 0;
+  }
   absl::Status Resume();
   absl::Status OpenLogs();
   void StartProfile();
   absl::Status EndProfile();
+  absl::Status Health() const;  // of every group of ranks
   absl::StatusOr<MicroBatch> NextBatch();
   absl::StatusOr<Step> RunIteration();
   absl::Status CountSkipped(const Step& step);
   absl::Status Log(const Step& step);
   absl::Status Write(absl::string_view split, const MetricValues& values);
   absl::Status Validate();
+  SliceMap ModelSlices();
   absl::Status Save();
 
   TrainerOptions options_;
   TrainStage& stage_;
+  DistributedDataParallel& parallel_;
   BatchSource& source_;
   std::optional<absl::StatusOr<MicroBatch>> next_;  // read ahead
   Context ctx_;
@@ -113,9 +138,10 @@ class Trainer {
 };
 
 // The mean loss over the labelled tokens of the stream's first `micro_batches`
-// micro-batches; 0 if none is labelled.
+// micro-batches, of all ranks of `world`; 0 if none is labelled.
 absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
-                                int64_t micro_batches);
+                                int64_t micro_batches, Communicator* world,
+                                Allocator& allocator);
 
 }  // namespace mimo
 

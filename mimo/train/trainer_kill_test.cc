@@ -48,8 +48,9 @@ int TrainIn(const std::string& folder, int sleep_us) {
     usleep(sleep_us);
     return absl::OkStatus();
   };
+  DistributedDataParallel parallel({{"toy", stage.Parameters()}}, allocator);
   ToySource source(2, 5);
-  auto trainer = Trainer::Create(options, stage, source, allocator);
+  auto trainer = Trainer::Create(options, stage, parallel, source, allocator);
   if (!trainer.ok()) {
     std::fprintf(stderr, "%s\n", trainer.status().ToString().c_str());
     return 2;

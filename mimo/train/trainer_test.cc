@@ -55,8 +55,9 @@ struct Process {
     std::free(text);
   }
   absl::StatusOr<TrainResult> Run() {
-    MIMO_ASSIGN_OR_RETURN(auto trainer,
-                          Trainer::Create(options, stage, source, allocator));
+    MIMO_ASSIGN_OR_RETURN(
+        auto trainer,
+        Trainer::Create(options, stage, parallel, source, allocator));
     return trainer->Run();
   }
   std::string Output() {
@@ -69,6 +70,7 @@ struct Process {
   TrainerOptions options;
   Allocator allocator;
   ToyStage stage;
+  DistributedDataParallel parallel{{{"toy", stage.Parameters()}}, allocator};
   ToySource source, validation;
 };
 
@@ -197,8 +199,8 @@ TEST(Trainer, LinesAfterTheCheckpointAreWrittenAgain) {
   {
     // Fails in iteration 11, after the checkpoint of 8 and the line of 10.
     Process first(options);
-    auto trainer = Trainer::Create(first.options, first.stage, first.source,
-                                   first.allocator);
+    auto trainer = Trainer::Create(first.options, first.stage, first.parallel,
+                                   first.source, first.allocator);
     ASSERT_TRUE(trainer.ok());
     first.stage.error = [&] {
       return first.stage.backwards > 31 ? absl::InternalError("no more")
@@ -248,7 +250,7 @@ TEST(Trainer, StartsFromConvertedWeights) {
   }
   // As `mimo convert` writes it: no run, no optimizer.
   Checkpoint converted;
-  converted.model = DataOf(before.stage.Parameters());
+  converted.model = SlicesOf(before.stage.Parameters());
   ASSERT_TRUE(SaveCheckpoint(folder + "/converted", converted).ok());
   options.checkpoint.load = folder + "/converted";
   options.train.train_iters = 1;
@@ -380,10 +382,11 @@ TEST(Evaluate, IsTheMeanFromTheFirstSampleOn) {
   }
   for (int time = 0; time < 2; ++time) {
     // The order of 12 sums in double differs.
-    EXPECT_NEAR(*Evaluate(stage, source, 3), sum / labelled, 1e-12);
+    EXPECT_NEAR(*Evaluate(stage, source, 3, nullptr, allocator), sum / labelled,
+                1e-12);
   }
   source.labelled = false;
-  EXPECT_EQ(*Evaluate(stage, source, 3), 0);
+  EXPECT_EQ(*Evaluate(stage, source, 3, nullptr, allocator), 0);
 }
 
 }  // namespace

@@ -133,7 +133,7 @@ TEST(HfCheckpoint, EveryLayoutLoadsTheSameAndGoesBackByteForByte) {
       const std::string kept = folder + "/training";
       ASSERT_TRUE(
           SaveCheckpoint(kept, {.state = {},
-                                .model = *tensors,
+                                .model = Whole(*tensors),
                                 .optimizer = {},
                                 .metadata = {{kHfLayoutKey, layout->ToText()}},
                                 .files = {}})
@@ -187,7 +187,7 @@ TEST(HfCheckpoint, HalfPrecisionGoesBackByteForByteThroughFloat32) {
   Model model(*config);
   ASSERT_TRUE(LoadHfParameters(source, model.list).ok());
   for (const TensorMap& kept :
-       {DataOf(model.list), *LoadHfTensors(source, allocator())}) {
+       {model.Data(), *LoadHfTensors(source, allocator())}) {
     HfSaveOptions options;
     options.layout = *ReadHfLayout(source);
     ASSERT_TRUE(SaveHfCheckpoint(source + "/out", *config, kept, options).ok());
@@ -202,8 +202,7 @@ TEST(HfCheckpoint, HalfPrecisionGoesBackByteForByteThroughFloat32) {
   options.dtype = DType::kFloat32;
   options.config_json = "{}\n";
   ASSERT_TRUE(
-      SaveHfCheckpoint(source + "/wide", *config, DataOf(model.list), options)
-          .ok());
+      SaveHfCheckpoint(source + "/wide", *config, model.Data(), options).ok());
   EXPECT_EQ(SafeTensors::Open(source + "/wide/model.safetensors")
                 ->Find(kHfEmbedding)
                 ->dtype,

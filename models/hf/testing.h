@@ -62,6 +62,11 @@ struct Model {
     }
     return nullptr;
   }
+  TensorMap Data() const {
+    TensorMap data;
+    for (const Parameter* p : list) data[p->name] = p->data;
+    return data;
+  }
   std::vector<Parameter*> list;
   std::vector<std::unique_ptr<Parameter>> owned;
 };

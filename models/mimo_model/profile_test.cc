@@ -45,7 +45,9 @@ class ProfileTest : public BackendTest {
     options.logging.profile = path_;
     options.logging.profile_after = after;
     options.logging.profile_iters = iterations;
-    auto trainer = Trainer::Create(options, stage, source, allocator);
+    DistributedDataParallel parallel({{"model", stage.Parameters()}},
+                                     allocator);
+    auto trainer = Trainer::Create(options, stage, parallel, source, allocator);
     CHECK_OK(trainer.status());
     CHECK_OK((*trainer)->Run().status());
     std::ifstream file(path_);

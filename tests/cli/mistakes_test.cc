@@ -27,7 +27,7 @@ TEST_F(Mistakes, CommandsAndFlags) {
   Expect({"forward", "stray"}, {"\"stray\""});
   Expect({"train"}, {"--config is missing"});
   Expect({"train", "--config", "x.yaml", "--ranks", "two"}, {"\"two\""});
-  Expect({"train", "--config", "x.yaml", "--ranks", "2"}, {"--ranks: 2"});
+  Expect({"train", "--config", "x.yaml", "--ranks", "0"}, {"--ranks: 0"});
   Expect({"plan", "--config", "x.yaml", "--world", "0"}, {"--world: 0"});
   Expect({"generate", "--checkpoint", "x", "--prompt", "p", "--top-p", "high"},
          {"--top-p", "\"high\""});
@@ -48,7 +48,6 @@ TEST_F(Mistakes, Launch) {
   Expect({"launch", "--nproc", "1"}, {"command \"\"", "-- train ..."});
   Expect({"launch", "--nproc", "1", "--", "plan"}, {"command \"plan\""});
   Expect({"launch", "--nproc", "1", "train"}, {"unexpected", "\"train\""});
-  Expect({"launch", "--nproc", "4", "--", "train"}, {"4 ranks, wanted 1"});
   const Words two = {"launch", "--nproc", "1", "--nnodes", "2"};
   const auto with = [&two](const Words& more) {
     Words words = two;
@@ -71,7 +70,8 @@ TEST_F(Mistakes, Launch) {
   setenv("MASTER_PORT", "29500", 1);
   Expect(TinyTrain(folder_), {"MIMO_STORE_KEY_FILE: not set"});
   setenv("MIMO_STORE_KEY", "secret", 1);
-  Expect(TinyTrain(folder_), {"train: rank 1 of 2", "wanted 1 rank"});
+  Expect(TinyTrain(folder_, {"--ranks=2"}),
+         {"--ranks: 2, wanted 1 in a job of 2 processes"});
   for (const char* name :
        {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
         "MASTER_PORT", "MIMO_STORE_KEY"}) {

@@ -96,6 +96,7 @@ TEST(ConfigDoc, HasEveryKeyAndDefaultAndNoOther) {
       {"data", RowsOf<DataConfig>()},
       {"train", RowsOf<TrainConfig>()},
       {"optimizer", RowsOf<OptimizerConfig>()},
+      {"optimizer.modules.NAME", RowsOf<ModuleOptimizerConfig>()},
       {"checkpoint", RowsOf<CheckpointConfig>()},
       {"logging", RowsOf<LoggingConfig>()},
   };

@@ -1,0 +1,92 @@
+#include "cli/ranks.h"
+
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "comm/gloo/gloo_communicator.h"
+#include "comm/inproc/inproc.h"
+#include "comm/rendezvous/store.h"
+#include "comm/rendezvous/store_board.h"
+#include "kernels/base/status_macros.h"
+
+namespace mimo {
+namespace {
+
+// For processes that start together, and for what rank 0 prepares.
+constexpr absl::Duration kMeet = absl::Minutes(5), kPrepare = absl::Hours(24);
+// For a rank that has failed to hear of, or be heard by, the others.
+constexpr absl::Duration kLastWords = absl::Seconds(5);
+
+absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
+  absl::Mutex mutex;
+  absl::Status first;
+  const auto statuses = RunRanks(
+      threads,
+      [&](Communicator& world) {
+        absl::Status status = body(&world);
+        // A failure of the world's is another rank's.
+        if (!status.ok() && world.Health().ok()) {
+          absl::MutexLock lock(&mutex);
+          first.Update(status);
+        }
+        return status;
+      },
+      timeout);
+  for (const absl::Status& status : statuses) first.Update(status);
+  return first;
+}
+
+absl::Status RunSteps(const Job& job, Store& store,
+                      const absl::Duration& timeout, SetUp set_up,
+                      RankBody body) {
+  constexpr char kReady[] = "set up";
+  if (job.rank > 0) MIMO_RETURN_IF_ERROR(store.Get(kReady, kPrepare).status());
+  const absl::Status ready = set_up();
+  if (job.rank == 0) MIMO_RETURN_IF_ERROR(store.Set(kReady, ""));
+  MIMO_RETURN_IF_ERROR(ready);
+  MIMO_ASSIGN_OR_RETURN(const auto world,
+                        ConnectGloo(job, store, {.timeout = timeout}));
+  return body(world.get());
+}
+
+absl::Status RunProcess(const Job& job, const absl::Duration& timeout,
+                        SetUp set_up, RankBody body) {
+  std::unique_ptr<StoreServer> server;
+  if (job.rank == 0) {
+    MIMO_ASSIGN_OR_RETURN(server,
+                          StoreServer::Start(job.host, job.port, job.key));
+  }
+  MIMO_ASSIGN_OR_RETURN(
+      const auto store,
+      Store::Connect(job.host, job.port, job.key, job.rank, kMeet));
+  absl::Status status = RunSteps(job, *store, timeout, set_up, body);
+  if (!status.ok()) {
+    // Those that wait for this rank are to know why it comes no more.
+    NewStoreBoard(*store, job.rank)
+        ->Raise(absl::StrCat("rank ", job.rank, " failed: ", status.message()));
+    constexpr char kSaid[] = "rank 0 says";
+    if (job.rank == 0) {
+      static_cast<void>(store->Set(kSaid, std::string(status.message())));
+    } else if (const auto said = store->Get(kSaid, kLastWords);
+               said.ok() && *said == status.message()) {
+      status = absl::Status(status.code(), "");
+    }
+  }
+  store->Close();
+  if (server != nullptr) server->AwaitLeave(status.ok() ? kMeet : kLastWords);
+  return status;
+}
+
+}  // namespace
+
+absl::Status RunOnRanks(const Job& job, int threads,
+                        const absl::Duration& timeout, SetUp set_up,
+                        RankBody body) {
+  if (job.world_size > 1) return RunProcess(job, timeout, set_up, body);
+  MIMO_RETURN_IF_ERROR(set_up());
+  return threads == 1 ? body(nullptr) : RunThreads(threads, timeout, body);
+}
+
+}  // namespace mimo

@@ -1,0 +1,33 @@
+// The ranks of a command: this process alone, threads of it, or its part of a
+// job of processes.
+#ifndef MIMO_CLI_RANKS_H_
+#define MIMO_CLI_RANKS_H_
+
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "comm/base/communicator.h"
+#include "comm/rendezvous/job.h"
+
+namespace mimo {
+
+// What a process does before it meets the others: reads what is its own.
+using SetUp = absl::FunctionRef<absl::Status()>;
+// What every rank does; null: it is the only one.
+using RankBody = absl::FunctionRef<absl::Status(Communicator* world)>;
+
+// Runs `set_up`, then `body` on each of `ranks`: on `threads` of this process,
+// or, where `job` has more than one rank, on this process's, over gloo. A
+// collective that lasts longer than `timeout`, read after `set_up`, fails all.
+// Of a job rank 0 sets up first, so what it prepares the others find. The error
+// is that of the rank that failed first; where a process has the same as rank
+// 0, which says it, its message is empty.
+absl::Status RunOnRanks(const Job& job, int threads,
+                        const absl::Duration& timeout, SetUp set_up,
+                        RankBody body);
+
+}  // namespace mimo
+
+#endif  // MIMO_CLI_RANKS_H_

@@ -1,0 +1,24 @@
+// Small numbers that all ranks must agree on: counts, losses, failures.
+#ifndef MIMO_MIMO_PARALLEL_SUM_OVER_RANKS_H_
+#define MIMO_MIMO_PARALLEL_SUM_OVER_RANKS_H_
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "comm/base/communicator.h"
+#include "mimo/tensor/allocator.h"
+
+namespace mimo {
+
+// Replaces `values` by their sums over the ranks of `group`, on all of them and
+// in rank order; waits for them. Null: this rank alone. The error is the
+// group's failure.
+absl::Status SumOverRanks(Communicator* group, Allocator& allocator,
+                          absl::Span<double> values);
+
+// `status`, or an error where another rank's is one.
+absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
+                            absl::Status status);
+
+}  // namespace mimo
+
+#endif  // MIMO_MIMO_PARALLEL_SUM_OVER_RANKS_H_

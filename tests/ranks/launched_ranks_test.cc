@@ -1,0 +1,144 @@
+// `mimo launch --nproc N -- train`, by the binary itself: processes over gloo
+// are the threads of --ranks, and the loss of one is the end of all.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+#include "mimo/checkpoint/checkpoint.h"
+#include "tests/testing/run_mimo.h"
+#include "tests/testing/tiny_run.h"
+
+namespace mimo {
+namespace {
+
+using Words = std::vector<std::string>;
+
+Words Launched(int processes, const Words& words) {
+  Words all = {"launch", "--nproc", absl::StrCat(processes), "--"};
+  all.insert(all.end(), words.begin(), words.end());
+  return all;
+}
+
+// The launcher's process; its output goes to folder/err.
+pid_t Start(const std::string& folder, Words words) {
+  for (std::string& word : words) word = absl::StrCat("'", word, "'");
+  const std::string command =
+      absl::StrCat("exec cli/mimo ", absl::StrJoin(words, " "), " > ", folder,
+                   "/out 2> ", folder, "/err");
+  const pid_t child = fork();
+  if (child == 0) {
+    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    _exit(127);
+  }
+  return child;
+}
+
+int Wait(pid_t child) {
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int Lines(const std::string& text) {
+  return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// Bytes of the newest checkpoint's tensors.
+std::string Tensors(const std::string& folder, int ranks) {
+  const std::string one = *FindCheckpoint(folder + "/save");
+  std::string bytes;
+  for (const char* kind : {"model", "optimizer"}) {
+    for (int rank = 1; rank <= ranks; ++rank) {
+      bytes += Read(absl::StrCat(one, "/", kind, "-0000", rank, "-of-0000",
+                                 ranks, ".safetensors"));
+    }
+  }
+  return bytes + Read(one + "/manifest.json");
+}
+
+TEST(LaunchedRanks, AreTheThreadsOfRanks) {
+  const std::string here = TestFolder("here"), there = TestFolder("there");
+  Words threads = TinyTrain(here);
+  threads.push_back("--ranks=2");
+  ASSERT_EQ(RunMimo(threads).code, 0);
+  ASSERT_EQ(Wait(Start(there, Launched(2, TinyTrain(there)))), 0)
+      << Read(there + "/err");
+  EXPECT_TRUE(Untimed(ReadMetrics(there + "/metrics.jsonl")) ==
+              Untimed(ReadMetrics(here + "/metrics.jsonl")));
+  EXPECT_TRUE(Tensors(here, 2) == Tensors(there, 2));
+}
+
+TEST(LaunchedRanks, AUsersMistakeIsSaidOnce) {
+  for (const std::string wrong :
+       {"train.train_itres=3", "optimizer.modules.x.lr_mult=2"}) {
+    const std::string folder = TestFolder("run");
+    EXPECT_EQ(Wait(Start(folder, Launched(3, TinyTrain(folder, {wrong})))), 2);
+    const std::string err = Read(folder + "/err");
+    EXPECT_EQ(Lines(err), 2) << err;
+    EXPECT_TRUE(absl::StartsWith(err, "[0] mimo: ")) << err;
+    EXPECT_TRUE(absl::StrContains(err, "mimo: launch: rank ")) << err;
+  }
+}
+
+// The process id of rank `rank` under the launcher `parent`.
+pid_t FindRank(pid_t parent, int rank) {
+  const std::string children =
+      absl::StrCat("/proc/", parent, "/task/", parent, "/children");
+  std::ifstream file(children);
+  for (pid_t child; file >> child;) {
+    std::ifstream environment(absl::StrCat("/proc/", child, "/environ"));
+    std::string variable;
+    while (std::getline(environment, variable, '\0'))
+      if (variable == absl::StrCat("RANK=", rank)) return child;
+  }
+  return 0;
+}
+
+// A rank is killed in the middle; the others end at once, the launcher names
+// it, and the last checkpoint goes on to where an undisturbed run ends.
+TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
+  const Words more = {"train.train_iters=60", "checkpoint.save_interval=5",
+                      "train.distributed_timeout_minutes=0.5"};
+  const std::string straight = TestFolder("straight");
+  ASSERT_EQ(Wait(Start(straight, Launched(2, TinyTrain(straight, more)))), 0);
+  for (const int victim : {0, 1}) {
+    const std::string folder = TestFolder("killed");
+    Words words = TinyTrain(folder, more);
+    words.push_back("checkpoint.load=" + folder + "/save");
+    const pid_t launcher = Start(folder, Launched(2, words));
+    // Past its first checkpoint.
+    const absl::Time deadline = absl::Now() + absl::Seconds(60);
+    while (!FindCheckpoint(folder + "/save").ok() && absl::Now() < deadline)
+      absl::SleepFor(absl::Milliseconds(1));
+    const pid_t rank = FindRank(launcher, victim);
+    ASSERT_GT(rank, 0);
+    ASSERT_EQ(kill(rank, SIGKILL), 0);
+    const absl::Time killed = absl::Now();
+    EXPECT_EQ(Wait(launcher), 1);
+    EXPECT_LT(absl::Now() - killed, absl::Seconds(25)) << "not the timeout";
+    const std::string err = Read(folder + "/err");
+    EXPECT_TRUE(
+        absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", victim,
+                                         " ended by signal 9 (Killed)\n")))
+        << err;
+    ASSERT_EQ(Wait(Start(folder, Launched(2, words))), 0)
+        << Read(folder + "/err");
+    EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
+                Untimed(ReadMetrics(straight + "/metrics.jsonl")));
+    EXPECT_TRUE(Tensors(folder, 2) == Tensors(straight, 2));
+  }
+}
+
+}  // namespace
+}  // namespace mimo
