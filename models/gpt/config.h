@@ -45,6 +45,7 @@ struct GptConfig {
   }
   absl::Status Validate() const;
   absl::Status CheckTensorParallel(int tp) const;
+  absl::Status CheckPipeline(int pp) const;
 
   int64_t groups() const {
     return num_query_groups > 0 ? num_query_groups : num_attention_heads;

@@ -41,6 +41,18 @@ absl::Status GptConfig::CheckTensorParallel(int tp) const {
       tp, {{"ffn_hidden_size", ffn_hidden_size}, {"vocab_size", vocab_size}});
 }
 
+absl::Status GptConfig::CheckPipeline(int pp) const {
+  MIMO_RETURN_IF_ERROR(
+      CheckValue(num_layers >= pp, "num_layers", num_layers,
+                 absl::StrCat("at least one for each of ", pp, " stages")));
+  if (tie_word_embeddings && pp > 1) {
+    return absl::InvalidArgumentError(
+        "tie_word_embeddings: true, wanted false with pipeline stages: the "
+        "embedding is on the first one, the head on the last");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status GptConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(
       CheckSizes(1, {{"num_layers", num_layers},
@@ -86,20 +98,19 @@ absl::Status GptConfig::Validate() const {
 GptModel::GptModel(BuildContext build, const GptConfig& config)
     : LanguageModel(std::move(build)),
       config_(config),
-      transformer_(Transformer(config)),
-      embedding_(AddParameter("embedding.weight",
-                              {config.vocab_size, config.hidden_size},
-                              {.std = config.init_std},
-                              {0, {this->build().PartOf(config.vocab_size)}})),
-      layers_(AddChild<TransformerStack>("layers", transformer_,
-                                         config.num_layers)),
-      final_norm_(AddChild<NormLayer>("final_norm", NormKind::kRms,
-                                      config.hidden_size, config.norm_epsilon)),
-      head_(config.tie_word_embeddings
-                ? embedding_
-                : AddParameter("head.weight",
-                               {config.vocab_size, config.hidden_size},
-                               {.std = config.init_std}, embedding_.sharding)) {
+      transformer_(Transformer(config)) {
+  const ParallelGroups& parallel = this->build().parallel;
+  const int stage = parallel.pp_rank(), stages = parallel.pp_size();
+  const bool last = stage + 1 == stages;
+  if (stage == 0) embedding_ = &AddTable("embedding.weight");
+  layers_ = &AddChild<TransformerStack>(
+      "layers", transformer_, config.num_layers,
+      LayersOfStage(config.num_layers, stages, stage));
+  if (last) {
+    final_norm_ = &AddChild<NormLayer>("final_norm", NormKind::kRms,
+                                       config.hidden_size, config.norm_epsilon);
+    head_ = config.tie_word_embeddings ? embedding_ : &AddTable("head.weight");
+  }
   if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
   const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
@@ -111,9 +122,20 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
   sin_ = sin.Clone(*this->build().allocator);
 }
 
+Parameter& GptModel::AddTable(const char* name) {
+  return AddParameter(name, {config_.vocab_size, config_.hidden_size},
+                      {.std = config_.init_std},
+                      {0, {build().PartOf(config_.vocab_size)}});
+}
+
+Parameter& GptModel::embedding() const {
+  CHECK(embedding_ != nullptr) << path() << ": no first stage";
+  return *embedding_;
+}
+
 Var GptModel::Embed(const Context& ctx, const Tensor& ids,
                     const std::vector<PlacedRows>& placed) const {
-  return EmbedAndPlace(ctx, ids, embedding_, placed, build().parallel);
+  return EmbedAndPlace(ctx, ids, embedding(), placed, build().parallel);
 }
 
 Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
@@ -134,8 +156,9 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
                              .cached = cached,
                              .rows = wanted};
   const Residual x =
-      layers_.Forward(ctx, {embeddings, Var()}, sequence, layers_.size());
-  const Var hidden = final_norm_.Forward(ctx, x.stream, x.pending).normalized;
+      layers_->Forward(ctx, {embeddings, Var()}, sequence, layers_->size());
+  if (final_norm_ == nullptr) return Add(ctx, x.stream, x.pending);
+  const Var hidden = final_norm_->Forward(ctx, x.stream, x.pending).normalized;
   if (caches == nullptr) return hidden;
   return GatherTokensSliceGrad(ctx, hidden, batch * seq, tokens);
 }
@@ -143,13 +166,13 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
 Var GptModel::Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
                    const Tensor& dloss) const {
   const ModuleScope scope(ctx, path());
-  return HeadLoss(ctx, hidden, head_, targets, dloss, build().parallel);
+  return HeadLoss(ctx, hidden, *head_, targets, dloss, build().parallel);
 }
 
 Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
   Context untaped = ctx;
   untaped.tape = nullptr;
-  const Tensor part = Linear(untaped, Var{hidden}, head_, nullptr).value;
+  const Tensor part = Linear(untaped, Var{hidden}, *head_, nullptr).value;
   Communicator* tp = build().parallel.tp;
   if (tp == nullptr) return part;
   // Each rank's part of the columns, all as wide as the widest.
@@ -184,8 +207,8 @@ Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
 std::vector<KvCache> GptModel::MakeCaches(const Context& ctx, int64_t batch,
                                           int64_t capacity) const {
   return mimo::MakeCaches(ctx, HeadParts(transformer_, build()).groups.size,
-                          config_.head_dim(), config_.num_layers, batch,
-                          capacity, build().dtype);
+                          config_.head_dim(), layers_->size(), batch, capacity,
+                          build().dtype);
 }
 
 }  // namespace mimo

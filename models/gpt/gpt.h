@@ -1,4 +1,5 @@
-// GptModel: a Llama-style decoder.
+// GptModel: a Llama-style decoder. A pipeline stage has its part of the layers,
+// the first one the embedding, and the last one the final norm and the head.
 // Source: Touvron et al. 2023, arXiv:2302.13971, section 2.2.
 #ifndef MIMO_MODELS_GPT_GPT_H_
 #define MIMO_MODELS_GPT_GPT_H_
@@ -19,7 +20,7 @@ class GptModel : public LanguageModel {
   int64_t max_sequence_length() const override {
     return config_.max_sequence_length;
   }
-  Parameter& embedding() const override { return embedding_; }
+  Parameter& embedding() const override;
   Var Embed(const Context& ctx, const Tensor& ids,
             const std::vector<PlacedRows>& placed) const override;
   Var Forward(const Context& ctx, const Var& embeddings, int64_t batch,
@@ -32,12 +33,16 @@ class GptModel : public LanguageModel {
                                   int64_t capacity) const override;
 
  private:
+  Parameter& AddTable(const char* name);
+
   GptConfig config_;
   TransformerConfig transformer_;
-  Parameter& embedding_;  // embedding.weight [V, H], a part of V a tp rank
-  TransformerStack& layers_;
-  NormLayer& final_norm_;
-  Parameter& head_;   // head.weight, likewise; the embedding when tied
+  // Null on the stages that have none.
+  Parameter* embedding_ = nullptr;  // embedding.weight [V, H], a part of V a tp
+                                    // rank
+  Parameter* head_ = nullptr;  // head.weight, likewise; the embedding when tied
+  NormLayer* final_norm_ = nullptr;
+  TransformerStack* layers_;
   Tensor cos_, sin_;  // [max_sequence_length, D/2]
 };
 

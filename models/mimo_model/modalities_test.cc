@@ -29,7 +29,7 @@ TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
   batch.modalities.clear();
   EXPECT_EQ(ForwardError(*model, batch),
             "modality_submodules.images: inputs are missing, but matching "
-            "special tokens exist");
+            "special tokens exist: 8, and 0 embeddings");
   batch = good;
   batch.modalities["sounds"] = batch.modalities["images"];
   EXPECT_THAT(ForwardError(*model, batch), HasSubstr("sounds"));

@@ -1,6 +1,8 @@
 // One micro-batch under layouts of in-process ranks: what each rank computes is
 // what one rank does with all samples. Colocated ranks run Forward; others run
 // their parts, with bridges of the infra's edges between them.
+//
+// Length: every layout goes through the one executor.
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -31,6 +33,7 @@ constexpr int kSamples = 6;
 // Sizes that 1 to 3 tensor-parallel ranks share out.
 LlavaConfig Model() {
   LlavaConfig config = Tiny();
+  config.language.num_layers = 3;
   config.language.num_attention_heads = 6;
   config.language.num_query_groups = 6;
   config.language.ffn_hidden_size = 48;
@@ -162,9 +165,11 @@ absl::StatusOr<Edge> MakeEdge(const MimoInfra& infra, Communicator& world) {
   return edge;
 }
 
-// Forward and backward of a rank; its loss, 0 without the language model.
+// Forward and backward of a rank; its loss, 0 without the language model's last
+// stage. `pp`: the stages of its language model.
 absl::StatusOr<double> RunRank(MimoModel& model, const ModelInputs& inputs,
-                               Edge* edge, Allocator& allocator,
+                               Edge* edge, Communicator* pp,
+                               Allocator& allocator,
                                DistributedDataParallel& ddp) {
   ddp.BeginLastBackward();
   Tape encoder_tape, language_tape;
@@ -180,13 +185,45 @@ absl::StatusOr<double> RunRank(MimoModel& model, const ModelInputs& inputs,
     MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, inputs));
     return loss_of(hidden);
   }
-  if (edge->bridge == nullptr) return 0;  // idle
+  ModuleVars sent, received;
+  Var hidden;
+  // The language model's stage, between its neighbours.
+  const auto run_language = [&]() -> absl::StatusOr<double> {
+    const auto exchange = [&](Transfer::Kind kind, const Tensor& x, int to) {
+      pp->Exchange({{{kind, x.data(), x.numel(), x.dtype(), to}}}, Stream());
+    };
+    const Shape shape = {inputs.batch * inputs.seq, 24};
+    const bool first = role.IsFirstStage("language");
+    if (!first) {
+      Var& before = received["language"];
+      before = language_tape.Input(ctx.Empty(shape, DType::kFloat64));
+      exchange(Transfer::kRecv, before.value, pp->rank() - 1);
+    }
+    MIMO_ASSIGN_OR_RETURN(hidden, model.ForwardLanguage(ctx, inputs, received));
+    double loss = 0;
+    if (role.IsLastStage("language")) {
+      loss = loss_of(hidden);
+    } else {
+      exchange(Transfer::kSend, hidden.value, pp->rank() + 1);
+      const Tensor gradient = ctx.Empty(shape, DType::kFloat64);
+      exchange(Transfer::kRecv, gradient, pp->rank() + 1);
+      language_tape.Backward(ctx, {{hidden.slot, gradient}});
+    }
+    if (!first) {
+      exchange(Transfer::kSend,
+               language_tape.TakeGrad(received.at("language").slot),
+               pp->rank() - 1);
+    }
+    return loss;
+  };
+  if (edge->bridge == nullptr) {  // a later stage, or idle
+    return role.HasLanguageModule() ? run_language() : 0.0;
+  }
   Bridge& bridge = *edge->bridge;
   MIMO_ASSIGN_OR_RETURN(
       const BridgePayload payload,
       RowsPayload(bridge.source(), bridge.destination(),
                   inputs.sample_rows.at("images"), 24, DType::kFloat64));
-  ModuleVars sent, received;
   if (role.HasModalityModules()) {
     Context on_encoder = ctx;
     on_encoder.tape = &encoder_tape;
@@ -205,9 +242,7 @@ absl::StatusOr<double> RunRank(MimoModel& model, const ModelInputs& inputs,
   double loss = 0;
   Tensor drows, dsent;
   if (role.HasLanguageModule()) {
-    MIMO_ASSIGN_OR_RETURN(const Var hidden,
-                          model.ForwardLanguage(ctx, inputs, received));
-    loss = loss_of(hidden);
+    MIMO_ASSIGN_OR_RETURN(loss, run_language());
     drows = language_tape.TakeGrad(received.at("images").slot);
   }
   if (role.HasModalityModules())
@@ -259,14 +294,16 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
         const Context ctx{.allocator = &memory};
         MIMO_ASSIGN_OR_RETURN(const ModelInputs inputs,
                               model.Prepare(ctx, BatchOf(*infra, samples)));
+        const auto& language = infra->pg_collections.at("language");
         MIMO_ASSIGN_OR_RETURN(
             double sum,
-            RunRank(model, inputs, apart ? &edge : nullptr, memory, ddp));
+            RunRank(model, inputs, apart ? &edge : nullptr,
+                    language == nullptr ? nullptr : language->pp, memory, ddp));
         ddp.FinishGradSync();
         MIMO_RETURN_IF_ERROR(ddp.Health());
         CheckGradients(model, ddp, wanted);
-        if (!model.role().HasLanguageModule()) return absl::OkStatus();
-        Communicator& dp = *infra->pg_collections.at("language")->dp;
+        if (!model.role().IsLastStage("language")) return absl::OkStatus();
+        Communicator& dp = *language->dp;
         dp.AllReduce(&sum, &sum, 1, DType::kFloat64, ReduceOp::kSum, Stream());
         EXPECT_NEAR(sum / *loss, 1, 1e-13);
         return dp.Health();
@@ -310,6 +347,29 @@ TEST(Layouts, HeterogeneousFanInAndFanOut) {
          .module_parallelisms = {{"images", Sizes(1, encoder)},
                                  {"language", Sizes(1, language, encoder)}}},
         encoder + language);
+  }
+}
+
+// Stages of the language model's three layers.
+TEST(Layouts, Pipelines) {
+  for (const auto& [encoder, language] : std::vector<std::pair<Module, Module>>{
+           {Sizes(1, 2),
+            {.pipeline_model_parallel_size = 2,
+            .data_parallel_size = 1,
+            .rank_offset = 2}},
+           {Sizes(2, 1),
+            {.pipeline_model_parallel_size = 3,
+            .data_parallel_size = 2,
+            .rank_offset = 2}},
+           {Sizes(1, 3),
+            {.tensor_model_parallel_size = 2,
+            .pipeline_model_parallel_size = 2,
+            .data_parallel_size = 1,
+            .rank_offset = 3}}}) {
+    ExpectEqualToOneRank(
+        {.deployment_mode = DeploymentMode::kHeterogeneous,
+         .module_parallelisms = {{"images", encoder}, {"language", language}}},
+        language.rank_offset + *language.TotalRanks());
   }
 }
 

@@ -34,18 +34,18 @@ MimoInfra InfraOfOneRank(const MimoModelConfig& model) {
   return {.topology = DefaultTopology(names)};
 }
 
-// The layers of a stage and the parts of a sequence are issue 6. The same
-// answer on every rank, whichever modules it has.
+// An encoder's stages and the parts of a sequence are issue 6. The same answer
+// on every rank, whichever modules it has.
 absl::Status CheckBuildable(const MimoParallelismConfig& parallelism) {
   for (const auto& [name, module] : parallelism.module_parallelisms) {
-    if (module.pipeline_model_parallel_size == 1 &&
-        (module.context_parallel_size == 1 ||
-         name != parallelism.llm_module_name)) {
+    const bool language = name == parallelism.llm_module_name;
+    if (language ? module.context_parallel_size == 1
+                 : module.pipeline_model_parallel_size == 1) {
       continue;
     }
     return absl::UnimplementedError(absl::StrFormat(
         "modules.%s: pipeline_model_parallel_size %d, context_parallel_size "
-        "%d: models are built without pipelines, and language models without "
+        "%d: encoders are built without pipelines, and language models without "
         "context parallelism, so far",
         name, module.pipeline_model_parallel_size,
         module.context_parallel_size));

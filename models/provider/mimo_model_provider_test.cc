@@ -319,11 +319,12 @@ TEST_F(ProviderTest, RanksOfNoModule) {
 }
 
 // The infra may have them; a model is refused, by every rank alike.
-TEST_F(ProviderTest, StagesAndPartsOfSequencesAreNotBuiltYet) {
+TEST_F(ProviderTest, EncoderStagesAndPartsOfSequencesAreNotBuiltYet) {
   MimoParallelismConfig parallelism = TwoSpans();
+  Module& images = parallelism.module_parallelisms[0].second;
   Module& language = parallelism.module_parallelisms[1].second;
-  language.pipeline_model_parallel_size = 2;
-  language.data_parallel_size = 1;
+  images.pipeline_model_parallel_size = *images.data_parallel_size;
+  images.data_parallel_size = 1;
   for (int rank : {0, 5}) {
     MimoModelProvider provider = Provider(parallelism);
     RecordingWorld world(rank, 8);
@@ -331,12 +332,13 @@ TEST_F(ProviderTest, StagesAndPartsOfSequencesAreNotBuiltYet) {
     const auto model = provider.Provide(&world, build());
     EXPECT_EQ(model.status().code(), absl::StatusCode::kUnimplemented);
     EXPECT_EQ(Message(model.status()),
-              "modules.language: pipeline_model_parallel_size 2, "
-              "context_parallel_size 1: models are built without pipelines, "
+              "modules.images: pipeline_model_parallel_size 2, "
+              "context_parallel_size 1: encoders are built without pipelines, "
               "and language models without context parallelism, so far");
   }
-  std::swap(language.pipeline_model_parallel_size,
-            language.context_parallel_size);
+  std::swap(images.pipeline_model_parallel_size, images.context_parallel_size);
+  language.context_parallel_size = *language.data_parallel_size;
+  language.data_parallel_size = 1;
   RecordingWorld world(0, 8);
   EXPECT_THAT(Message(Provider(parallelism).Provide(&world, build()).status()),
               HasSubstr("context_parallel_size 2"));

@@ -33,7 +33,8 @@ absl::StatusOr<std::unique_ptr<Module>> ModuleRegistry::BuildModule(
     return absl::InvalidArgumentError(
         absl::StrCat(build.path, ": ", type.status().message()));
   }
-  if (absl::Status valid = spec.config.Validate(build.parallel.tp_size());
+  if (absl::Status valid = spec.config.Validate(build.parallel.tp_size(),
+                                                build.parallel.pp_size());
       !valid.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat(build.path, ": ", valid.message()));

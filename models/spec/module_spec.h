@@ -12,7 +12,8 @@
 // where MyEncoder derives from LanguageModel, ModalityEncoder or Projection, is
 // built by MyEncoder(BuildContext, const MyConfig&), and MyConfig lists its
 // Fields (mimo/config/fields.h), and may Validate() itself and say whether so
-// many ranks can share the module, CheckTensorParallel(tp).
+// many ranks can share the module's layers, CheckTensorParallel(tp), or its
+// stages, CheckPipeline(pp); without the latter it has one stage.
 #ifndef MIMO_MODELS_SPEC_MODULE_SPEC_H_
 #define MIMO_MODELS_SPEC_MODULE_SPEC_H_
 
@@ -66,8 +67,10 @@ class AnyConfig {
                     absl::Span<const absl::string_view> other_keys) {
     return held_->Read(node, other_keys);
   }
-  // What Validate() says, and whether `tp` ranks can share the module.
-  absl::Status Validate(int tp) const { return held_->Validate(tp); }
+  // What Validate() says, and whether tp * pp ranks can share the module.
+  absl::Status Validate(int tp, int pp) const {
+    return held_->Validate(tp, pp);
+  }
   ConfigNode ToNode() const { return held_ ? held_->ToNode() : ConfigNode(); }
   bool operator==(const AnyConfig& other) const {
     return ToYaml(ToNode()) == ToYaml(other.ToNode());
@@ -79,7 +82,7 @@ class AnyConfig {
     virtual std::unique_ptr<Base> Clone() const = 0;
     virtual absl::Status Read(const ConfigNode& node,
                               absl::Span<const absl::string_view> other) = 0;
-    virtual absl::Status Validate(int tp) const = 0;
+    virtual absl::Status Validate(int tp, int pp) const = 0;
     virtual ConfigNode ToNode() const = 0;
   };
   template <typename Config>
@@ -92,11 +95,18 @@ class AnyConfig {
                       absl::Span<const absl::string_view> other) override {
       return FromYaml(node, config, other);
     }
-    absl::Status Validate(int tp) const override {
+    absl::Status Validate(int tp, int pp) const override {
       if constexpr (requires { config.Validate(); })
         MIMO_RETURN_IF_ERROR(config.Validate());
       if constexpr (requires { config.CheckTensorParallel(tp); })
         MIMO_RETURN_IF_ERROR(config.CheckTensorParallel(tp));
+      if constexpr (requires { config.CheckPipeline(pp); }) {
+        return config.CheckPipeline(pp);
+      } else if (pp > 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("pipeline_model_parallel_size: ", pp,
+                         ", wanted 1: the module has one stage"));
+      }
       return absl::OkStatus();
     }
     ConfigNode ToNode() const override { return mimo::ToNode(config); }

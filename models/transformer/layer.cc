@@ -265,13 +265,20 @@ Residual TransformerLayer::Feed(const Context& ctx, const Residual& x,
   return {n.sum, mlp_.Forward(ctx, n.normalized, again)};
 }
 
+Shard LayersOfStage(int64_t count, int stages, int stage) {
+  const auto begin = [&](int64_t of) {
+    return (of * count + stages - 1) / stages;
+  };
+  return {begin(stage), begin(stage + 1) - begin(stage)};
+}
+
 TransformerStack::TransformerStack(BuildContext build,
                                    const TransformerConfig& config,
-                                   int64_t count)
+                                   int64_t count, Shard part)
     : Module(std::move(build)) {
   TransformerConfig plain = config;
   plain.recompute = Recompute::kOff;
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = part.begin; i < part.begin + part.size; ++i) {
     layers_.push_back(&AddChild<TransformerLayer>(
         absl::StrCat(i),
         i < config.recompute_layers.value_or(count) ? config : plain));

@@ -128,11 +128,19 @@ class TransformerLayer : public Module {
   FeedForward& mlp_;
 };
 
+// Of `count` layers those of a pipeline stage: layer i is on stage i * stages /
+// count, so that no stage has fewer than a later one.
+Shard LayersOfStage(int64_t count, int stages, int stage);
+
 // `count` layers named layers.0, layers.1, ...
 class TransformerStack : public Module {
  public:
+  // Of a model's `count` layers those of `part`, named by their places in it.
   TransformerStack(BuildContext build, const TransformerConfig& config,
-                   int64_t count);
+                   int64_t count, Shard part);
+  TransformerStack(BuildContext build, const TransformerConfig& config,
+                   int64_t count)
+      : TransformerStack(std::move(build), config, count, {0, count}) {}
   // Runs the first `count` layers.
   Residual Forward(const Context& ctx, Residual x, const Sequence& sequence,
                    int64_t count) const;
