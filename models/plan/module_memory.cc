@@ -16,6 +16,7 @@
 #include "models/clip/config.h"
 #include "models/gpt/config.h"
 #include "models/projector/config.h"
+#include "models/transformer/layer.h"
 #include "models/transformer/recompute.h"
 
 namespace mimo {
@@ -96,7 +97,7 @@ class StageCounter {
       const int64_t layer = LayerOf(p->name);
       const bool head = absl::EndsWith(p->name, ".head.weight");
       before &= layer < 0;
-      const int64_t stage = layer >= 0        ? layer * pp_ / layers
+      const int64_t stage = layer >= 0        ? StageOfLayer(layer, layers, pp_)
                             : before && !head ? 0
                                               : pp_ - 1;
       AddParameter(stage, p->data.numel(), trained.at(p->name));
@@ -106,7 +107,7 @@ class StageCounter {
   void AddLayers(const Stack& stack, bool frozen) {
     for (int64_t i = 0; i < stack.layers_run; ++i) {
       AddActivations(
-          i * pp_ / stack.layers, stack.tokens,
+          StageOfLayer(i, stack.layers, pp_), stack.tokens,
           KeptByLayer(stack.sizes,
                       i < stack.recomputed ? stack.recompute : Recompute::kOff,
                       frozen));

@@ -265,10 +265,15 @@ Residual TransformerLayer::Feed(const Context& ctx, const Residual& x,
   return {n.sum, mlp_.Forward(ctx, n.normalized, again)};
 }
 
+int64_t StageOfLayer(int64_t i, int64_t count, int64_t stages) {
+  return i * stages / count;
+}
+
 Shard LayersOfStage(int64_t count, int stages, int stage) {
-  const auto begin = [&](int64_t of) {
-    return (of * count + stages - 1) / stages;
-  };
+  const auto begin =
+      [&](int64_t of) {  // the first that StageOfLayer puts there
+        return (of * count + stages - 1) / stages;
+      };
   return {begin(stage), begin(stage + 1) - begin(stage)};
 }
 

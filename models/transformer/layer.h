@@ -128,8 +128,9 @@ class TransformerLayer : public Module {
   FeedForward& mlp_;
 };
 
-// Of `count` layers those of a pipeline stage: layer i is on stage i * stages /
-// count, so that no stage has fewer than a later one.
+// Of `count` layers the pipeline stage that layer i is on, and those of a
+// stage: none has fewer than a later one.
+int64_t StageOfLayer(int64_t i, int64_t count, int64_t stages);
 Shard LayersOfStage(int64_t count, int stages, int stage);
 
 // `count` layers named layers.0, layers.1, ...

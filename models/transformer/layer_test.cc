@@ -105,6 +105,23 @@ class RecomputeTest : public BackendTest {
 };
 MIMO_ON_BACKENDS(RecomputeTest);
 
+TEST(LayersOfStage, AreThoseOnIt) {
+  for (int64_t count : {1, 2, 3, 7, 32, 33}) {
+    for (int stages = 1; stages <= count; ++stages) {
+      int64_t next = 0;
+      for (int stage = 0; stage < stages; ++stage) {
+        const Shard part = LayersOfStage(count, stages, stage);
+        EXPECT_EQ(part.begin, next);
+        EXPECT_GE(part.size, 1);
+        next += part.size;
+        for (int64_t i = part.begin; i < next; ++i)
+          EXPECT_EQ(StageOfLayer(i, count, stages), stage);
+      }
+      EXPECT_EQ(next, count);
+    }
+  }
+}
+
 TEST_P(RecomputeTest, KeepsTheBytesThatItsHeaderSays) {
   for (bool gated : {true, false}) {
     const TransformerConfig config = Config(gated);
