@@ -11,6 +11,7 @@
 #include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/ops/head_loss.h"
+#include "mimo/autograd/ops/ring_attention.h"
 #include "mimo/config/check.h"
 
 namespace mimo {
@@ -113,7 +114,9 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
   }
   if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
-  const Shape shape = {config.max_sequence_length, config.head_dim() / 2};
+  const Shape shape = {
+      ContextParallelLength(config.max_sequence_length, parallel.cp_size()),
+      config.head_dim() / 2};
   Allocator host;
   const Tensor cos(host, shape, table), sin(host, shape, table);
   kernels::RotaryTable(cos.data(), sin.data(), shape[0], config.head_dim(),

@@ -43,7 +43,8 @@ class GptModel : public LanguageModel {
   Parameter* head_ = nullptr;  // head.weight, likewise; the embedding when tied
   NormLayer* final_norm_ = nullptr;
   TransformerStack* layers_;
-  Tensor cos_, sin_;  // [max_sequence_length, D/2]
+  // [max_sequence_length and the padding of cp ranks, D/2]
+  Tensor cos_, sin_;
 };
 
 }  // namespace mimo

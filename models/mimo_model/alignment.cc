@@ -1,29 +1,50 @@
 #include "models/mimo_model/alignment.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/ring_attention.h"
 #include "mimo/data/batch.h"
 
 namespace mimo {
 
+std::vector<int32_t> TokensOfRank(int64_t batch, int64_t seq, int cp_size,
+                                  int cp_rank) {
+  std::vector<int32_t> tokens(batch * seq);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  if (cp_size == 1) return tokens;
+  const int64_t padded = ContextParallelLength(seq, cp_size);
+  std::vector<int32_t> cu_seqlens(batch + 1);
+  for (int64_t b = 0; b <= batch; ++b) cu_seqlens[b] = b * padded;
+  tokens = *ContextParallelRows(cu_seqlens, cp_size, cp_rank);
+  for (int32_t& t : tokens)
+    t = t % padded < seq ? t / padded * seq + t % padded : -1;
+  return tokens;
+}
+
 absl::StatusOr<TokenLayout> LayOutTokens(
     Allocator& allocator, absl::Span<const int32_t> input_ids,
+    absl::Span<const int32_t> tokens,
     const std::map<std::string, int64_t>& special_token_ids,
     int64_t vocab_size) {
-  std::vector<int32_t> text_ids(input_ids.begin(), input_ids.end());
+  std::vector<int32_t> place(input_ids.size(), -1);
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] >= 0) place[tokens[i]] = static_cast<int32_t>(i);
+  std::vector<int32_t> text_ids(tokens.size(), -1);
   std::map<int32_t, std::vector<int32_t>> positions;
   for (const auto& [modality, id] : special_token_ids) positions[id];
   for (size_t t = 0; t < input_ids.size(); ++t) {
     const auto found = positions.find(input_ids[t]);
     if (found != positions.end()) {
-      text_ids[t] = -1;
-      found->second.push_back(static_cast<int32_t>(t));
+      found->second.push_back(place[t]);
     } else if (input_ids[t] < 0 || input_ids[t] >= vocab_size) {
       return absl::InvalidArgumentError(
           absl::StrCat("input_ids: token ", input_ids[t], " at position ", t,
                        ", wanted 0 to ", vocab_size - 1));
+    } else if (place[t] >= 0) {
+      text_ids[place[t]] = input_ids[t];
     }
   }
   const auto upload = [&](const std::vector<int32_t>& values) {

@@ -15,14 +15,23 @@
 
 namespace mimo {
 
-// Where each modality's rows go in a flattened batch; int32, on the device.
+// Which tokens of a batch [B*S] a cp rank has, in the order of its rows
+// (mimo/autograd/ops/ring_attention.h); -1: padding. One rank has all.
+std::vector<int32_t> TokensOfRank(int64_t batch, int64_t seq, int cp_size = 1,
+                                  int cp_rank = 0);
+
+// Where the embeddings of a rank's T tokens come from; int32, on the device.
 struct TokenLayout {
-  Tensor text_ids;  // [B*S] the id; -1 at special tokens
-  std::map<std::string, Tensor> positions;  // of special tokens, each [n]
+  Tensor text_ids;  // [T] the id; -1 at special tokens and padding
+  // Of each row [n] of a modality for the batch, the place of its token among
+  // the rank's; -1: another rank has that one.
+  std::map<std::string, Tensor> positions;
 };
-// Errors: an id that is neither special nor in [0, vocab_size).
+// `tokens` [T] of the batch `input_ids` [B*S]. Errors: an id that is neither
+// special nor in [0, vocab_size).
 absl::StatusOr<TokenLayout> LayOutTokens(
     Allocator& allocator, absl::Span<const int32_t> input_ids,
+    absl::Span<const int32_t> tokens,
     const std::map<std::string, int64_t>& special_token_ids,
     int64_t vocab_size);
 
@@ -40,8 +49,8 @@ absl::Status CheckRowCount(const std::string& modality, int64_t tokens,
 // the module that gives it.
 using ModuleVars = std::map<std::string, Var>;
 
-// Embeddings [B*S, H] (LanguageModel::Embed): text by the language model's
-// table, and each modality's rows [n, H] at its special tokens, in order.
+// Embeddings [T, H] (LanguageModel::Embed): text by the language model's table,
+// and each modality's rows [n, H] at its special tokens, in order.
 // Errors: no id for a modality; counts or widths that differ; special tokens of
 // a modality that has no embeddings.
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(

@@ -8,6 +8,7 @@
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/bridge_rows.h"
 #include "mimo/autograd/ops/cast.h"
+#include "mimo/autograd/ops/ring_attention.h"
 
 namespace mimo {
 namespace {
@@ -97,15 +98,22 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
   return self;
 }
 
+ParallelGroups MimoModel::GroupsOf(const std::string& name) const {
+  const auto found = placement_.parallel.find(name);
+  return found == placement_.parallel.end() ? ParallelGroups() : found->second;
+}
+
+std::vector<int32_t> MimoModel::OwnTokens(int64_t batch, int64_t seq) const {
+  const ParallelGroups groups = GroupsOf(role().language_module_name);
+  return TokensOfRank(batch, seq, groups.cp_size(), groups.cp_rank());
+}
+
 BuildContext MimoModel::ContextOf(const std::string& path,
                                   const std::string& modality) const {
   const std::string& name =
       modality.empty() ? role().language_module_name : modality;
   BuildContext context = build().Child(path);
-  if (const auto groups = placement_.parallel.find(name);
-      groups != placement_.parallel.end()) {
-    context.parallel = groups->second;
-  }
+  context.parallel = GroupsOf(name);
   context.rng_seed = ModuleRngSeed(context.seed, config_, modality,
                                    context.parallel.pp_rank());
   return context;
@@ -173,9 +181,12 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
         absl::StrCat("input_ids: sequence of ", cached + seq,
                      " tokens, wanted at most max_sequence_length ", limit));
   }
-  MIMO_ASSIGN_OR_RETURN(inputs.layout,
-                        LayOutTokens(*ctx.allocator, input_ids, special,
-                                     language_model_->vocab_size()));
+  const int cp_size = GroupsOf(role().language_module_name).cp_size();
+  inputs.seq = ContextParallelLength(seq, cp_size) / cp_size;
+  MIMO_ASSIGN_OR_RETURN(
+      inputs.layout,
+      LayOutTokens(*ctx.allocator, input_ids, OwnTokens(batch, seq), special,
+                   language_model_->vocab_size()));
   return inputs;
 }
 
@@ -188,22 +199,24 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
       ShiftLabels(batch.labels, batch.batch, batch.seq);
+  const std::vector<int32_t> own = OwnTokens(batch.batch, batch.seq);
   const int64_t vocab = language_model_->vocab_size();
   std::vector<int32_t> rows, targets;
-  for (size_t t = 0; t < following.size(); ++t) {
-    if (following[t] == kIgnoreLabel) continue;
-    if (following[t] < 0 || following[t] >= vocab) {
+  for (size_t i = 0; i < own.size(); ++i) {
+    const int32_t next = own[i] < 0 ? kIgnoreLabel : following[own[i]];
+    if (next == kIgnoreLabel) continue;
+    if (next < 0 || next >= vocab) {
       return absl::InvalidArgumentError(
-          absl::StrCat("labels: token ", following[t], ", wanted 0 to ",
-                       vocab - 1, " or ", kIgnoreLabel));
+          absl::StrCat("labels: token ", next, ", wanted 0 to ", vocab - 1,
+                       " or ", kIgnoreLabel));
     }
-    rows.push_back(static_cast<int32_t>(t));
-    targets.push_back(following[t]);
+    rows.push_back(static_cast<int32_t>(i));
+    targets.push_back(next);
   }
-  const bool all = rows.size() == following.size();
+  const bool all = rows.size() == own.size();
   if (!all && ctx.compute.device != Device::kCpu) {
     const size_t padded = (rows.size() + kRowsStep - 1) / kRowsStep * kRowsStep;
-    const size_t most = following.size() - 1;  // as many as all means all
+    const size_t most = own.size() - 1;  // as many as all means all
     rows.resize(std::min(padded, most), -1);
     targets.resize(rows.size(), -1);
   }
@@ -317,6 +330,11 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
     CHECK(hidden != received.end())
         << "a later stage of " << name << " goes on from the one before";
     x = hidden->second;
+  }
+  const int cp_size = GroupsOf(name).cp_size();
+  if (caches != nullptr && cp_size > 1) {
+    return absl::UnimplementedError(absl::StrCat(
+        "context_parallel_size: ", cp_size, ", wanted 1 to generate tokens"));
   }
   const bool select = labelled_only && role().IsLastStage(name);
   return language_model_->Forward(ctx, x, inputs.batch, inputs.seq, caches,

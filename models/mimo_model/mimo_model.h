@@ -38,14 +38,14 @@ using ModalityInputs = std::map<std::string, std::map<std::string, Tensor>>;
 // host knows and uploads; running it then reads no value on the host, so that
 // a pass can be captured and replayed.
 struct ModelInputs {
-  int64_t batch, seq;  // B, S
+  int64_t batch, seq;  // B, S; of cp ranks S is this one's tokens of a sample
   int64_t cached;      // tokens before these, in the caches
   // Each modality's tokens in each sample of the global micro-batch: how rows
   // are split when they go to other ranks. None of generated tokens.
   std::map<std::string, std::vector<int64_t>> sample_rows;
   std::map<std::string, int64_t> rows;  // that this rank's modalities give
   std::map<std::string, BridgePayload> payloads;  // of this rank's bridges
-  TokenLayout layout;         // of the language model, as are the last two
+  TokenLayout layout;  // of the language model's B*S, as are the last two
   ModalityInputs modalities;  // raw: e.g. pixels
   // Of modalities that were encoded ahead, in place of their raw inputs: each
   // encoder's features [n, size].
@@ -131,6 +131,10 @@ class MimoModel : public Module {
       : Module(std::move(build)),
         config_(std::move(config)),
         placement_(std::move(placement)) {}
+  // A module's, by role name.
+  ParallelGroups GroupsOf(const std::string& name) const;
+  // Which tokens of a batch this rank's language model has.
+  std::vector<int32_t> OwnTokens(int64_t batch, int64_t seq) const;
   // Where a module of this rank is built; no modality: the language model.
   BuildContext ContextOf(const std::string& path,
                          const std::string& modality = "") const;

@@ -30,7 +30,8 @@ class LanguageModel : public Module {
   // whole.
   // Of cp ranks, each passes its own tokens, ids to targets, as
   // ContextParallelRows picks them (mimo/autograd/ops/ring_attention.h), and S
-  // of them a sample; the loss is their sum. No generation.
+  // of them a sample, at most ContextParallelLength(max_sequence_length) all
+  // together; the loss is their sum. No generation.
 
   // ids [B*S] int32 -> embeddings [B*S, H], as EmbedAndPlace.
   virtual Var Embed(const Context& ctx, const Tensor& ids,

@@ -14,7 +14,7 @@ namespace mimo {
 // Rows of a modality and the positions in the flattened batch they belong to.
 struct PlacedRows {
   Var rows;          // [n, H]
-  Tensor positions;  // [n] int32, each < T and used once
+  Tensor positions;  // [n] int32, each < T and used once; < 0: nowhere
 };
 
 // out[t,:] = weight[ids[t],:] where ids[t] >= 0; placed rows at their

@@ -294,6 +294,11 @@ Var RingAttention(const Context& ctx, const Var& qkv,
   return out;
 }
 
+int64_t ContextParallelLength(int64_t tokens, int ranks) {
+  const int64_t chunks = ranks == 1 ? 1 : 2 * ranks;
+  return (tokens + chunks - 1) / chunks * chunks;
+}
+
 absl::StatusOr<std::vector<int32_t>> ContextParallelRows(
     absl::Span<const int32_t> cu_seqlens, int ranks, int rank) {
   std::vector<int32_t> rows;

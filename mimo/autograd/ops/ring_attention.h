@@ -32,6 +32,10 @@ Var RingAttention(const Context& ctx, const Var& qkv,
                   const kernels::AttentionShape& chunk, Communicator& cp,
                   const Rotary* rotary = nullptr, const Packing& packing = {});
 
+// `tokens` of a sample with the padding behind them that makes its chunks
+// equal: a multiple of 2n. One rank needs none.
+int64_t ContextParallelLength(int64_t tokens, int ranks);
+
 // The rows of the whole that a rank has, in its order; the whole's samples are
 // rows cu_seqlens[b] to cu_seqlens[b+1]. Error: a sample's length that 2n does
 // not divide.

@@ -1,0 +1,136 @@
+// A language model of cp ranks reads its own part of every sample: together
+// they are the model of one rank, to rounding.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "comm/inproc/inproc.h"
+#include "gtest/gtest.h"
+#include "mimo/nn/parallel_testing.h"
+#include "mimo/nn/tensor_parallel_grads.h"
+#include "models/mimo_model/mimo_stage.h"
+#include "models/mimo_model/tiny_llava.h"
+
+namespace mimo {
+namespace {
+
+// Samples as long as the model takes, before they are padded.
+MimoModelConfig Config() {
+  LlavaConfig config = Tiny();
+  config.language.max_sequence_length = TwoSamples().seq;
+  return LlavaModelConfig(config);
+}
+
+// Too short for the chunks of four ranks.
+MicroBatch ShortText() {
+  Sample sample;
+  sample.input_ids = {1, 5, 7};
+  sample.labels = {kIgnoreLabel, 5, 7};
+  return Collate({sample}, 0);
+}
+
+// Every rank has all of the encoder, for all samples.
+struct Trial {
+  explicit Trial(const ParallelGroups& groups = {})
+      : groups(groups),
+        model(*MimoModel::Build(
+            Config(), BuiltinModules(),
+            {.allocator = &allocator, .dtype = DType::kFloat64, .seed = 11},
+            ModelPlacement{.role = WholeModel(Config()),
+                           .parallel = {{"language", groups}}})) {}
+
+  double Step(const MicroBatch& batch, bool labelled_only) {
+    Tape tape;
+    const Context ctx{.allocator = &allocator, .tape = &tape};
+    const ModelInputs inputs = *model->Prepare(ctx, batch);
+    const Var hidden = *model->Forward(ctx, inputs, nullptr, labelled_only);
+    const Tensor dloss = Tensor::From<double>(allocator, {1}, {0.5});
+    const Var loss = LossSum(ctx, *model, inputs, hidden, dloss);
+    tape.Backward(ctx, {{loss.slot, dloss}});
+    if (groups.cp == nullptr) return HostValue(loss.value);
+    for (Parameter* p : model->Parameters())
+      if (!p->frozen) SumOverCp(p->Grad());
+    if (groups.tp != nullptr)
+      SumGradsOverTp(ctx, model->module("language").Parameters(), *groups.tp);
+    SumOverCp(loss.value);
+    return HostValue(loss.value);
+  }
+  void SumOverCp(const Tensor& x) {
+    groups.cp->AllReduce(x.data(), x.data(), x.numel(), x.dtype(),
+                         ReduceOp::kSum, Stream());
+  }
+
+  ParallelGroups groups;
+  Allocator allocator;
+  std::unique_ptr<MimoModel> model;
+};
+
+void ExpectEqualToOneRank(const MicroBatch& batch, int cp_size, int tp_size,
+                          bool labelled_only) {
+  Trial one;
+  const double loss = one.Step(batch, labelled_only);
+  const auto whole = GradientsOf(one.model->Parameters());
+  OnRanks(cp_size * tp_size, [&](Communicator& world) {
+    std::vector<std::vector<int>> tps(cp_size), cps(tp_size);
+    for (int rank = 0; rank < world.size(); ++rank) {
+      tps[rank / tp_size].push_back(rank);
+      cps[rank % tp_size].push_back(rank);
+    }
+    const auto tp = *world.Split("tp", tps), cp = *world.Split("cp", cps);
+    Trial trial({.tp = tp_size > 1 ? tp.get() : nullptr, .cp = cp.get()});
+    const std::string what = absl::StrCat("cp ", cp_size, " tp ", tp_size,
+                                          " labelled_only ", labelled_only);
+    EXPECT_NEAR(trial.Step(batch, labelled_only) / loss, 1, 1e-13) << what;
+    // Some tens of roundings of values of order 1.
+    ExpectPartsOf(whole, trial.model->Parameters(), 1e-12, what);
+  });
+}
+
+TEST(ContextParallel, EqualsOneRank) {
+  for (const MicroBatch& batch : {TwoSamples(), ShortText()}) {
+    for (int cp_size : {2, 3, 4})
+      for (bool labelled_only : {false, true})
+        ExpectEqualToOneRank(batch, cp_size, 1, labelled_only);
+    ExpectEqualToOneRank(batch, 2, 2, /*labelled_only=*/true);
+  }
+}
+
+TEST(ContextParallel, TokensOfARankAreItsChunksOfPaddedSamples) {
+  using Tokens = std::vector<int32_t>;
+  EXPECT_EQ(TokensOfRank(2, 3), Tokens({0, 1, 2, 3, 4, 5}));
+  // Two samples of 5 tokens in 4 chunks of 2.
+  EXPECT_EQ(TokensOfRank(2, 5, 2, 0), Tokens({0, 1, 5, 6, -1, -1, -1, -1}));
+  EXPECT_EQ(TokensOfRank(2, 5, 2, 1), Tokens({2, 3, 7, 8, 4, -1, 9, -1}));
+}
+
+// Each of a modality's rows is placed by the rank that has its token.
+TEST(ContextParallel, RowsOfOtherRanksAreNotPlaced) {
+  Allocator allocator;
+  const std::vector<int32_t> ids = {7, kImageToken, kImageToken, 8, kImageToken,
+                                    3, 4,           5,           6, 9};
+  const auto layout = *LayOutTokens(allocator, ids, TokensOfRank(2, 5, 2, 1),
+                                    {{"images", kImageToken}}, 32);
+  const auto values = [](const Tensor& x) {
+    const auto span = x.span<int32_t>();
+    return std::vector<int32_t>(span.begin(), span.end());
+  };
+  EXPECT_EQ(values(layout.text_ids),
+            std::vector<int32_t>({-1, 8, 5, 6, -1, -1, 9, -1}));
+  EXPECT_EQ(values(layout.positions.at("images")),
+            std::vector<int32_t>({-1, 0, 4}));
+}
+
+TEST(ContextParallel, GenerationWantsOneRank) {
+  OnRanks(2, [&](Communicator& cp) {
+    Trial trial({.cp = &cp});
+    const Context ctx{.allocator = &trial.allocator};
+    const ModelInputs inputs = *trial.model->Prepare(ctx, ShortText());
+    auto caches = trial.model->language_model().MakeCaches(ctx, 1, 8);
+    EXPECT_EQ(trial.model->Forward(ctx, inputs, &caches).status().message(),
+              "context_parallel_size: 2, wanted 1 to generate tokens");
+  });
+}
+
+}  // namespace
+}  // namespace mimo
