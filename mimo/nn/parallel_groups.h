@@ -25,6 +25,8 @@ struct ParallelGroups {
   int cp_rank() const { return cp == nullptr ? 0 : cp->rank(); }
   int pp_size() const { return pp == nullptr ? 1 : pp->size(); }
   int pp_rank() const { return pp == nullptr ? 0 : pp->rank(); }
+  bool IsFirstStage() const { return pp_rank() == 0; }
+  bool IsLastStage() const { return pp_rank() + 1 == pp_size(); }
 };
 
 }  // namespace mimo

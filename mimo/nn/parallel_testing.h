@@ -67,11 +67,13 @@ inline std::map<std::string, Values> GradientsOf(
 }
 
 // Expects this rank's gradients to be its part of those of one rank, within
-// `tolerance` in relative L2.
+// `tolerance` in relative L2, and the stages of `pp`, or this rank without one,
+// to have all of them.
 inline void ExpectPartsOf(const std::map<std::string, Values>& whole,
                           const std::vector<Parameter*>& parameters,
-                          double tolerance, const std::string& what) {
-  size_t trained = 0;
+                          double tolerance, const std::string& what,
+                          Communicator* pp = nullptr) {
+  int64_t trained = 0;
   for (Parameter* p : parameters) {
     if (p->frozen) continue;
     ++trained;
@@ -80,7 +82,10 @@ inline void ExpectPartsOf(const std::map<std::string, Values>& whole,
         tolerance)
         << what << ": " << p->name;
   }
-  EXPECT_EQ(trained, whole.size()) << what;
+  if (pp != nullptr)
+    pp->AllReduce(&trained, &trained, 1, DType::kInt64, ReduceOp::kSum,
+                  Stream());
+  EXPECT_EQ(trained, static_cast<int64_t>(whole.size())) << what;
 }
 
 // Runs `body` on every rank of a new group of threads.

@@ -1,10 +1,13 @@
-// The vision transformer and the projector behind it over tp ranks are those of
-// one rank: features, projected rows and every gradient, to rounding.
+// The vision transformer and the projector behind it over tp ranks and pipeline
+// stages are those of one rank: features, projected rows and every gradient, to
+// rounding.
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "comm/base/planned_communicator.h"
 #include "gtest/gtest.h"
 #include "mimo/nn/parallel_testing.h"
 #include "mimo/nn/tensor_parallel_grads.h"
@@ -20,18 +23,25 @@ struct Case {
   bool frozen_projector = false;
   ProjectorType projector = ProjectorType::kMlp;
   Recompute recompute = Recompute::kOff;
+  int64_t num_layers = 3;
+  FeatureSelect select = FeatureSelect::kDefault;
 };
 
 // Five tokens an image: 2, 3 and 4 ranks share three images' unevenly.
 constexpr int64_t kImages = 3;
 
+int64_t Features(const Case& c) {
+  return kImages * (c.select == FeatureSelect::kFull ? 5 : 4);
+}
+
 ClipVitConfig Encoder(const Case& c) {
-  return {.num_layers = 3,
+  return {.num_layers = c.num_layers,
           .hidden_size = 12,
           .ffn_hidden_size = 10,
           .num_attention_heads = 6,
           .image_size = 6,
           .patch_size = 3,
+          .feature_select_strategy = c.select,
           .init_std = 0.3,
           .position_embedding_std = 0.5,
           .recompute = c.recompute};
@@ -48,6 +58,7 @@ ProjectorConfig Projector(const Case& c) {
 struct Trial {
   Trial(const Case& c, const ParallelGroups& groups)
       : c(c),
+        groups(groups),
         build({.allocator = &allocator,
                .dtype = c.dtype,
                .seed = 7,
@@ -57,24 +68,54 @@ struct Trial {
     if (c.frozen_encoder) encoder.Freeze();
     if (c.frozen_projector) projector.Freeze();
     parameters = encoder.Parameters();
+    if (!groups.IsLastStage()) return;
     for (Parameter* p : projector.Parameters()) parameters.push_back(p);
+  }
+
+  // With the next stage, or the one before.
+  void Send(const Tensor& x, int step) {
+    groups.pp->Exchange({{{Transfer::kSend, x.data(), x.numel(), x.dtype(),
+                           groups.pp_rank() + step}}},
+                        Stream());
+  }
+  Tensor Receive(int step) {
+    Tensor x(allocator, *encoder.PassedShape(Features(c)), c.dtype);
+    groups.pp->Exchange({{{Transfer::kRecv, x.data(), x.numel(), x.dtype(),
+                           groups.pp_rank() + step}}},
+                        Stream());
+    return x;
   }
 
   void Step() {
     Tape tape;
     const Context ctx{.allocator = &allocator, .tape = &tape};
-    const auto encoded = encoder.Forward(
-        ctx, RandomTensor(allocator, {kImages, 3, 6, 6}, c.dtype, 1));
-    ASSERT_TRUE(encoded.ok()) << encoded.status();
-    features = ValuesOf(encoded->value);
-    const Var out = projector.Forward(ctx, *encoded);
-    rows = ValuesOf(out.value);
-    tape.Backward(
-        ctx,
-        {{out.slot, RandomTensor(allocator, out.value.shape(), c.dtype, 2)}});
+    Var passed, out;
+    if (groups.IsFirstStage()) {
+      const auto encoded = encoder.Forward(
+          ctx, RandomTensor(allocator, {kImages, 3, 6, 6}, c.dtype, 1));
+      ASSERT_TRUE(encoded.ok()) << encoded.status();
+      out = *encoded;
+    } else {
+      passed.value = Receive(-1);
+      if (!c.frozen_encoder) passed = tape.Input(passed.value);
+      out = encoder.Continue(ctx, passed, Features(c));
+    }
+    Tensor gradient;
+    if (groups.IsLastStage()) {
+      features = ValuesOf(out.value);
+      out = projector.Forward(ctx, out);
+      rows = ValuesOf(out.value);
+      gradient = RandomTensor(allocator, out.value.shape(), c.dtype, 2);
+    } else {
+      Send(out.value, 1);
+      if (!c.frozen_encoder) gradient = Receive(1);
+    }
+    tape.Backward(ctx, {{out.slot, gradient}});
+    if (passed.needs_grad()) Send(tape.TakeGrad(passed.slot), -1);
   }
 
   const Case c;
+  const ParallelGroups groups;
   Allocator allocator;
   BuildContext build;
   ClipVit encoder;
@@ -83,7 +124,8 @@ struct Trial {
   Values features, rows;
 };
 
-void ExpectEqualToOneRank(const Case& c, std::vector<int> sizes) {
+void ExpectEqualToOneRank(const Case& c, const std::vector<int>& sizes,
+                          int stages = 1) {
   Trial one(c, {});
   one.Step();
   const auto whole = GradientsOf(one.parameters);
@@ -91,14 +133,26 @@ void ExpectEqualToOneRank(const Case& c, std::vector<int> sizes) {
   const double tolerance = c.dtype == DType::kFloat64 ? 1e-12 : 1e-5;
   for (int size : sizes) {
     for (bool sequence_parallel : {false, true}) {
-      OnRanks(size, [&](Communicator& tp) {
-        Trial trial(c, {.tp = &tp, .sequence_parallel = sequence_parallel});
+      OnRanks(size * stages, [&](Communicator& world) {
+        std::vector<std::vector<int>> tps(stages), pps(size);
+        for (int rank = 0; rank < world.size(); ++rank) {
+          tps[rank / size].push_back(rank);
+          pps[rank % size].push_back(rank);
+        }
+        const auto tp = *world.Split("tp", tps), pp = *world.Split("pp", pps);
+        Trial trial(c, {.tp = tp.get(),
+                        .pp = pp.get(),
+                        .sequence_parallel = sequence_parallel});
         trial.Step();
-        SumGradsOverTp({.allocator = &trial.allocator}, trial.parameters, tp);
-        EXPECT_LT(RelativeL2(trial.features, one.features), tolerance);
-        EXPECT_LT(RelativeL2(trial.rows, one.rows), tolerance);
+        SumGradsOverTp({.allocator = &trial.allocator}, trial.parameters, *tp);
+        if (trial.groups.IsLastStage()) {
+          EXPECT_LT(RelativeL2(trial.features, one.features), tolerance);
+          EXPECT_LT(RelativeL2(trial.rows, one.rows), tolerance);
+        }
         ExpectPartsOf(whole, trial.parameters, tolerance,
-                      absl::StrCat("tp ", size, " sp ", sequence_parallel));
+                      absl::StrCat("tp ", size, " sp ", sequence_parallel,
+                                   " pp ", stages),
+                      pp.get());
       });
     }
   }
@@ -127,6 +181,60 @@ TEST(VisionTensorParallel, ErrorsNameTheSizeThatIsTooSmall) {
   EXPECT_EQ(Projector({}).CheckTensorParallel(10).message(),
             "ffn_hidden_size: 9, wanted at least tensor_model_parallel_size "
             "10");
+}
+
+// Two layers run of three, the stages having two of them and one: the last runs
+// none. Three of four on three stages, and four of five on two.
+TEST(VisionPipeline, EqualsOneRank) {
+  for (DType dtype : {DType::kFloat64, DType::kFloat32}) {
+    ExpectEqualToOneRank({.dtype = dtype}, {1, 2}, 2);
+    ExpectEqualToOneRank({.dtype = dtype, .num_layers = 4}, {1, 2}, 3);
+  }
+  ExpectEqualToOneRank({.num_layers = 5}, {1, 3}, 2);
+  ExpectEqualToOneRank({.num_layers = 5}, {1}, 5);
+}
+
+TEST(VisionPipeline, FrozenRecomputedAndAllTokens) {
+  ExpectEqualToOneRank({.frozen_encoder = true, .num_layers = 5}, {1, 2}, 2);
+  ExpectEqualToOneRank({.frozen_projector = true, .num_layers = 5}, {2}, 2);
+  ExpectEqualToOneRank({.recompute = Recompute::kFull, .num_layers = 5}, {2},
+                       2);
+  ExpectEqualToOneRank({.num_layers = 5, .select = FeatureSelect::kFull},
+                       {1, 2}, 3);
+}
+
+// All stages' parameters are the whole's, by name, value and what is frozen.
+TEST(VisionPipeline, ParametersAreThoseOfTheWhole) {
+  const Case c = {.num_layers = 5};
+  const Trial whole(c, {});
+  std::map<std::string, const Parameter*> wanted;
+  for (const Parameter* p : whole.encoder.Parameters()) wanted[p->name] = p;
+  for (int stages : {1, 2, 3, 5}) {
+    size_t parameters = 0;
+    for (int stage = 0; stage < stages; ++stage) {
+      PlannedCommunicator pp(stage, stages);
+      const Trial part(c, {.pp = &pp});
+      parameters += part.encoder.Parameters().size();
+      for (const Parameter* p : part.encoder.Parameters()) {
+        ASSERT_TRUE(wanted.contains(p->name)) << p->name;
+        EXPECT_EQ(ValuesOf(p->data), ValuesOf(wanted.at(p->name)->data));
+        EXPECT_EQ(p->frozen, wanted.at(p->name)->frozen) << p->name;
+      }
+    }
+    EXPECT_EQ(parameters, wanted.size());
+  }
+}
+
+TEST(VisionPipeline, Errors) {
+  EXPECT_TRUE(Encoder({}).CheckPipeline(3).ok());
+  EXPECT_EQ(Encoder({}).CheckPipeline(4).message(),
+            "num_layers: 3, wanted at least one for each of 4 stages");
+  PlannedCommunicator pp(0, 2);
+  const Trial first({}, {.pp = &pp});
+  EXPECT_EQ(first.encoder.PassedShape(7).status().message(),
+            "encoder: 7 tokens, wanted a multiple of 4, the features of an "
+            "image");
+  EXPECT_EQ(*first.encoder.PassedShape(0), Shape({0, 12}));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/patch/patches.h"
@@ -19,6 +20,10 @@ absl::Status ClipVitConfig::CheckTensorParallel(int tp) const {
   MIMO_RETURN_IF_ERROR(
       CheckHeads(num_attention_heads, num_attention_heads, tp));
   return CheckParts(tp, {{"ffn_hidden_size", ffn_hidden_size}});
+}
+
+absl::Status ClipVitConfig::CheckPipeline(int pp) const {
+  return CheckLayers(num_layers, pp);
 }
 
 absl::Status ClipVitConfig::Validate() const {
@@ -75,42 +80,47 @@ BuildContext WithWholeImages(BuildContext build) {
 }  // namespace
 
 ClipVit::ClipVit(BuildContext build, const ClipVitConfig& config)
-    : ModalityEncoder(WithWholeImages(std::move(build))),
-      config_(config),
-      class_token_(AddParameter("class_token", {config.hidden_size},
-                                {.std = config.position_embedding_std})),
-      patch_(AddChild<LinearLayer>(
-          "patch_embedding",
-          config.num_channels * config.patch_size * config.patch_size,
-          config.hidden_size, /*bias=*/false, config.init_std)),
-      position_(AddParameter("position_embedding.weight",
-                             {1 + config.patches(), config.hidden_size},
-                             {.std = config.position_embedding_std})),
-      pre_norm_(AddChild<NormLayer>("pre_norm", NormKind::kLayer,
-                                    config.hidden_size, config.norm_epsilon)),
-      layers_(AddChild<TransformerStack>(
-          "layers",
-          TransformerConfig{
-              .hidden_size = config.hidden_size,
-              .ffn_hidden_size = config.ffn_hidden_size,
-              .heads = config.num_attention_heads,
-              .kv_heads = config.num_attention_heads,
-              .head_dim = config.hidden_size / config.num_attention_heads,
-              .norm = NormKind::kLayer,
-              .norm_epsilon = config.norm_epsilon,
-              .bias = true,
-              .gated = false,
-              .activation = config.activation,
-              .causal = false,
-              .init_std = config.init_std,
-              .recompute = config.recompute,
-              .recompute_layers = config.recompute_layers},
-          config.num_layers)) {
-  AddChild<NormLayer>("post_norm", NormKind::kLayer, config.hidden_size,
-                      config.norm_epsilon)
-      .Freeze();
-  for (int64_t i = config.layers_used(); i < config.num_layers; ++i) {
-    layers_.layer(i).Freeze();
+    : ModalityEncoder(WithWholeImages(std::move(build))), config_(config) {
+  const ParallelGroups& parallel = this->build().parallel;
+  if (parallel.IsFirstStage()) {
+    const Init init = {.std = config.position_embedding_std};
+    class_token_ = &AddParameter("class_token", {config.hidden_size}, init);
+    position_ = &AddParameter("position_embedding.weight",
+                              {1 + config.patches(), config.hidden_size}, init);
+    patch_ = &AddChild<LinearLayer>(
+        "patch_embedding",
+        config.num_channels * config.patch_size * config.patch_size,
+        config.hidden_size, /*bias=*/false, config.init_std);
+    pre_norm_ = &AddChild<NormLayer>("pre_norm", NormKind::kLayer,
+                                     config.hidden_size, config.norm_epsilon);
+  }
+  const Shard part =
+      LayersOfStage(config.num_layers, parallel.pp_size(), parallel.pp_rank());
+  layers_ = &AddChild<TransformerStack>(
+      "layers",
+      TransformerConfig{
+          .hidden_size = config.hidden_size,
+          .ffn_hidden_size = config.ffn_hidden_size,
+          .heads = config.num_attention_heads,
+          .kv_heads = config.num_attention_heads,
+          .head_dim = config.hidden_size / config.num_attention_heads,
+          .norm = NormKind::kLayer,
+          .norm_epsilon = config.norm_epsilon,
+          .bias = true,
+          .gated = false,
+          .activation = config.activation,
+          .causal = false,
+          .init_std = config.init_std,
+          .recompute = config.recompute,
+          .recompute_layers = config.recompute_layers},
+      config.num_layers, part);
+  layers_run_ =
+      std::clamp<int64_t>(config.layers_used() - part.begin, 0, part.size);
+  for (int64_t i = layers_run_; i < part.size; ++i) layers_->layer(i).Freeze();
+  if (parallel.IsLastStage()) {
+    AddChild<NormLayer>("post_norm", NormKind::kLayer, config.hidden_size,
+                        config.norm_epsilon)
+        .Freeze();
   }
 }
 
@@ -125,12 +135,13 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
                      ", wanted [images, ", config_.num_channels, ", ",
                      config_.image_size, ", ", config_.image_size, "]"));
   }
+  CHECK(patch_ != nullptr) << path() << ": no first stage";
   const ModuleScope scope(ctx, path());
-  const int64_t images = wanted[0], patches = config_.patches();
-  const int64_t tokens = patches + 1;
-  Var x{ctx.Empty({images * patches, config_.num_channels * config_.patch_size *
-                                         config_.patch_size},
-                  pixels.dtype())};
+  const int64_t images = wanted[0];
+  Var x{ctx.Empty(
+      {images * config_.patches(),
+       config_.num_channels * config_.patch_size * config_.patch_size},
+      pixels.dtype())};
   kernels::PatchForward({.in = pixels.data(),
                          .out = x.value.data(),
                          .images = images,
@@ -140,17 +151,43 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
                          .patch_size = config_.patch_size,
                          .dtype = pixels.dtype()},
                         ctx.compute);
-  x = patch_.Forward(ctx, x);                         // [images*P, H]
-  x = VisionTokens(ctx, x, class_token_, position_);  // [images*(1+P), H]
-  Communicator* sharded = build().parallel.tokens();
-  x = SliceTokensGatherGrad(ctx, x, sharded);
-  x = pre_norm_.Forward(ctx, x).normalized;
-  const Residual r = layers_.Forward(
-      ctx, {x, Var()}, {.batch = images, .seq = tokens}, config_.layers_used());
-  x = r.pending.value.defined() ? Add(ctx, r.stream, r.pending) : r.stream;
-  x = GatherTokensSliceGrad(ctx, x, images * tokens, sharded);
-  if (config_.feature_select_strategy == FeatureSelect::kFull) return x;
-  return DropClassTokens(ctx, x, tokens);
+  x = patch_->Forward(ctx, x);                          // [images*P, H]
+  x = VisionTokens(ctx, x, *class_token_, *position_);  // [images*(1+P), H]
+  x = SliceTokensGatherGrad(ctx, x, build().parallel.tokens());
+  return RunLayers(ctx, pre_norm_->Forward(ctx, x).normalized, images);
+}
+
+absl::StatusOr<Shape> ClipVit::PassedShape(int64_t features) const {
+  if (features % config_.features() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path(), ": ", features, " tokens, wanted a multiple of ",
+                     config_.features(), ", the features of an image"));
+  }
+  const int64_t tokens =
+      features / config_.features() * (1 + config_.patches());
+  return Shape{TokensOfRank(tokens, build().parallel.tokens()),
+               config_.hidden_size};
+}
+
+Var ClipVit::Continue(const Context& ctx, const Var& passed,
+                      int64_t features) const {
+  const ModuleScope scope(ctx, path());
+  return RunLayers(ctx, passed, features / config_.features());
+}
+
+Var ClipVit::RunLayers(const Context& ctx, const Var& tokens,
+                       int64_t images) const {
+  const int64_t seq = config_.patches() + 1;
+  const Residual r = layers_->Forward(
+      ctx, {tokens, Var()}, {.batch = images, .seq = seq}, layers_run_);
+  const Var x =
+      r.pending.value.defined() ? Add(ctx, r.stream, r.pending) : r.stream;
+  const ParallelGroups& parallel = build().parallel;
+  if (!parallel.IsLastStage()) return x;
+  const Var all =
+      GatherTokensSliceGrad(ctx, x, images * seq, parallel.tokens());
+  if (config_.feature_select_strategy == FeatureSelect::kFull) return all;
+  return DropClassTokens(ctx, all, seq);
 }
 
 }  // namespace mimo

@@ -1,4 +1,6 @@
 // ClipVit: CLIP's vision transformer, up to the layer whose features are used.
+// A pipeline stage has its part of the layers, the first one what makes tokens
+// of pixels, and the last one what picks the features.
 // Source: Radford et al. 2021, arXiv:2103.00020; features as LLaVA takes them,
 // arXiv:2304.08485, section 4.1.
 #ifndef MIMO_MODELS_CLIP_CLIP_VIT_H_
@@ -22,14 +24,22 @@ class ClipVit : public ModalityEncoder {
   // pixels [images, C, image_size, image_size] -> [images*features, H]
   absl::StatusOr<Var> Forward(const Context& ctx,
                               const Tensor& pixels) const override;
+  // [images*(1+P), H], token-sharded with sequence parallelism
+  absl::StatusOr<Shape> PassedShape(int64_t features) const override;
+  Var Continue(const Context& ctx, const Var& passed,
+               int64_t features) const override;
 
  private:
+  Var RunLayers(const Context& ctx, const Var& tokens, int64_t images) const;
+
   ClipVitConfig config_;
-  Parameter& class_token_;  // [H]
-  LinearLayer& patch_;      // patch_embedding.weight [H, C*ps*ps]
-  Parameter& position_;     // position_embedding.weight [1+P, H]
-  NormLayer& pre_norm_;
-  TransformerStack& layers_;
+  // Null on later stages.
+  Parameter* class_token_ = nullptr;  // [H]
+  Parameter* position_ = nullptr;     // position_embedding.weight [1+P, H]
+  LinearLayer* patch_ = nullptr;      // patch_embedding.weight [H, C*ps*ps]
+  NormLayer* pre_norm_ = nullptr;
+  TransformerStack* layers_;
+  int64_t layers_run_;  // of this stage
 };
 
 }  // namespace mimo

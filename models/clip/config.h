@@ -77,6 +77,7 @@ struct ClipVitConfig {
   }
   absl::Status Validate() const;
   absl::Status CheckTensorParallel(int tp) const;
+  absl::Status CheckPipeline(int pp) const;
 
   int64_t patches() const {  // of one image
     return (image_size / patch_size) * (image_size / patch_size);

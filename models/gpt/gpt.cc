@@ -43,9 +43,7 @@ absl::Status GptConfig::CheckTensorParallel(int tp) const {
 }
 
 absl::Status GptConfig::CheckPipeline(int pp) const {
-  MIMO_RETURN_IF_ERROR(
-      CheckValue(num_layers >= pp, "num_layers", num_layers,
-                 absl::StrCat("at least one for each of ", pp, " stages")));
+  MIMO_RETURN_IF_ERROR(CheckLayers(num_layers, pp));
   if (tie_word_embeddings && pp > 1) {
     return absl::InvalidArgumentError(
         "tie_word_embeddings: true, wanted false with pipeline stages: the "
@@ -101,13 +99,11 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
       config_(config),
       transformer_(Transformer(config)) {
   const ParallelGroups& parallel = this->build().parallel;
-  const int stage = parallel.pp_rank(), stages = parallel.pp_size();
-  const bool last = stage + 1 == stages;
-  if (stage == 0) embedding_ = &AddTable("embedding.weight");
+  if (parallel.IsFirstStage()) embedding_ = &AddTable("embedding.weight");
   layers_ = &AddChild<TransformerStack>(
       "layers", transformer_, config.num_layers,
-      LayersOfStage(config.num_layers, stages, stage));
-  if (last) {
+      LayersOfStage(config.num_layers, parallel.pp_size(), parallel.pp_rank()));
+  if (parallel.IsLastStage()) {
     final_norm_ = &AddChild<NormLayer>("final_norm", NormKind::kRms,
                                        config.hidden_size, config.norm_epsilon);
     head_ = config.tie_word_embeddings ? embedding_ : &AddTable("head.weight");
@@ -148,8 +144,8 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
   Communicator* tokens = build().parallel.tokens();
   Tensor wanted = rows;
   if (rows.defined() && tokens != nullptr) {
-    const int64_t part = (rows.numel() - 1) / tokens->size() + 1;
-    wanted = PadIndices(ctx, rows, part * tokens->size());
+    wanted = PadIndices(ctx, rows,
+                        TokensOfRank(rows.numel(), tokens) * tokens->size());
   }
   const Sequence sequence = {.batch = batch,
                              .seq = seq,

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/log/log.h"
 #include "absl/status/statusor.h"
 #include "mimo/autograd/ops/embedding.h"
 #include "mimo/autograd/tape.h"
@@ -64,6 +65,19 @@ class ModalityEncoder : public Module {
   // [tokens, output_size]
   virtual absl::StatusOr<Var> Forward(const Context& ctx,
                                       const Tensor& input) const = 0;
+
+  // Of a module that can have several pipeline stages (its config says so, in
+  // CheckPipeline), where Forward is the first one's. What a stage passes to
+  // the next of items that have so many features in the end: [rows, width];
+  // an error when no items have.
+  virtual absl::StatusOr<Shape> PassedShape(int64_t /*features*/) const {
+    LOG(FATAL) << path() << " has one stage";
+  }
+  // A later stage: goes on from that; the last one gives the features.
+  virtual Var Continue(const Context& /*ctx*/, const Var& /*passed*/,
+                       int64_t /*features*/) const {
+    LOG(FATAL) << path() << " has one stage";
+  }
 };
 
 // From features [T, in] to the language model's space [T, H].

@@ -277,6 +277,13 @@ Shard LayersOfStage(int64_t count, int stages, int stage) {
   return {begin(stage), begin(stage + 1) - begin(stage)};
 }
 
+absl::Status CheckLayers(int64_t num_layers, int pp) {
+  if (num_layers >= pp) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("num_layers: ", num_layers,
+                   ", wanted at least one for each ", "of ", pp, " stages"));
+}
+
 TransformerStack::TransformerStack(BuildContext build,
                                    const TransformerConfig& config,
                                    int64_t count, Shard part)

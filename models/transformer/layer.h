@@ -132,6 +132,8 @@ class TransformerLayer : public Module {
 // stage: none has fewer than a later one.
 int64_t StageOfLayer(int64_t i, int64_t count, int64_t stages);
 Shard LayersOfStage(int64_t count, int stages, int stage);
+// OK if every stage of `pp` has a layer.
+absl::Status CheckLayers(int64_t num_layers, int pp);
 
 // `count` layers named layers.0, layers.1, ...
 class TransformerStack : public Module {

@@ -61,6 +61,11 @@ Var Record(const Context& ctx, const char* name, const Var& x, Tensor value,
 
 }  // namespace
 
+int64_t TokensOfRank(int64_t tokens, const Communicator* group) {
+  const int ranks = group == nullptr ? 1 : group->size();
+  return (tokens + ranks - 1) / ranks;
+}
+
 Tensor GatherTokens(const Context& ctx, const Tensor& x, Communicator& group) {
   Shape shape = x.shape();
   shape[0] *= group.size();

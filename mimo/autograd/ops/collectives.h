@@ -17,6 +17,9 @@
 
 namespace mimo {
 
+// c of T = `tokens`.
+int64_t TokensOfRank(int64_t tokens, const Communicator* group);
+
 // x [c, H] of each rank -> [n*c, H]. The ranks go on differently from the
 // whole, so the gradient is the sum of theirs, token-sharded.
 Var GatherTokensReduceGrad(const Context& ctx, const Var& x,
