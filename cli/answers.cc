@@ -54,7 +54,7 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   std::vector<int64_t> labels(count);
   std::vector<absl::Status> statuses(count);
   const auto one = [&](int64_t i) -> absl::Status {
-    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0));
+    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0, AllItems));
     const MicroBatch batch = Collate({sample}, data.format->tokenizer.pad_id());
     labels[i] = batch.LabelledTokens();
     MIMO_ASSIGN_OR_RETURN(losses[i], LossSum(ctx, model, batch));

@@ -80,19 +80,15 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
 }
 
 absl::StatusOr<Sources> MakeSources(const RunData& data,
-                                    const MimoModelConfig& model,
-                                    int64_t micro_batch_size, uint64_t seed,
-                                    DataSlice slice) {
+                                    const MimoModelConfig& model, uint64_t seed,
+                                    const DataShare& share) {
   Sources sources;
-  DataLoaderOptions options{.micro_batch_size = micro_batch_size,
-                            .slice = slice,
-                            .seed = seed,
-                            .num_workers = data.config.num_workers};
+  DataLoaderOptions options{
+      .share = share, .seed = seed, .num_workers = data.config.num_workers};
   if (data.config.type == DataType::kTensors) {
     MIMO_ASSIGN_OR_RETURN(const int32_t image, ImageToken(model));
-    MIMO_ASSIGN_OR_RETURN(
-        sources.train,
-        TensorsSource::Open(data.config.path, micro_batch_size, image, slice));
+    MIMO_ASSIGN_OR_RETURN(sources.train,
+                          TensorsSource::Open(data.config.path, image, share));
     return sources;
   }
   if (data.config.type == DataType::kMock) {
@@ -119,9 +115,10 @@ absl::StatusOr<Sources> MakeSources(const RunData& data,
     return sources;
   }
   options.pad_id = data.format->tokenizer.pad_id();
-  MIMO_ASSIGN_OR_RETURN(auto train,
-                        TrainingDataset(data.config, data.corpus, *data.format,
-                                        data.image_size, seed));
+  MIMO_ASSIGN_OR_RETURN(
+      auto train,
+      TrainingDataset(data.config, data.corpus, *data.format, data.image_size,
+                      seed, share.modalities.contains(kImages)));
   sources.train = std::make_unique<LoaderSource>(std::move(train), options);
   if (!data.corpus.validation.empty()) {
     MIMO_ASSIGN_OR_RETURN(

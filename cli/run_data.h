@@ -40,15 +40,14 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
                                  const MimoModelConfig& model,
                                  const std::string& tokenizer_file);
 
-// What a run trains on, and what it validates on (null: nothing): the parts of
-// replica `slice`.
+// What a run trains on, and what it validates on (null: nothing): a rank's
+// share.
 struct Sources {
   std::unique_ptr<BatchSource> train, validation;
 };
 absl::StatusOr<Sources> MakeSources(const RunData& data,
-                                    const MimoModelConfig& model,
-                                    int64_t micro_batch_size, uint64_t seed,
-                                    DataSlice slice = {});
+                                    const MimoModelConfig& model, uint64_t seed,
+                                    const DataShare& share);
 
 }  // namespace mimo
 

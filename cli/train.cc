@@ -124,9 +124,12 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   const RunData& data = shared.data;
   DataSlice slice;
   if (world != nullptr) slice = {world->rank(), world->size()};
-  MIMO_ASSIGN_OR_RETURN(Sources sources, MakeSources(data, section.model,
-                                                     run.train.micro_batch_size,
-                                                     run.train.seed, slice));
+  DataShare share{.samples = run.train.micro_batch_size * slice.size,
+                  .text = slice};
+  for (const auto& [name, spec] : section.model.modality_submodules_spec)
+    share.modalities[name] = slice;
+  MIMO_ASSIGN_OR_RETURN(
+      Sources sources, MakeSources(data, section.model, run.train.seed, share));
 
   MIMO_ASSIGN_OR_RETURN(
       const Compute compute,

@@ -1,6 +1,7 @@
 #include "mimo/data/batch.h"
 
 #include <algorithm>
+#include <string_view>
 
 #include "absl/log/check.h"
 
@@ -14,6 +15,30 @@ int64_t MicroBatch::LabelledTokens() const {
                            [](int32_t label) { return label != kIgnoreLabel; });
   }
   return count;
+}
+
+void MicroBatch::Items::Add(const ModalityItem& item) {
+  if (shape.empty()) {
+    shape = item.shape;
+    shape.insert(shape.begin(), 0);
+  }
+  CHECK(std::equal(item.shape.begin(), item.shape.end(), shape.begin() + 1,
+                   shape.end()))
+      << "items of a modality differ in shape";
+  ++shape[0];
+  values.insert(values.end(), item.values.begin(), item.values.end());
+}
+
+void DataShare::Check() const {
+  const auto check = [&](const DataSlice& slice, std::string_view name) {
+    CHECK(slice.rank >= 0 && slice.rank < slice.size &&
+          samples % slice.size == 0)
+        << name << ": slice " << slice.rank << " of " << slice.size << " of "
+        << samples << " samples";
+  };
+  CHECK_GT(samples, 0);
+  if (text) check(*text, "text");
+  for (const auto& [name, slice] : modalities) check(slice, name);
 }
 
 MicroBatch Collate(const std::vector<Sample>& samples, int32_t pad_id) {
@@ -33,19 +58,7 @@ MicroBatch Collate(const std::vector<Sample>& samples, int32_t pad_id) {
               out.labels.begin() + b * out.seq);
     out.lengths.push_back(sample.input_ids.size());
     for (const auto& [name, items] : sample.modalities) {
-      for (const ModalityItem& item : items) {
-        MicroBatch::Items& all = out.modalities[name];
-        if (all.shape.empty()) {
-          all.shape = item.shape;
-          all.shape.insert(all.shape.begin(), 0);
-        }
-        CHECK(std::equal(item.shape.begin(), item.shape.end(),
-                         all.shape.begin() + 1, all.shape.end()))
-            << "Collate: items of " << name << " differ in shape";
-        ++all.shape[0];
-        all.values.insert(all.values.end(), item.values.begin(),
-                          item.values.end());
-      }
+      for (const ModalityItem& item : items) out.modalities[name].Add(item);
     }
   }
   return out;

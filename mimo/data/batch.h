@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,10 +38,13 @@ struct MicroBatch {
   struct Items {
     std::vector<int64_t> shape;  // [items, C, H, W]
     std::vector<float> values;
+
+    void Add(const ModalityItem& item);
   };
   std::map<std::string, Items> modalities;
-  // Where ranks share a global micro-batch: each modality's tokens in each of
-  // its samples. Then `modalities` may be of other samples than input_ids.
+  // Where modules share out a global micro-batch differently: each modality's
+  // tokens in each of its samples. Then `modalities` may be of other samples
+  // than input_ids, and there may be no text.
   std::map<std::string, std::vector<int64_t>> sample_rows;
 
   // Labels that the loss counts: labels[b, t] != kIgnoreLabel with t >= 1 (the
@@ -48,10 +52,30 @@ struct MicroBatch {
   int64_t LabelledTokens() const;
 };
 
-// The part of each global micro-batch that one of `size` replicas reads: of B
-// rows those from rank * B / size on, up to the next replica's.
+// One of `size` equal parts of the samples of a global micro-batch, in order.
 struct DataSlice {
   int64_t rank = 0, size = 1;
+
+  int64_t begin(int64_t samples) const { return rank * (samples / size); }
+  int64_t end(int64_t samples) const { return begin(samples) + samples / size; }
+  bool Has(int64_t sample, int64_t samples) const {
+    return sample >= begin(samples) && sample < end(samples);
+  }
+};
+
+// What a rank reads of each global micro-batch.
+struct DataShare {
+  int64_t samples = 1;            // of the global micro-batch
+  std::optional<DataSlice> text;  // ids and labels; none: batch 0
+  // Modalities whose items are read. An encoder has a slice for each of its
+  // dp x cp lanes, whatever the language model has.
+  std::map<std::string, DataSlice> modalities;
+  // To be counted into sample_rows in all samples. None where all modules have
+  // equal slices: then samples of other ranks are not opened.
+  std::map<std::string, int64_t> special_token_ids;
+
+  // CHECKs that every slice comes out whole.
+  void Check() const;
 };
 
 MicroBatch Collate(const std::vector<Sample>& samples, int32_t pad_id);

@@ -89,8 +89,8 @@ ConversationDataset::Create(std::vector<Conversation> conversations,
       new ConversationDataset(std::move(conversations), format, options));
 }
 
-absl::StatusOr<Sample> ConversationDataset::Get(int64_t index,
-                                                int64_t visit) const {
+absl::StatusOr<Sample> ConversationDataset::Get(int64_t index, int64_t visit,
+                                                WantedItems wanted) const {
   const Conversation& conversation = conversations_[index];
   const int64_t images = conversation.pictures.size();
   const std::vector<Turn> turns =
@@ -105,6 +105,7 @@ absl::StatusOr<Sample> ConversationDataset::Get(int64_t index,
         absl::StrCat("data: conversation ", index, " (id \"", conversation.id,
                      "\"): ", sample.status().message()));
   }
+  if (!wanted(options_.modality)) return sample;
   for (int64_t i = 0; i < images; ++i) {
     // Each picture of a sample has its own draws.
     MIMO_ASSIGN_OR_RETURN(
@@ -116,7 +117,8 @@ absl::StatusOr<Sample> ConversationDataset::Get(int64_t index,
   return sample;
 }
 
-absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit) const {
+absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit,
+                                        WantedItems wanted) const {
   const MockOptions& o = options_;
   CHECK_GE(o.sequence_length, o.tokens_per_image) << "MockDataset";
   PhiloxSequence random = DataDraws(o.seed, Draw::kMock, visit, index);
@@ -129,6 +131,7 @@ absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit) const {
     sample.input_ids.push_back(id);
     sample.labels.push_back(id);
   }
+  if (!wanted(o.modality)) return sample;
   ModalityItem item = {{3, o.image_size, o.image_size}, {}};
   item.values.resize(3 * o.image_size * o.image_size);
   for (float& value : item.values) value = random.Normal();

@@ -48,7 +48,8 @@ class ConversationDataset : public Dataset {
       const ConversationDatasetOptions& options);
 
   int64_t size() const override { return conversations_.size(); }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override;
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override;
 
  private:
   ConversationDataset(std::vector<Conversation> conversations,
@@ -76,7 +77,8 @@ class MockDataset : public Dataset {
  public:
   explicit MockDataset(const MockOptions& options) : options_(options) {}
   int64_t size() const override { return options_.samples; }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override;
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override;
 
  private:
   const MockOptions options_;

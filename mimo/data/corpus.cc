@@ -106,7 +106,8 @@ absl::StatusOr<Tokenizer> MakeTokenizer(const DataConfig& config,
 
 absl::StatusOr<std::shared_ptr<const Dataset>> TrainingDataset(
     const DataConfig& config, const Corpus& corpus,
-    const ConversationTemplate& format, int64_t image_size, uint64_t seed) {
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed,
+    bool pictures) {
   std::vector<std::shared_ptr<const Dataset>> parts;
   for (const Split& split : corpus.train) {
     if (split.conversations.empty()) {
@@ -117,7 +118,8 @@ absl::StatusOr<std::shared_ptr<const Dataset>> TrainingDataset(
         .view = {.image_size = image_size, .fit = config.fit},
         .turns = config.turns,
         .seed = seed,
-        .cache = config.cache_images || config.type == DataType::kCaptions};
+        .cache = pictures &&
+                 (config.cache_images || config.type == DataType::kCaptions)};
     if (config.augment) options.view.augment = split.augment;
     MIMO_ASSIGN_OR_RETURN(
         parts.emplace_back(),

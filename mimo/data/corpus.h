@@ -39,10 +39,12 @@ absl::StatusOr<Corpus> LoadCorpus(const DataConfig& config);
 absl::StatusOr<Tokenizer> MakeTokenizer(const DataConfig& config,
                                         const Corpus& corpus);
 
-// All training splits as one data set.
+// All training splits as one data set. Without `pictures`, whose items are then
+// never asked for, none is decoded ahead.
 absl::StatusOr<std::shared_ptr<const Dataset>> TrainingDataset(
     const DataConfig& config, const Corpus& corpus,
-    const ConversationTemplate& format, int64_t image_size, uint64_t seed);
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed,
+    bool pictures = true);
 
 // One validation split, each conversation whole; seed draws its views.
 absl::StatusOr<std::shared_ptr<const Dataset>> ValidationDataset(

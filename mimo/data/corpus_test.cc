@@ -52,13 +52,17 @@ TEST(Corpus, FixturesEndToEnd) {
   const auto dataset = Training(config, corpus);
   ASSERT_EQ(dataset->size(), 13);
   for (int64_t i = 0; i < dataset->size(); ++i) {
-    const auto sample = dataset->Get(i, 0);
+    const auto sample = dataset->Get(i, 0, AllItems);
     ASSERT_TRUE(sample.ok()) << sample.status();
     EXPECT_EQ(sample->modalities.at("images")[0].shape,
               (std::vector<int64_t>{3, 16, 16}));
   }
-  auto loader = DataLoader::Create(
-      dataset, {.micro_batch_size = 5, .seed = 3, .num_workers = 2});
+  auto loader =
+      DataLoader::Create(dataset, {.share = {.samples = 5,
+                                             .text = DataSlice{},
+                                             .modalities = {{"images", {}}}},
+                                   .seed = 3,
+                                   .num_workers = 2});
   ASSERT_TRUE(loader.ok());
   for (int i = 0; i < 6; ++i) EXPECT_TRUE((*loader)->Next().ok());
 }
@@ -78,8 +82,8 @@ TEST(Corpus, ValidationByShareAndByFile) {
   const auto dataset = ValidationDataset(config, file.validation[0],
                                          Template(config, file), 16, 1);
   ASSERT_TRUE(dataset.ok());
-  EXPECT_EQ((*dataset)->Get(0, 0)->modalities.at("images")[0].values,
-            (*dataset)->Get(0, 1)->modalities.at("images")[0].values);
+  EXPECT_EQ((*dataset)->Get(0, 0, AllItems)->modalities.at("images")[0].values,
+            (*dataset)->Get(0, 1, AllItems)->modalities.at("images")[0].values);
 }
 
 TEST(Corpus, AugmentedViewsDependOnSeedSampleAndVisitAlone) {
@@ -94,7 +98,7 @@ TEST(Corpus, AugmentedViewsDependOnSeedSampleAndVisitAlone) {
     const auto fast = Training(config, corpus);
     const auto other = Training(config, corpus, /*seed=*/2);
     const auto values = [](const Dataset& d, int i, int visit) {
-      return d.Get(i, visit)->modalities.at("images")[0].values;
+      return d.Get(i, visit, AllItems)->modalities.at("images")[0].values;
     };
     for (int i = 0; i < 13; ++i) {
       EXPECT_EQ(values(*slow, i, 2), values(*fast, i, 2)) << i;
@@ -117,7 +121,7 @@ TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
   const Tokenizer tokenizer = Template(config, corpus).tokenizer;
   std::set<std::string> seen;
   for (int visit = 0; visit < 60; ++visit) {
-    const auto sample = dataset->Get(0, visit);
+    const auto sample = dataset->Get(0, visit, AllItems);
     ASSERT_TRUE(sample.ok()) << sample.status();
     std::vector<int32_t> answers;
     for (const int32_t label : sample->labels) {
@@ -127,10 +131,32 @@ TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
     // bos, "USER:", then the picture.
     const auto user = tokenizer.Encode("USER:").size();
     EXPECT_EQ(sample->input_ids[1 + user], tokenizer.image_id());
-    EXPECT_EQ(sample->input_ids, dataset->Get(0, visit)->input_ids);
+    EXPECT_EQ(sample->input_ids, dataset->Get(0, visit, AllItems)->input_ids);
   }
   EXPECT_EQ(seen, (std::set<std::string>{"A. B.", "A. C.", "B. A.", "B. C.",
                                          "C. A.", "C. B."}));
+}
+
+// Neither when a sample is got nor ahead of it: here there are none.
+TEST(Corpus, PicturesThatAreNotWantedAreNotRead) {
+  DataConfig config = Fixtures();
+  const auto whole = Training(config, Load(config));
+  config.image_root = "elsewhere";
+  const Corpus corpus = Load(config);
+  config.cache_images = true;
+  const auto text =
+      TrainingDataset(config, corpus, Template(config, corpus), 16, 1,
+                      /*pictures=*/false);
+  ASSERT_TRUE(text.ok()) << text.status();
+  const auto none = [](const std::string&) { return false; };
+  for (int64_t i = 0; i < whole->size(); ++i) {
+    const auto sample = (*text)->Get(i, 0, none);
+    ASSERT_TRUE(sample.ok()) << sample.status();
+    EXPECT_TRUE(sample->modalities.empty());
+    EXPECT_EQ(sample->input_ids, whole->Get(i, 0, AllItems)->input_ids);
+    EXPECT_EQ(sample->labels, whole->Get(i, 0, AllItems)->labels);
+    EXPECT_FALSE((*text)->Get(i, 0, AllItems).ok());
+  }
 }
 
 TEST(Corpus, Mistakes) {
@@ -146,7 +172,8 @@ TEST(Corpus, Mistakes) {
   config.image_root = "elsewhere";
   const Corpus corpus = Load(config);
   EXPECT_THAT(
-      std::string(Training(config, corpus)->Get(0, 0).status().message()),
+      std::string(
+          Training(config, corpus)->Get(0, 0, AllItems).status().message()),
       HasSubstr("elsewhere/images/red_apple.png: no such file"));
   config.cache_images = true;  // told at once
   EXPECT_THAT(std::string(TrainingDataset(config, corpus,
@@ -161,7 +188,7 @@ TEST(Corpus, Mistakes) {
   format.max_sequence_length = 5;
   config = Fixtures();
   EXPECT_THAT(std::string((*TrainingDataset(config, corpus, format, 16, 1))
-                              ->Get(2, 0)
+                              ->Get(2, 0, AllItems)
                               .status()
                               .message()),
               HasSubstr("data: conversation 2 (id \"002\"): "));
@@ -190,15 +217,18 @@ TEST(MockDataset, NeverDrawsTheImageToken) {
                           .image_id = 3,
                           .seed = 1});
   for (int i = 0; i < 5; ++i) {
-    const auto sample = mock.Get(i, 0);
+    const auto sample = mock.Get(i, 0, AllItems);
     ASSERT_TRUE(sample.ok());
     ASSERT_EQ(sample->input_ids.size(), 40u);
     for (int t = 0; t < 40; ++t) {
       EXPECT_EQ(sample->input_ids[t] == 3, t < 4);
       EXPECT_LT(sample->input_ids[t], 7);
     }
-    EXPECT_EQ(sample->input_ids, mock.Get(i, 0)->input_ids);
-    EXPECT_NE(sample->input_ids, mock.Get(i, 1)->input_ids);
+    EXPECT_EQ(sample->input_ids, mock.Get(i, 0, AllItems)->input_ids);
+    EXPECT_NE(sample->input_ids, mock.Get(i, 1, AllItems)->input_ids);
+    const auto text = mock.Get(i, 0, [](const std::string&) { return false; });
+    EXPECT_EQ(sample->input_ids, text->input_ids);
+    EXPECT_TRUE(text->modalities.empty());
   }
 }
 
@@ -221,8 +251,8 @@ TEST(Corpus, FlagsAndFashionMnist) {
     EXPECT_TRUE(corpus.validation[2].augment.has_value());  // kgeography
     const auto dataset = Training(config, corpus);
     EXPECT_EQ(dataset->size(), 120000);
-    EXPECT_TRUE(dataset->Get(0, 0).ok());
-    EXPECT_TRUE(dataset->Get(1, 0).ok());
+    EXPECT_TRUE(dataset->Get(0, 0, AllItems).ok());
+    EXPECT_TRUE(dataset->Get(1, 0, AllItems).ok());
   }
 }
 

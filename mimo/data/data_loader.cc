@@ -1,7 +1,9 @@
 #include "mimo/data/data_loader.h"
 
+#include <string>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/log/check.h"
 #include "absl/memory/memory.h"
 #include "kernels/base/status_macros.h"
@@ -13,10 +15,9 @@ constexpr int64_t kAhead = 4;
 
 absl::StatusOr<std::unique_ptr<DataLoader>> DataLoader::Create(
     std::shared_ptr<const Dataset> dataset, const DataLoaderOptions& options) {
-  CHECK(options.micro_batch_size > 0 && options.consumed_samples >= 0 &&
-        options.num_workers >= 0 && options.slice.rank >= 0 &&
-        options.slice.rank < options.slice.size)
+  CHECK(options.consumed_samples >= 0 && options.num_workers >= 0)
       << "DataLoader";
+  options.share.Check();
   if (dataset->size() == 0) {
     return absl::InvalidArgumentError("data: 0 samples, wanted at least 1");
   }
@@ -44,7 +45,7 @@ DataLoader::~DataLoader() {
 }
 
 void DataLoader::Work() {
-  const int64_t ahead = kAhead * options_.num_workers * GlobalMicroBatch();
+  const int64_t ahead = kAhead * options_.num_workers * options_.share.samples;
   while (true) {
     int64_t start;
     {
@@ -55,7 +56,7 @@ void DataLoader::Work() {
       mutex_.Await(absl::Condition(&room));
       if (stop_) return;
       start = claimed_;
-      claimed_ += GlobalMicroBatch();
+      claimed_ += options_.share.samples;
     }
     absl::StatusOr<MicroBatch> made = Make(start);
     absl::MutexLock lock(&mutex_);
@@ -67,7 +68,7 @@ absl::StatusOr<MicroBatch> DataLoader::Next() {
   absl::StatusOr<MicroBatch> next;
   if (workers_.empty()) {
     next = Make(consumed_);
-    if (next.ok()) consumed_ += GlobalMicroBatch();
+    if (next.ok()) consumed_ += options_.share.samples;
     return next;
   }
   absl::MutexLock lock(&mutex_);
@@ -79,20 +80,42 @@ absl::StatusOr<MicroBatch> DataLoader::Next() {
   if (!it->second.ok()) return it->second;
   next = std::move(it->second);
   ready_.erase(it);
-  wanted_ = consumed_ += GlobalMicroBatch();
+  wanted_ = consumed_ += options_.share.samples;
   return next;
 }
 
 absl::StatusOr<MicroBatch> DataLoader::Make(int64_t consumed) {
-  std::vector<Sample> samples;
-  const int64_t first =
-      consumed + options_.slice.rank * options_.micro_batch_size;
-  for (int64_t i = first; i < first + options_.micro_batch_size; ++i) {
-    const int64_t epoch = i / dataset_->size(), at = i % dataset_->size();
+  const DataShare& share = options_.share;
+  std::vector<Sample> texts;
+  MicroBatch read;  // without the text
+  for (int64_t i = 0; i < share.samples; ++i) {
+    const auto has = [&](const DataSlice& slice) {
+      return slice.Has(i, share.samples);
+    };
+    const auto wanted = [&](const std::string& modality) {
+      const auto found = share.modalities.find(modality);
+      return found != share.modalities.end() && has(found->second);
+    };
+    const bool text = share.text && has(*share.text);
+    if (!text && share.special_token_ids.empty() &&
+        absl::c_none_of(share.modalities,
+                        [&](const auto& m) { return has(m.second); })) {
+      continue;
+    }
+    const int64_t epoch = (consumed + i) / dataset_->size(),
+                  at = (consumed + i) % dataset_->size();
     const int64_t index = options_.shuffle ? (*Order(epoch))[at] : at;
-    MIMO_ASSIGN_OR_RETURN(samples.emplace_back(), dataset_->Get(index, epoch));
+    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset_->Get(index, epoch, wanted));
+    for (const auto& [name, id] : share.special_token_ids)
+      read.sample_rows[name].push_back(absl::c_count(sample.input_ids, id));
+    for (const auto& [name, items] : std::exchange(sample.modalities, {}))
+      for (const ModalityItem& item : items) read.modalities[name].Add(item);
+    if (text) texts.push_back(std::move(sample));
   }
-  return Collate(samples, options_.pad_id);
+  MicroBatch batch = Collate(texts, options_.pad_id);
+  batch.modalities = std::move(read.modalities);
+  batch.sample_rows = std::move(read.sample_rows);
+  return batch;
 }
 
 std::shared_ptr<const std::vector<int64_t>> DataLoader::Order(int64_t epoch) {

@@ -3,9 +3,8 @@
 // The order is a function of the seed alone: each epoch is a permutation of the
 // data set, epochs follow each other without a gap (a micro-batch may lie in
 // two). So the only state to save is how many samples were consumed, and
-// neither threads nor stops change what comes, nor does the number of replicas:
-// they share out each global micro-batch of micro_batch_size * slice.size
-// samples, and none opens what another reads.
+// neither threads nor stops change what comes, nor does how ranks share out
+// each global micro-batch.
 #ifndef MIMO_MIMO_DATA_DATA_LOADER_H_
 #define MIMO_MIMO_DATA_DATA_LOADER_H_
 
@@ -25,10 +24,9 @@
 namespace mimo {
 
 struct DataLoaderOptions {
-  int64_t micro_batch_size = 1;  // of this replica
-  DataSlice slice;
+  DataShare share;
   uint64_t seed = 0;
-  int64_t consumed_samples = 0;  // where to go on; of all replicas
+  int64_t consumed_samples = 0;  // where to go on; of all ranks
   int64_t num_workers = 1;       // 0: Next() does the work itself
   int32_t pad_id = 0;
   bool shuffle = true;
@@ -54,10 +52,7 @@ class DataLoader {
   DataLoader(std::shared_ptr<const Dataset> dataset,
              const DataLoaderOptions& options);
   void Work();
-  int64_t GlobalMicroBatch() const {
-    return options_.micro_batch_size * options_.slice.size;
-  }
-  // This replica's part of the global micro-batch from `consumed` on.
+  // This rank's part of the global micro-batch from `consumed` on.
   absl::StatusOr<MicroBatch> Make(int64_t consumed);
   std::shared_ptr<const std::vector<int64_t>> Order(int64_t epoch);
 

@@ -16,7 +16,8 @@ class Numbers : public Dataset {
  public:
   explicit Numbers(int64_t size, int64_t bad = -1) : size_(size), bad_(bad) {}
   int64_t size() const override { return size_; }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override {
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override {
     if (index == bad_) return absl::InvalidArgumentError("bad sample");
     // Threads finish out of order.
     std::this_thread::sleep_for(std::chrono::microseconds(index * 37 % 200));
@@ -24,13 +25,19 @@ class Numbers : public Dataset {
     sample.input_ids.assign(index % 5 + 2, 1000 * visit + index);
     sample.labels = sample.input_ids;
     sample.labels[0] = kIgnoreLabel;
-    sample.modalities["images"].push_back({{1, 1, 1}, {float(index)}});
+    if (wanted("images"))
+      sample.modalities["images"].push_back({{1, 1, 1}, {float(index)}});
     return sample;
   }
 
  private:
   int64_t size_, bad_;
 };
+
+DataShare Whole(int64_t samples) {
+  return {
+      .samples = samples, .text = DataSlice{}, .modalities = {{"images", {}}}};
+}
 
 std::unique_ptr<DataLoader> Loader(int64_t size, DataLoaderOptions options,
                                    int64_t bad = -1) {
@@ -55,7 +62,7 @@ std::vector<int32_t> Take(DataLoader& loader, int batches) {
 }
 
 TEST(DataLoader, SameOrderWhateverTheWorkers) {
-  DataLoaderOptions options = {.micro_batch_size = 3, .seed = 5};
+  DataLoaderOptions options = {.share = Whole(3), .seed = 5};
   options.num_workers = 0;
   const auto want = Take(*Loader(17, options), 20);
   for (const int workers : {1, 2, 7}) {
@@ -70,9 +77,10 @@ TEST(DataLoader, SameOrderWhateverTheWorkers) {
 class Watched : public Numbers {
  public:
   using Numbers::Numbers;
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override {
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override {
     opened.insert({visit, index});
-    return Numbers::Get(index, visit);
+    return Numbers::Get(index, visit, wanted);
   }
   mutable std::set<std::pair<int64_t, int64_t>> opened;  // of one thread
 };
@@ -81,25 +89,27 @@ std::vector<float> Pixels(const MicroBatch& batch) {
   return batch.modalities.at("images").values;
 }
 
-// Replicas read the rows of one replica's larger micro-batch, in order, and
-// open no others; from any point on, whatever the number of replicas before.
+// Replicas whose samples nobody counts read the rows of one replica's larger
+// micro-batch, in order, and open no others.
 TEST(DataLoader, ReplicasShareOutEachGlobalMicroBatch) {
   for (const int64_t size : {1, 2, 3, 6}) {
     for (const int64_t consumed : {0, 18}) {
-      auto all = Loader(17, {.micro_batch_size = 6,
+      auto all = Loader(17, {.share = Whole(6),
                              .seed = 5,
                              .consumed_samples = consumed,
                              .num_workers = 0});
       std::vector<std::shared_ptr<Watched>> data;
       std::vector<std::unique_ptr<DataLoader>> replicas;
       for (int64_t rank = 0; rank < size; ++rank) {
+        const DataSlice slice{rank, size};
         data.push_back(std::make_shared<Watched>(17));
-        replicas.push_back(
-            *DataLoader::Create(data.back(), {.micro_batch_size = 6 / size,
-                                              .slice = {rank, size},
-                                              .seed = 5,
-                                              .consumed_samples = consumed,
-                                              .num_workers = 0}));
+        replicas.push_back(*DataLoader::Create(
+            data.back(), {.share = {.samples = 6,
+                                    .text = slice,
+                                    .modalities = {{"images", slice}}},
+                          .seed = 5,
+                          .consumed_samples = consumed,
+                          .num_workers = 0}));
       }
       for (int i = 0; i < 5; ++i) {
         std::vector<float> together;
@@ -121,7 +131,7 @@ TEST(DataLoader, ReplicasShareOutEachGlobalMicroBatch) {
 }
 
 TEST(DataLoader, EveryEpochHasEachSampleOnce) {
-  auto loader = Loader(10, {.micro_batch_size = 4, .seed = 1});
+  auto loader = Loader(10, {.share = Whole(4), .seed = 1});
   std::vector<int32_t> drawn;
   while (drawn.size() < 20) {  // micro-batches of 4 lie across epochs of 10
     const auto batch = loader->Next();
@@ -143,8 +153,7 @@ TEST(DataLoader, EveryEpochHasEachSampleOnce) {
 }
 
 TEST(DataLoader, GoesOnWhereItStopped) {
-  DataLoaderOptions options = {
-      .micro_batch_size = 3, .seed = 9, .num_workers = 2};
+  DataLoaderOptions options = {.share = Whole(3), .seed = 9, .num_workers = 2};
   auto loader = Loader(7, options);
   const auto all = Take(*loader, 12);
   auto begin = Loader(7, options);
@@ -157,7 +166,7 @@ TEST(DataLoader, GoesOnWhereItStopped) {
 }
 
 TEST(DataLoader, WithoutShuffleInOrder) {
-  auto loader = Loader(4, {.micro_batch_size = 4, .shuffle = false});
+  auto loader = Loader(4, {.share = Whole(4), .shuffle = false});
   const auto batch = loader->Next();
   ASSERT_TRUE(batch.ok());
   EXPECT_EQ(batch->seq, 5);
@@ -168,9 +177,9 @@ TEST(DataLoader, WithoutShuffleInOrder) {
 
 TEST(DataLoader, ErrorsComeInTheirPlace) {
   for (const int workers : {0, 3}) {
-    auto loader = Loader(
-        6, {.micro_batch_size = 2, .num_workers = workers, .shuffle = false},
-        /*bad=*/3);
+    auto loader =
+        Loader(6, {.share = Whole(2), .num_workers = workers, .shuffle = false},
+               /*bad=*/3);
     EXPECT_TRUE(loader->Next().ok());
     for (int i = 0; i < 3; ++i) {
       EXPECT_EQ(loader->Next().status().message(), "bad sample");
@@ -183,8 +192,7 @@ TEST(DataLoader, ErrorsComeInTheirPlace) {
 }
 
 TEST(DataLoader, OneSampleManyEpochsABatch) {
-  const auto batch =
-      Loader(1, {.micro_batch_size = 5, .num_workers = 2})->Next();
+  const auto batch = Loader(1, {.share = Whole(5), .num_workers = 2})->Next();
   ASSERT_TRUE(batch.ok());
   EXPECT_EQ(batch->input_ids,
             (std::vector<int32_t>{0, 0, 1000, 1000, 2000, 2000, 3000, 3000,
@@ -228,7 +236,7 @@ TEST(MixedDataset, TakesOneOfEachInTurn) {
   std::vector<int32_t> firsts;
   for (int visit = 0; visit < 2; ++visit) {
     for (int i = 0; i < 8; ++i) {
-      firsts.push_back(mixed.Get(i, visit)->input_ids[0]);
+      firsts.push_back(mixed.Get(i, visit, AllItems)->input_ids[0]);
     }
   }
   // Of the second, three samples a visit.

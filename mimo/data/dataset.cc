@@ -17,10 +17,11 @@ MixedDataset::MixedDataset(std::vector<std::shared_ptr<const Dataset>> parts)
   }
 }
 
-absl::StatusOr<Sample> MixedDataset::Get(int64_t index, int64_t visit) const {
+absl::StatusOr<Sample> MixedDataset::Get(int64_t index, int64_t visit,
+                                         WantedItems wanted) const {
   const Dataset& part = *parts_[index % parts_.size()];
   const int64_t at = visit * longest_ + index / parts_.size();
-  return part.Get(at % part.size(), at / part.size());
+  return part.Get(at % part.size(), at / part.size(), wanted);
 }
 
 PhiloxSequence DataDraws(uint64_t seed, Draw use, int64_t visit,

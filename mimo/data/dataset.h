@@ -4,13 +4,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "kernels/random/philox.h"
 #include "mimo/data/batch.h"
 
 namespace mimo {
+
+// The modalities whose items are wanted of a sample.
+using WantedItems = absl::FunctionRef<bool(const std::string& modality)>;
+inline bool AllItems(const std::string& modality) { return true; }
 
 class Dataset {
  public:
@@ -18,8 +24,9 @@ class Dataset {
   virtual int64_t size() const = 0;
   // Sample `index` in [0, size()) at its visit-th use (0, 1, ..., one an
   // epoch), which may be another view of it. A pure function, called from many
-  // threads.
-  virtual absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const = 0;
+  // threads. Items that are not wanted are not read; their tokens are there.
+  virtual absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                                     WantedItems wanted) const = 0;
 };
 
 // Samples of `parts` in turn, one of each, whatever their sizes: the smaller
@@ -29,7 +36,8 @@ class MixedDataset : public Dataset {
   // At least one part, none empty.
   explicit MixedDataset(std::vector<std::shared_ptr<const Dataset>> parts);
   int64_t size() const override { return longest_ * parts_.size(); }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit) const override;
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override;
 
  private:
   std::vector<std::shared_ptr<const Dataset>> parts_;

@@ -10,16 +10,16 @@
 
 namespace mimo {
 
-// An endless stream of samples, the same every time it is read. Replicas share
-// it out: each global micro-batch of micro_batch_size samples a replica.
+// An endless stream of samples, the same every time it is read. Ranks share out
+// each global micro-batch of it.
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
 
-  // This replica's part of the next global micro-batch.
+  // This rank's part of the next global micro-batch.
   virtual absl::StatusOr<MicroBatch> Next() = 0;
   // Goes to where `samples` samples of the stream have been given out, to all
-  // replicas together.
+  // ranks together.
   virtual absl::Status Seek(int64_t samples) = 0;
 };
 

@@ -165,33 +165,45 @@ absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
 }
 
 absl::StatusOr<std::unique_ptr<TensorsSource>> TensorsSource::Open(
-    const std::string& path, int64_t micro_batch_size, int32_t image_token,
-    DataSlice slice) {
+    const std::string& path, int32_t image_token, DataShare share) {
+  share.Check();
   MIMO_ASSIGN_OR_RETURN(SafeTensors file, SafeTensors::Open(path));
   MIMO_ASSIGN_OR_RETURN(MicroBatch text, ReadText(file));
-  if (text.batch == 0 || text.batch % (micro_batch_size * slice.size) != 0) {
+  if (text.batch == 0 || text.batch % share.samples != 0) {
     return Wrong(
         path, "input_ids", absl::StrCat(text.batch, " rows"),
-        absl::StrCat("a multiple of micro_batch_size ", micro_batch_size,
-                     slice.size == 1
-                         ? ""
-                         : absl::StrCat(" x ", slice.size, " replicas")));
+        absl::StrCat("a multiple of ", share.samples,
+                     ", the samples of a micro-batch of all replicas"));
   }
   return std::unique_ptr<TensorsSource>(new TensorsSource(
-      std::move(file), std::move(text), micro_batch_size, image_token, slice));
+      std::move(file), std::move(text), image_token, std::move(share)));
 }
 
 absl::StatusOr<MicroBatch> TensorsSource::Next() {
-  const int64_t begin = next_row_ + slice_.rank * micro_batch_size_;
-  const int64_t end = begin + micro_batch_size_;
-  next_row_ = (next_row_ + micro_batch_size_ * slice_.size) % text_.batch;
-  MicroBatch batch = TextOfRows(text_, begin, end);
-  MIMO_ASSIGN_OR_RETURN(
-      const Images images,
-      ImagesOfRows(text_, ImagesIn(file_), begin, end, image_token_));
-  if (images.begin < images.end) {
-    MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
-                          ReadImages(file_, images));
+  const int64_t first = next_row_, samples = share_.samples;
+  next_row_ = (first + samples) % text_.batch;
+  MicroBatch batch;
+  if (share_.text) {
+    batch = TextOfRows(text_, first + share_.text->begin(samples),
+                       first + share_.text->end(samples));
+  }
+  if (const auto found = share_.modalities.find("images");
+      found != share_.modalities.end()) {
+    MIMO_ASSIGN_OR_RETURN(
+        const Images images,
+        ImagesOfRows(text_, ImagesIn(file_),
+                     first + found->second.begin(samples),
+                     first + found->second.end(samples), image_token_));
+    if (images.begin < images.end) {
+      MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
+                            ReadImages(file_, images));
+    }
+  }
+  for (const auto& [modality, id] : share_.special_token_ids) {
+    for (int64_t row = first; row < first + samples; ++row) {
+      batch.sample_rows[modality].push_back(
+          Count(text_.input_ids, row * text_.seq, (row + 1) * text_.seq, id));
+    }
   }
   return batch;
 }

@@ -28,32 +28,28 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path);
 absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                                      int64_t end, int32_t image_token);
 
-// The rows in order, round and round: of each global micro-batch of
-// micro_batch_size * slice.size rows this replica's. Only pixels that are given
-// out are read.
+// The rows in order, round and round: this rank's share of each global
+// micro-batch. Only pixels that are given out are read.
 class TensorsSource : public BatchSource {
  public:
   // Error: the rows are not a whole number of global micro-batches.
   static absl::StatusOr<std::unique_ptr<TensorsSource>> Open(
-      const std::string& path, int64_t micro_batch_size, int32_t image_token,
-      DataSlice slice = {});
+      const std::string& path, int32_t image_token, DataShare share);
   absl::StatusOr<MicroBatch> Next() override;
   absl::Status Seek(int64_t samples) override;
 
  private:
-  TensorsSource(SafeTensors file, MicroBatch text, int64_t micro_batch_size,
-                int32_t image_token, DataSlice slice)
+  TensorsSource(SafeTensors file, MicroBatch text, int32_t image_token,
+                DataShare share)
       : file_(std::move(file)),
         text_(std::move(text)),
-        micro_batch_size_(micro_batch_size),
         image_token_(image_token),
-        slice_(slice) {}
+        share_(std::move(share)) {}
 
   SafeTensors file_;
   MicroBatch text_;  // all rows
-  int64_t micro_batch_size_;
   int32_t image_token_;
-  DataSlice slice_;
+  DataShare share_;
   int64_t next_row_ = 0;  // of the next global micro-batch
 };
 

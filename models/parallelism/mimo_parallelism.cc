@@ -375,8 +375,14 @@ absl::StatusOr<int64_t> MimoParallelismConfig::MicroBatchSize(
 
 absl::StatusOr<int64_t> MimoParallelismConfig::MicroBatches(
     int64_t global_batch_size, int64_t micro_batch_size) const {
-  for (const auto& [name, config] : module_parallelisms) {
-    MIMO_RETURN_IF_ERROR(MicroBatchSize(name, micro_batch_size).status());
+  for (const auto& [name, m] : module_parallelisms) {
+    MIMO_ASSIGN_OR_RETURN(const int64_t samples,
+                          MicroBatchSize(name, micro_batch_size));
+    if (name == llm_module_name || samples % m.context_parallel_size == 0)
+      continue;
+    return ModuleError(
+        name, absl::StrCat("context_parallel_size: ", m.context_parallel_size,
+                           ", must divide ", samples, ", a replica's samples"));
   }
   const ModuleParallelismConfig* language = Find(llm_module_name);
   if (language == nullptr) return NoModule(*this, llm_module_name);
@@ -384,10 +390,9 @@ absl::StatusOr<int64_t> MimoParallelismConfig::MicroBatches(
   if (global_batch_size <= 0 || global_batch_size % samples != 0) {
     return ModuleError(
         llm_module_name,
-        absl::StrFormat("data_parallel_size: %d * micro_batch_size %d must "
-                        "divide global_batch_size %d",
-                        *language->data_parallel_size, micro_batch_size,
-                        global_batch_size));
+        absl::StrCat("data_parallel_size: ", *language->data_parallel_size,
+                     " * micro_batch_size ", micro_batch_size,
+                     " must divide global_batch_size ", global_batch_size));
   }
   return global_batch_size / samples;
 }

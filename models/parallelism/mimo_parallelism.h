@@ -79,7 +79,8 @@ struct MimoParallelismConfig {
   absl::StatusOr<int64_t> MicroBatchSize(absl::string_view module,
                                          int64_t micro_batch_size) const;
   // Micro-batches of an iteration: global_batch_size / (micro_batch_size *
-  // DP_language), with the same error for every module.
+  // DP_language), with the same error for every module, and for encoders of
+  // which a CP rank, a lane of its own, would not have whole samples.
   absl::StatusOr<int64_t> MicroBatches(int64_t global_batch_size,
                                        int64_t micro_batch_size) const;
 

@@ -387,6 +387,13 @@ TEST(MimoParallelism, BatchArithmetic) {
   ASSERT_TRUE(odd.Finalize(5).ok());
   EXPECT_EQ(*odd.MicroBatchSize("images", 4), 6);
   EXPECT_FALSE(odd.MicroBatchSize("images", 3).ok());
+  // CP ranks of an encoder have whole samples.
+  for (auto& [name, module] : odd.module_parallelisms)
+    module.context_parallel_size = name == "images" ? 4 : 1;
+  EXPECT_EQ(*odd.MicroBatches(24, 8), 1);
+  EXPECT_EQ(odd.MicroBatches(12, 4).status().message(),
+            "modules.images.context_parallel_size: 4, must divide 6, a "
+            "replica's samples");
 }
 
 }  // namespace

@@ -1,0 +1,159 @@
+// What ranks of a run read of each type of data.
+#include "cli/run_data.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "mimo/config/config_node.h"
+#include "mimo/data/file.h"
+#include "mimo/data/share_testing.h"
+#include "models/llava/llava.h"
+#include "models/llava/model_section.h"
+
+namespace mimo {
+namespace {
+
+using ::testing::HasSubstr;
+
+MimoModelConfig Model() {
+  const auto node = ParseYaml(R"(
+type: llava
+language: {num_layers: 1, hidden_size: 8, ffn_hidden_size: 8,
+           num_attention_heads: 2, num_query_groups: 2, vocab_size: 320,
+           max_sequence_length: 64}
+vision: {num_layers: 1, hidden_size: 8, ffn_hidden_size: 8,
+         num_attention_heads: 2, image_size: 8, patch_size: 4,
+         feature_layer: -1}
+special_token_ids: {images: 4}
+)",
+                              "model");
+  EXPECT_TRUE(node.ok()) << node.status();
+  const auto section = ReadModelSection(*node, BuiltinModules());
+  EXPECT_TRUE(section.ok()) << section.status();
+  return section->model;
+}
+
+// 19 conversations of 0, 1 and 3 pictures in turn.
+std::string WriteConversations() {
+  const char* const pictures[] = {"house", "rocket", "flag_it", "dog_face"};
+  std::string lines;
+  for (int i = 0; i < 19; ++i) {
+    const int counts[] = {0, 1, 3};
+    std::string images, text;
+    for (int p = 0; p < counts[i % 3]; ++p) {
+      absl::StrAppend(&images, p == 0 ? "" : ", ", "\"images/",
+                      pictures[(i + p) % 4], ".png\"");
+      absl::StrAppend(&text, "<image>\\n");
+    }
+    absl::StrAppend(
+        &lines, "{\"id\": \"", i, "\", \"image\": [", images,
+        "], \"conversations\": [{\"from\": \"human\", \"value\": \"", text,
+        "What is this?\"}, {\"from\": \"gpt\", \"value\": \"",
+        std::string(1 + i % 7, 'a'), "\"}]}\n");
+  }
+  const std::string path = testing::TempDir() + "/conversations.jsonl";
+  EXPECT_TRUE(WriteFile(path, lines).ok());
+  return path;
+}
+
+RunData Conversations() {
+  DataConfig config;
+  config.type = DataType::kLlavaJson;
+  config.path = config.validation_path = WriteConversations();
+  config.image_root = "tests/fixtures";
+  config.tokenizer_vocab_size = 300;
+  config.augment = true;
+  config.num_workers = 0;
+  auto data = OpenData(config, Model(), "");
+  EXPECT_TRUE(data.ok()) << data.status();
+  return *std::move(data);
+}
+
+Sources Make(const RunData& data, const DataShare& share) {
+  auto sources = MakeSources(data, Model(), /*seed=*/3, share);
+  EXPECT_TRUE(sources.ok()) << sources.status();
+  return *std::move(sources);
+}
+
+using Member = std::unique_ptr<BatchSource> Sources::*;
+
+OpenShare Opener(const RunData& data, Member member, int64_t consumed = 0) {
+  return [&data, member, consumed](const DataShare& share) -> NextBatch {
+    std::shared_ptr<BatchSource> source = std::move(Make(data, share).*member);
+    EXPECT_TRUE(source->Seek(consumed).ok());
+    return [source] { return source->Next(); };
+  };
+}
+
+TEST(MakeSources, EachRankHasItsSlices) {
+  const DataShare whole = WholeShare(12, {{"images", 4}});
+  const RunData conversations = Conversations();
+  ExpectSharedOut(whole, 2, Opener(conversations, &Sources::train));
+  ExpectSharedOut(whole, 2, Opener(conversations, &Sources::validation));
+  RunData mock;
+  mock.config.type = DataType::kMock;
+  mock.config.samples = 20;
+  mock.config.num_workers = 0;
+  ExpectSharedOut(whole, 2, Opener(mock, &Sources::train));
+}
+
+// Text-only ranks need no pictures, and lanes none but their own.
+TEST(MakeSources, ReadsNoOtherPictures) {
+  RunData data = Conversations();
+  for (Conversation& c : data.corpus.train[0].conversations)
+    for (Picture& picture : c.pictures) picture.path += ".gone";
+  data.config.cache_images = true;
+  DataShare text = WholeShare(6, {{"images", 4}});
+  text.modalities.clear();
+  const Sources sources = Make(data, text);
+  for (int i = 0; i < 4; ++i) {
+    const auto batch = sources.train->Next();
+    ASSERT_TRUE(batch.ok()) << batch.status();
+    EXPECT_EQ(batch->batch, 6);
+  }
+  EXPECT_THAT(
+      std::string(MakeSources(data, Model(), 3, WholeShare(6, {{"images", 4}}))
+                      .status()
+                      .message()),
+      HasSubstr(".png.gone: no such file"));
+}
+
+std::vector<int32_t> Row(const MicroBatch& batch, int64_t b) {
+  const auto begin = batch.input_ids.begin() + b * batch.seq;
+  return {begin, begin + batch.lengths[b]};
+}
+
+// Global micro-batches of other sizes go on with the stream of single samples.
+TEST(MakeSources, OtherReplicasGoOnWithTheSameStream) {
+  const RunData data = Conversations();
+  const auto whole = [](int64_t samples) {
+    return WholeShare(samples, {{"images", 4}});
+  };
+  for (const Member member : {&Sources::train, &Sources::validation}) {
+    const NextBatch one = Opener(data, member)(whole(1));
+    int64_t consumed = 0;
+    for (const int64_t samples : {12, 6, 3, 24}) {
+      const auto batch = Opener(data, member, consumed)(whole(samples))();
+      ASSERT_TRUE(batch.ok()) << batch.status();
+      std::vector<float> pixels;
+      for (int64_t b = 0; b < samples; ++b) {
+        const auto sample = one();
+        ASSERT_TRUE(sample.ok()) << sample.status();
+        EXPECT_EQ(Row(*batch, b), Row(*sample, 0));
+        for (const auto& [modality, items] : sample->modalities)
+          pixels.insert(pixels.end(), items.values.begin(), items.values.end());
+      }
+      EXPECT_EQ(batch->modalities.at("images").values, pixels);
+      consumed += samples;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mimo
