@@ -233,6 +233,8 @@ TEST(MixedDataset, TakesOneOfEachInTurn) {
   const MixedDataset mixed(
       {std::make_shared<Numbers>(4), std::make_shared<Numbers>(3)});
   ASSERT_EQ(mixed.size(), 8);
+  const auto none = [](const std::string&) { return false; };
+  EXPECT_TRUE(mixed.Get(1, 0, none)->modalities.empty());
   std::vector<int32_t> firsts;
   for (int visit = 0; visit < 2; ++visit) {
     for (int i = 0; i < 8; ++i) {

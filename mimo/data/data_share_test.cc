@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "gtest/gtest.h"
 #include "mimo/data/data_loader.h"
 #include "mimo/data/share_testing.h"
@@ -43,6 +44,7 @@ class Album : public Dataset {
         if (!wanted(modality)) continue;
         const float value = 1000 * visit + 10 * index + i;
         sample.modalities[modality].push_back({{1, 2}, {value, -value}});
+        absl::MutexLock lock(&mutex_);
         read[modality].insert({visit, index, i});
         ++reads[modality];
       }
@@ -54,13 +56,13 @@ class Album : public Dataset {
     return sample;
   }
 
-  // By one thread.
   mutable std::map<std::string, std::set<std::tuple<int64_t, int64_t, int64_t>>>
       read;
   mutable std::map<std::string, int64_t> reads;
 
  private:
   const bool items_;
+  mutable absl::Mutex mutex_;  // workers write, then the test reads
 };
 
 std::unique_ptr<DataLoader> Loader(std::shared_ptr<const Dataset> dataset,
@@ -97,6 +99,17 @@ TEST(DataShare, TextOnlyMicroBatches) {
   EXPECT_EQ(batch->batch, 0);
   EXPECT_EQ(batch->LabelledTokens(), 0);
   EXPECT_EQ(batch->sample_rows.at("images"), std::vector<int64_t>(12));
+}
+
+TEST(DataShareDeathTest, SlicesComeOutWhole) {
+  const auto open = [](const DataShare& share) {
+    return DataLoader::Create(std::make_shared<Album>(), {.share = share});
+  };
+  EXPECT_DEATH(
+      (void)open({.samples = 4, .modalities = {{"images", {0, 3}}}}).ok(),
+      "images: slice 0 of 3 of 4 samples");
+  EXPECT_DEATH((void)open({.samples = 4, .text = DataSlice{2, 2}}).ok(),
+               "text: slice 2 of 2 of 4 samples");
 }
 
 // No item is read twice over all ranks, so none by a rank that does not use it.
