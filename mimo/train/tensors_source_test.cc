@@ -1,6 +1,7 @@
 #include "mimo/train/tensors_source.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,7 +21,8 @@ constexpr int32_t kImage = 50;
 constexpr int64_t kSeq = 9, kTokens = 2;  // of an image
 
 // Rows of 0, 1 or 3 images, all of them without.
-std::string WriteRows(int64_t rows, bool images, DType pixels) {
+std::string WriteRows(int64_t rows, bool images, DType pixels,
+                      int64_t edge = 2) {
   PhiloxSequence random(7, 0);
   std::vector<int64_t> ids;
   int64_t count = 0;
@@ -31,16 +33,16 @@ std::string WriteRows(int64_t rows, bool images, DType pixels) {
       ids.push_back(t < of_row * kTokens ? kImage : random.Below(kImage));
     count += of_row;
   }
-  std::vector<float> values(count * 3 * 2 * 2);
+  std::vector<float> values(count * 3 * edge * edge);
   for (size_t i = 0; i < values.size(); ++i) values[i] = i % 200;
   Allocator host;
   const Tensor id = Tensor::From<int64_t>(host, {rows, kSeq}, ids);
   std::vector<SafeTensorToWrite> tensors = {{"input_ids", id, DType::kInt64},
                                             {"labels", id, DType::kInt64}};
   if (images) {
-    tensors.push_back({"pixel_values",
-                       Tensor::From<float>(host, {count, 3, 2, 2}, values),
-                       pixels});
+    tensors.push_back(
+        {"pixel_values",
+         Tensor::From<float>(host, {count, 3, edge, edge}, values), pixels});
   }
   const std::string path = testing::TempDir() + "/rows.safetensors";
   EXPECT_TRUE(WriteSafeTensors(path, std::move(tensors)).ok());
@@ -66,6 +68,25 @@ TEST(TensorsSource, EachRankHasItsSlices) {
                       });
     }
   }
+}
+
+// Of a file that loses the second lane's pixels once it is open.
+TEST(TensorsSource, ReadsNoOtherPixels) {
+  constexpr int64_t kEdge = 64, kBytes = 3 * kEdge * kEdge * sizeof(float);
+  const std::string path = WriteRows(12, true, DType::kFloat32, kEdge);
+  const DataShare whole = WholeShare(12, {{"images", kImage}});
+  const DataShare lanes[] = {ShareOfRank(whole, 1, 1, 2),
+                             ShareOfRank(whole, 0, 1, 2)};
+  const MicroBatch all = *Open(path, whole)->Next();
+  const auto first = Open(path, lanes[0]), second = Open(path, lanes[1]);
+  const MicroBatch want = PartOf(all, lanes[0]);
+  const int64_t others = all.modalities.at("images").shape[0] -
+                         want.modalities.at("images").shape[0];
+  ASSERT_GT(others, 1);
+  std::filesystem::resize_file(
+      path, std::filesystem::file_size(path) - others * kBytes);
+  ExpectEqual(*first->Next(), want);
+  EXPECT_DEATH((void)second->Next(), "");
 }
 
 // Round and round, from where other ranks stopped.
