@@ -252,6 +252,7 @@ absl::Status WriteSlices(const std::string& folder, const std::string& kind,
   Json& tensors = json[kind] = Json::object();
   TensorMap data;
   for (const auto& [name, slice] : slices) {
+    if (slice.copy) continue;
     data[name] = slice.data;
     Json shards = Json::array();
     for (const Shard& shard : slice.sharding.shards)

@@ -66,8 +66,9 @@ class ShardedTensors {
   std::map<std::string, std::string> metadata_;
 };
 
-// Writes the slices of rank `rank` of `size`; what the manifest says of them is
-// added to `manifest`, JSON text of the form above ("" is none yet).
+// Writes the slices of rank `rank` of `size`, without copies; what the manifest
+// says of them is added to `manifest`, JSON text of the form above ("" is none
+// yet).
 absl::Status WriteSlices(const std::string& folder, const std::string& kind,
                          const SliceMap& slices,
                          const std::map<std::string, std::string>& metadata,

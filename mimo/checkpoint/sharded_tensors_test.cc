@@ -87,6 +87,30 @@ TensorSlice SliceOfRank(const Layout& layout, int rank, bool filled) {
                filled);
 }
 
+TEST(ShardedTensors, CopiesAreNotSaved) {
+  const std::string folder = Folder();
+  for (const absl::Status& status : RunRanks(2, [&](Communicator& world) {
+         Allocator memory;
+         TensorSlice slice = SliceOfRank({1, 1, 0, false}, 0, true);
+         slice.copy = world.rank() == 1;
+         return SaveCheckpoint(folder, {.model = {{"w", slice}}}, 0,
+                               {&world, &memory});
+       })) {
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  const std::string one = *FindCheckpoint(folder);
+  for (int rank : {0, 1}) {
+    const auto file = SafeTensors::Open(
+        absl::StrCat(one, "/model-0000", rank + 1, "-of-00002.safetensors"));
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ(file->tensors().size(), 1 - rank);
+  }
+  EXPECT_EQ(ShardedTensors::Open(one, "model")
+                ->Load("w", allocator())
+                ->span<float>()[7],
+            7);
+}
+
 TEST(ShardedTensors, AnyLayoutLoadsAnyOther) {
   const std::vector<Layout> layouts = {
       {1, 1, 0, false}, {1, 3, 0, false}, {2, 1, 1, false}, {2, 2, 0, true},

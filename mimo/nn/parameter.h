@@ -49,6 +49,10 @@ struct Parameter {
   // The copies of a shard have gradients of different tokens or heads each:
   // only their sum is the shard's (SumGradsOverTp).
   bool reduce_grad_over_tp = false;
+  // How many pipeline stages have it (a tied embedding: the first and the last)
+  // and which of them this one is. Their gradients' sum is its gradient. What
+  // counts an element once counts those of copy 0.
+  int stage_copies = 1, stage_copy = 0;
   bool written = false;  // main_grad holds a gradient of this step
   int uses = 0;          // ParameterUse that name it
   GradObserver* observer = nullptr;

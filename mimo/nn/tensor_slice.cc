@@ -27,7 +27,8 @@ TensorSlice SliceOf(const ParameterShard& shard, const Tensor& data) {
       .data = data.numel() == NumElements(whole) ? data.Reshape(whole) : data,
       .whole = whole,
       .sharding = parameter.sharding,
-      .begin = shard.begin};
+      .begin = shard.begin,
+      .copy = parameter.stage_copy > 0};
 }
 
 std::vector<SliceRun> RunsOf(const Shape& whole, const Sharding& sharding,

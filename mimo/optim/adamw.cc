@@ -18,13 +18,14 @@ struct Piece {
   bool counted;
 };
 
-// Of copies that tp ranks have, the first counts. Where a parameter has several
-// shards they are rows.
+// Of copies that tp ranks or pipeline stages have, the first counts. Where a
+// parameter has several shards they are rows.
 std::vector<Piece> PiecesOf(const ParameterShard& shard) {
   const std::vector<Shard>& shards = shard.parameter->sharding.shards;
-  if (shards.empty()) return {{shard.begin, shard.end, true}};
+  const bool first = shard.parameter->stage_copy == 0;
+  if (shards.empty()) return {{shard.begin, shard.end, first}};
   if (shards.size() == 1)
-    return {{shard.begin, shard.end, shards[0].copy == 0}};
+    return {{shard.begin, shard.end, first && shards[0].copy == 0}};
   const Tensor& data = shard.parameter->data;
   const int64_t row = data.numel() / data.dim(0);
   std::vector<Piece> pieces;
@@ -33,7 +34,7 @@ std::vector<Piece> PiecesOf(const ParameterShard& shard) {
     const int64_t next = at + rows.size * row;
     const int64_t begin = std::max(shard.begin, at);
     const int64_t end = std::min(shard.end, next);
-    if (begin < end) pieces.push_back({begin, end, rows.copy == 0});
+    if (begin < end) pieces.push_back({begin, end, first && rows.copy == 0});
     at = next;
   }
   return pieces;

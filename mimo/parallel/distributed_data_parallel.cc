@@ -1,12 +1,14 @@
 #include "mimo/parallel/distributed_data_parallel.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/crc/crc32c.h"
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/device.h"
+#include "kernels/base/status_macros.h"
 #include "mimo/nn/tensor_parallel_grads.h"
 
 namespace mimo {
@@ -22,6 +24,37 @@ int64_t RoundUp(int64_t n, int64_t step) {
 
 bool Replicated(const DataParallelModule& module) {
   return module.group != nullptr && module.group->size() > 1;
+}
+
+bool Tied(const Parameter& parameter) { return parameter.stage_copies > 1; }
+
+// As CheckReplicas, of parameters that all ranks of `group` have.
+absl::Status CheckCopies(const std::vector<Parameter*>& parameters,
+                         Communicator& group, Allocator& allocator) {
+  if (parameters.empty()) return absl::OkStatus();
+  Allocator host;
+  const int64_t count = parameters.size();
+  std::vector<int64_t> digests;  // [count]
+  for (const Parameter* parameter : parameters) {
+    const Tensor bytes = parameter->data.Clone(host);
+    digests.push_back(static_cast<uint32_t>(
+        absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
+                             static_cast<size_t>(bytes.bytes())})));
+  }
+  const Tensor own = Tensor::From<int64_t>(allocator, {count}, digests);
+  const Tensor all(allocator, {group.size(), count}, DType::kInt64);
+  group.AllGather(own.data(), all.data(), count, DType::kInt64,
+                  allocator.stream());
+  const Tensor read = all.Clone(host);
+  MIMO_RETURN_IF_ERROR(group.Health());
+  const auto values = read.span<int64_t>();
+  for (int64_t i = count; i < read.numel(); ++i) {
+    if (values[i] == values[i % count]) continue;
+    return absl::InternalError(absl::StrCat(
+        parameters[i % count]->name, ": replicas 0 and ", i / count,
+        " of group ", group.name(), " have other bits, wanted the same"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -46,7 +79,8 @@ DistributedDataParallel::DistributedDataParallel(
         shards_[m].push_back({parameter, 0, elements});
         continue;
       }
-      if (!next.empty() && size + elements > options.bucket_size) {
+      const bool apart = Tied(*parameter) || (!next.empty() && Tied(*next[0]));
+      if (!next.empty() && (apart || size + elements > options.bucket_size)) {
         AddBucket(modules[m], std::exchange(next, {}), shards_[m]);
         size = 0;
       }
@@ -139,10 +173,25 @@ void DistributedDataParallel::FinishGradSync() {
     if (!Replicated(module) && module.tp != nullptr)
       SumGradsOverTp({.allocator = &allocator_}, module.parameters, *module.tp);
   }
+  SumOverStages();
   WaitFor(allocator_.stream(), comm_);
   last_backward_ = false;
   reduced_ = 0;
   complete_.clear();
+}
+
+void DistributedDataParallel::SumOverStages() {
+  for (size_t m = 0; m < modules_.size(); ++m) {
+    for (const auto& [parameter, begin, end] : shards_[m]) {
+      if (!Tied(*parameter)) continue;
+      CHECK(modules_[m].embd != nullptr) << parameter->name;
+      const Tensor grad = parameter->Grad().Reshape({parameter->data.numel()});
+      const Tensor own = grad.Rows(begin, end);
+      WaitFor(comm_, allocator_.stream());
+      modules_[m].embd->AllReduce(own.data(), own.data(), own.numel(),
+                                  own.dtype(), ReduceOp::kSum, comm_);
+    }
+  }
 }
 
 void DistributedDataParallel::GatherParameters() {
@@ -159,41 +208,25 @@ void DistributedDataParallel::GatherParameters() {
 
 absl::Status DistributedDataParallel::Health() const {
   for (const DataParallelModule& module : modules_) {
-    for (const Communicator* group : {module.group, module.tp}) {
-      if (group == nullptr) continue;
-      if (absl::Status status = group->Health(); !status.ok()) return status;
+    for (const Communicator* group : {module.group, module.tp, module.embd}) {
+      if (group != nullptr) MIMO_RETURN_IF_ERROR(group->Health());
     }
   }
   return absl::OkStatus();
 }
 
 absl::Status DistributedDataParallel::CheckReplicas() const {
-  Allocator host;
   for (const DataParallelModule& module : modules_) {
-    if (!Replicated(module)) continue;
-    const int64_t count = module.parameters.size();
-    std::vector<int64_t> digests;  // [count]
-    for (const Parameter* parameter : module.parameters) {
-      const Tensor bytes = parameter->data.Clone(host);
-      digests.push_back(static_cast<uint32_t>(
-          absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
-                               static_cast<size_t>(bytes.bytes())})));
+    if (Replicated(module)) {
+      MIMO_RETURN_IF_ERROR(
+          CheckCopies(module.parameters, *module.group, allocator_));
     }
-    const Tensor own = Tensor::From<int64_t>(allocator_, {count}, digests);
-    const Tensor all(allocator_, {module.group->size(), count}, DType::kInt64);
-    module.group->AllGather(own.data(), all.data(), count, DType::kInt64,
-                            allocator_.stream());
-    const Tensor read = all.Clone(host);
-    if (absl::Status status = module.group->Health(); !status.ok())
-      return status;
-    const auto values = read.span<int64_t>();
-    for (int64_t i = count; i < read.numel(); ++i) {
-      if (values[i] == values[i % count]) continue;
-      return absl::InternalError(
-          absl::StrCat(module.parameters[i % count]->name, ": replicas 0 and ",
-                       i / count, " of group ", module.group->name(),
-                       " have other bits, wanted the same"));
-    }
+    std::vector<Parameter*> tied;
+    std::copy_if(module.parameters.begin(), module.parameters.end(),
+                 std::back_inserter(tied),
+                 [](const Parameter* p) { return Tied(*p); });
+    if (tied.empty()) continue;
+    MIMO_RETURN_IF_ERROR(CheckCopies(tied, *module.embd, allocator_));
   }
   return absl::OkStatus();
 }

@@ -20,6 +20,10 @@
 //
 // A module of one replica has no buckets; its shards are whole parameters.
 //
+// A parameter that two pipeline stages have (Parameter::stage_copies) has a
+// bucket of its own, so that both cut it alike; behind all reductions its shard
+// is summed over the stages, which then update it alike.
+//
 // Source: Rajbhandari et al. 2019, arXiv:1910.02054, sec. 5.1 (P_os); Li et al.
 // 2020, arXiv:2006.15704, sec. 3.2 (buckets and their order).
 #ifndef MIMO_MIMO_PARALLEL_DISTRIBUTED_DATA_PARALLEL_H_
@@ -50,6 +54,8 @@ struct DataParallelModule {
   Communicator* group = nullptr;
   // Its tp group, for the gradients of copies (SumGradsOverTp). Null: one rank.
   Communicator* tp = nullptr;
+  // Its embd group: the stages that have a tied embedding. Null: not this one.
+  Communicator* embd = nullptr;
 };
 
 struct DataParallelOptions {
@@ -86,7 +92,7 @@ class DistributedDataParallel final : public GradObserver {
   // OK, or why a module's group failed.
   absl::Status Health() const;
   // An error, of all ranks of the group, that names the first parameter that is
-  // not bitwise the same on all replicas. Waits for the stream.
+  // not bitwise the same on all replicas or stages. Waits for the stream.
   absl::Status CheckReplicas() const;
 
   // A recorded pass holds no use of `parameter` any more.
@@ -106,6 +112,7 @@ class DistributedDataParallel final : public GradObserver {
                  std::vector<Parameter*> parameters,
                  std::vector<ParameterShard>& shards);
   void ReduceNext();
+  void SumOverStages();
 
   Allocator& allocator_;
   const DataParallelOptions options_;

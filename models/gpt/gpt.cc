@@ -43,13 +43,7 @@ absl::Status GptConfig::CheckTensorParallel(int tp) const {
 }
 
 absl::Status GptConfig::CheckPipeline(int pp) const {
-  MIMO_RETURN_IF_ERROR(CheckLayers(num_layers, pp));
-  if (tie_word_embeddings && pp > 1) {
-    return absl::InvalidArgumentError(
-        "tie_word_embeddings: true, wanted false with pipeline stages: the "
-        "embedding is on the first one, the head on the last");
-  }
-  return absl::OkStatus();
+  return CheckLayers(num_layers, pp);
 }
 
 absl::Status GptConfig::Validate() const {
@@ -106,7 +100,10 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
   if (parallel.IsLastStage()) {
     final_norm_ = &AddChild<NormLayer>("final_norm", NormKind::kRms,
                                        config.hidden_size, config.norm_epsilon);
-    head_ = config.tie_word_embeddings ? embedding_ : &AddTable("head.weight");
+    head_ = config.tie_word_embeddings && embedding_ != nullptr
+                ? embedding_
+                : &AddTable(config.tie_word_embeddings ? "embedding.weight"
+                                                       : "head.weight");
   }
   if (this->build().meta) return;
   const DType table = AccumulatorOf(this->build().dtype);
@@ -122,9 +119,14 @@ GptModel::GptModel(BuildContext build, const GptConfig& config)
 }
 
 Parameter& GptModel::AddTable(const char* name) {
-  return AddParameter(name, {config_.vocab_size, config_.hidden_size},
-                      {.std = config_.init_std},
-                      {0, {build().PartOf(config_.vocab_size)}});
+  Parameter& table = AddParameter(
+      name, {config_.vocab_size, config_.hidden_size},
+      {.std = config_.init_std}, {0, {build().PartOf(config_.vocab_size)}});
+  if (config_.tie_word_embeddings && build().parallel.pp_size() > 1) {
+    table.stage_copies = 2;
+    table.stage_copy = build().parallel.IsFirstStage() ? 0 : 1;
+  }
+  return table;
 }
 
 Parameter& GptModel::embedding() const {

@@ -40,7 +40,8 @@ class GptModel : public LanguageModel {
   // Null on the stages that have none.
   Parameter* embedding_ = nullptr;  // embedding.weight [V, H], a part of V a tp
                                     // rank
-  Parameter* head_ = nullptr;  // head.weight, likewise; the embedding when tied
+  Parameter* head_ = nullptr;       // head.weight, likewise; the embedding when
+                                    // tied, on the last stage a copy of it
   NormLayer* final_norm_ = nullptr;
   TransformerStack* layers_;
   // [max_sequence_length and the padding of cp ranks, D/2]

@@ -188,6 +188,7 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
       const ProcessGroupCollection& groups = *infra->pg_collections.at(name);
       module.group = groups.dp_cp;
       module.tp = groups.tp;
+      module.embd = groups.embd;
     }
     provided.data_parallel = std::make_unique<DistributedDataParallel>(
         modules, allocator, *options.ddp_config);
