@@ -279,10 +279,7 @@ absl::Status Run(const std::vector<std::string>& words,
   for (const MicroBatch& batch : batches) labelled += batch.LabelledTokens();
   const double scale = 1.0 / labelled;
   const auto step = [&] {
-    for (size_t i = 0; i < batches.size(); ++i) {
-      CHECK_OK(stage.ForwardBackward(batches[i], scale,
-                                     &batches[(i + 1) % batches.size()]));
-    }
+    CHECK_OK(stage.ForwardBackward(batches, scale, {.next = &batches[0]}));
     optimizer.Step(1e-5);
     for (Parameter* p : model->Parameters()) p->ForgetGrad();
     Synchronize(compute.stream);

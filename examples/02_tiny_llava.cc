@@ -80,7 +80,7 @@ int main() {
       samples.push_back(Ask(random.Below(4), random));
     }
     const auto loss =
-        stage.ForwardBackward(mimo::Collate(samples, kBos), 1.0 / 16, nullptr);
+        stage.ForwardBackward({mimo::Collate(samples, kBos)}, 1.0 / 16);
     CHECK_OK(loss.status());
     optimizer.Step(/*lr=*/3e-3);
     for (mimo::Parameter* p : stage.Parameters()) p->ForgetGrad();

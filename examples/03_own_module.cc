@@ -91,8 +91,7 @@ int main(int argc, char** argv) {
   sample.modalities["sensor"] = {{{6}, {1, 2, 3, 4, 5, 6}},
                                  {{6}, {6, 5, 4, 3, 2, 1}}};
   mimo::MimoStage stage(**model, allocator);
-  const auto loss =
-      stage.ForwardBackward(mimo::Collate({sample}, 0), 1, nullptr);
+  const auto loss = stage.ForwardBackward({mimo::Collate({sample}, 0)}, 1);
   std::printf("loss %.4f\n", loss.ok() ? *loss : -1);
   return loss.ok() ? 0 : 1;
 }

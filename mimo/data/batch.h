@@ -61,6 +61,7 @@ struct DataSlice {
   bool Has(int64_t sample, int64_t samples) const {
     return sample >= begin(samples) && sample < end(samples);
   }
+  bool operator==(const DataSlice&) const = default;
 };
 
 // What a rank reads of each global micro-batch.

@@ -34,28 +34,34 @@ class ToyStage : public TrainStage {
   std::vector<Parameter*> Parameters() override {
     return {&weight_, &frozen_, &bias_};
   }
-  absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
-                                         double loss_scale,
-                                         const MicroBatch* next) override {
+  absl::StatusOr<double> ForwardBackward(
+      absl::Span<const MicroBatch> batches, double loss_scale,
+      const AroundIteration& around = {}) override {
     // What was announced comes.
-    if (announced) CHECK(batch.input_ids == *announced);
+    if (announced) CHECK(batches[0].input_ids == *announced);
     announced.reset();
-    if (next != nullptr) announced = next->input_ids;
-    announcements += next != nullptr;
-    ++backwards;
-    if (error) MIMO_RETURN_IF_ERROR(error());
-    double grad[5] = {};
-    const double broken = factor ? factor() : 1;
-    const double sum = Run(batch, grad) * broken;
-    for (double& g : grad) g *= broken;
-    Add(weight_, grad, loss_scale);
-    Add(bias_, grad + 4, loss_scale);
+    if (around.next != nullptr) announced = around.next->input_ids;
+    announcements += around.next != nullptr;
+    double sum = 0;
+    for (size_t i = 0; i < batches.size(); ++i) {
+      if (i + 1 == batches.size()) around.before_last_backward();
+      ++backwards;
+      if (error) MIMO_RETURN_IF_ERROR(error());
+      double grad[5] = {};
+      const double broken = factor ? factor() : 1;
+      sum += Run(batches[i], grad) * broken;
+      for (double& g : grad) g *= broken;
+      Add(weight_, grad, loss_scale);
+      Add(bias_, grad + 4, loss_scale);
+    }
     return sum;
   }
-  absl::StatusOr<double> Loss(const MicroBatch& batch) override {
-    double grad[5] = {};
-    return Run(batch, grad);
+  absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override {
+    double grad[5] = {}, sum = 0;
+    for (const MicroBatch& batch : batches) sum += Run(batch, grad);
+    return sum;
   }
+  bool CountsTokens() const override { return true; }
 
   void SetProfiler(Profiler*) override {}
 
@@ -66,7 +72,7 @@ class ToyStage : public TrainStage {
     }
     return all;
   }
-  int64_t backwards = 0;  // calls of ForwardBackward
+  int64_t backwards = 0;  // micro-batches of ForwardBackward
   int64_t announcements = 0;
   std::optional<std::vector<int32_t>> announced;  // the next one's input_ids
   // Asked before each backward: an error to return, what to multiply the loss

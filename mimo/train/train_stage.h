@@ -2,15 +2,26 @@
 #ifndef MIMO_MIMO_TRAIN_TRAIN_STAGE_H_
 #define MIMO_MIMO_TRAIN_TRAIN_STAGE_H_
 
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "mimo/data/batch.h"
 #include "mimo/nn/parameter.h"
 
 namespace mimo {
 
 class Profiler;
+
+// What goes on around an iteration's work.
+struct AroundIteration {
+  // The micro-batch after these: what of it waits for no update (its upload,
+  // frozen encoders) is done beside the last one's work. Null: none.
+  const MicroBatch* next = nullptr;
+  // Called before the last backward of any parameter.
+  std::function<void()> before_last_backward = [] {};
+};
 
 class TrainStage {
  public:
@@ -19,16 +30,18 @@ class TrainStage {
   // Every parameter, frozen ones too, in a fixed order.
   virtual std::vector<Parameter*> Parameters() = 0;
 
-  // Adds the gradient of loss_scale * (sum of the labelled tokens' losses) to
-  // the trainable parameters' main_grad; returns that sum, unscaled. An error
-  // is a batch that does not fit the model. `next`, if not null, is the batch
-  // of the call after this one: what of it waits for no update (its upload,
-  // frozen encoders) is done beside this one's work.
-  virtual absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
-                                                 double loss_scale,
-                                                 const MicroBatch* next) = 0;
-  // The sum of the labelled tokens' losses alone.
-  virtual absl::StatusOr<double> Loss(const MicroBatch& batch) = 0;
+  // Adds the gradient of loss_scale * (sum of the labelled tokens' losses) of
+  // an iteration's micro-batches to the trainable parameters' main_grad;
+  // returns that sum, unscaled. An error is a batch that does not fit the
+  // model. Of several ranks each returns a part: their sum is the sum.
+  virtual absl::StatusOr<double> ForwardBackward(
+      absl::Span<const MicroBatch> batches, double loss_scale,
+      const AroundIteration& around = {}) = 0;
+  // The sum of the labelled tokens' losses alone; likewise.
+  virtual absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) = 0;
+  // Whether the tokens and labels of this rank's batches count: of the ranks
+  // that have the same text, one says so.
+  virtual bool CountsTokens() const = 0;
 
   // Measures from now on what the stage does; null: nothing any more.
   virtual void SetProfiler(Profiler* profiler) = 0;

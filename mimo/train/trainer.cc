@@ -44,13 +44,13 @@ absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
                                 int64_t micro_batches, Communicator* world,
                                 Allocator& allocator) {
   MIMO_RETURN_IF_ERROR(source.Seek(0));
+  std::vector<MicroBatch> batches(micro_batches);
   double sums[2] = {};  // losses, labelled tokens
-  for (int64_t i = 0; i < micro_batches; ++i) {
-    MIMO_ASSIGN_OR_RETURN(const MicroBatch batch, source.Next());
-    MIMO_ASSIGN_OR_RETURN(const double loss, stage.Loss(batch));
-    sums[0] += loss;
-    sums[1] += batch.LabelledTokens();
+  for (MicroBatch& batch : batches) {
+    MIMO_ASSIGN_OR_RETURN(batch, source.Next());
+    if (stage.CountsTokens()) sums[1] += batch.LabelledTokens();
   }
+  MIMO_ASSIGN_OR_RETURN(sums[0], stage.Loss(batches));
   MIMO_RETURN_IF_ERROR(SumOverRanks(world, allocator, absl::MakeSpan(sums)));
   return Mean(sums[0], sums[1]);
 }
@@ -237,8 +237,10 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
     MIMO_ASSIGN_OR_RETURN(
         MicroBatch batch,
         next_ ? *std::exchange(next_, std::nullopt) : NextBatch());
-    counts[0] += batch.LabelledTokens();
-    counts[1] += Tokens(batch);
+    if (stage_.CountsTokens()) {
+      counts[0] += batch.LabelledTokens();
+      counts[1] += Tokens(batch);
+    }
     batches.push_back(std::move(batch));
   }
   consumed_samples_ += options_.train.global_batch_size;
@@ -248,17 +250,12 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   step.tokens = static_cast<int64_t>(counts[1]);
   double ends[2] = {};  // losses, ranks asked to stop
   if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
-  for (size_t i = 0; i < batches.size(); ++i) {
-    const MicroBatch* next = next_ && next_->ok() ? &**next_ : nullptr;
-    if (i + 1 < batches.size()) {
-      next = &batches[i + 1];
-    } else {
-      parallel_.BeginLastBackward();
-    }
-    MIMO_ASSIGN_OR_RETURN(const double loss,
-                          stage_.ForwardBackward(batches[i], loss_scale, next));
-    ends[0] += loss;
-  }
+  MIMO_ASSIGN_OR_RETURN(
+      ends[0],
+      stage_.ForwardBackward(
+          batches, loss_scale,
+          {.next = next_ && next_->ok() ? &**next_ : nullptr,
+           .before_last_backward = [&] { parallel_.BeginLastBackward(); }}));
   parallel_.FinishGradSync();
   ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
   MIMO_RETURN_IF_ERROR(

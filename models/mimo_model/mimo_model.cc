@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "comm/bridge/bridge_plan.h"
 #include "kernels/base/status_macros.h"
-#include "mimo/autograd/ops/bridge_rows.h"
 #include "mimo/autograd/ops/cast.h"
 #include "mimo/autograd/ops/ring_attention.h"
 
@@ -98,13 +98,9 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
   return self;
 }
 
-ParallelGroups MimoModel::GroupsOf(const std::string& name) const {
-  const auto found = placement_.parallel.find(name);
-  return found == placement_.parallel.end() ? ParallelGroups() : found->second;
-}
-
 std::vector<int32_t> MimoModel::OwnTokens(int64_t batch, int64_t seq) const {
-  const ParallelGroups groups = GroupsOf(role().language_module_name);
+  const ParallelGroups groups =
+      placement_.GroupsOf(role().language_module_name);
   return TokensOfRank(batch, seq, groups.cp_size(), groups.cp_rank());
 }
 
@@ -113,7 +109,7 @@ BuildContext MimoModel::ContextOf(const std::string& path,
   const std::string& name =
       modality.empty() ? role().language_module_name : modality;
   BuildContext context = build().Child(path);
-  context.parallel = GroupsOf(name);
+  context.parallel = placement_.GroupsOf(name);
   context.rng_seed = ModuleRngSeed(context.seed, config_, modality,
                                    context.parallel.pp_rank());
   return context;
@@ -168,6 +164,11 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
   const std::map<std::string, int64_t> special =
       cached == 0 ? config_.special_token_ids
                   : std::map<std::string, int64_t>();
+  for (const auto& [name, raw] : inputs.modalities) {
+    if (config_.modality_submodules_spec.contains(name)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "inputs of modality ", name, ": the model has no such modality"));
+  }
   inputs.sample_rows = SampleRows(input_ids, batch, special);
   for (const auto& [modality, rows] : inputs.sample_rows) {
     if (!modalities_.contains(modality)) continue;
@@ -181,7 +182,8 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
         absl::StrCat("input_ids: sequence of ", cached + seq,
                      " tokens, wanted at most max_sequence_length ", limit));
   }
-  const int cp_size = GroupsOf(role().language_module_name).cp_size();
+  const int cp_size =
+      placement_.GroupsOf(role().language_module_name).cp_size();
   inputs.seq = ContextParallelLength(seq, cp_size) / cp_size;
   MIMO_ASSIGN_OR_RETURN(
       inputs.layout,
@@ -195,7 +197,7 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
                         Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
                                 InputsOf(ctx, batch)));
-  MIMO_RETURN_IF_ERROR(PlanBridges(batch, inputs));
+  MIMO_RETURN_IF_ERROR(ShareRows(batch, inputs));
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
       ShiftLabels(batch.labels, batch.batch, batch.seq);
@@ -228,29 +230,46 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
   return inputs;
 }
 
-absl::Status MimoModel::PlanBridges(const MicroBatch& batch,
-                                    ModelInputs& inputs) const {
-  if (!batch.sample_rows.empty()) inputs.sample_rows = batch.sample_rows;
-  for (const auto& [name, bridge] : placement_.bridges) {
+absl::Status MimoModel::ShareRows(const MicroBatch& batch,
+                                  ModelInputs& inputs) const {
+  // Nobody shares it, or nothing of it is this rank's.
+  if (placement_.infra == nullptr || role().modules.empty())
+    return absl::OkStatus();
+  const auto share = [](const std::vector<int64_t>& rows,
+                        DataSlice slice) -> absl::StatusOr<int64_t> {
+    MIMO_ASSIGN_OR_RETURN(const std::vector<int64_t> of_slices,
+                          RowsOfLanes(rows, slice.size));
+    return of_slices[slice.rank];
+  };
+  const DataSlice text = placement_.SliceOf(role().language_module_name);
+  for (const auto& [name, spec] : config_.modality_submodules_spec) {
     const auto found = batch.sample_rows.find(name);
     if (found == batch.sample_rows.end()) {
+      // Rows that are made where they are wanted are counted there.
+      if (modalities_.contains(name) && language_model_ != nullptr &&
+          placement_.SliceOf(name) == text) {
+        continue;
+      }
       return absl::InvalidArgumentError(
           absl::StrCat("sample_rows: none of modality ", name,
                        ", wanted those of the global micro-batch"));
     }
-    MIMO_ASSIGN_OR_RETURN(
-        BridgePayload payload,
-        RowsPayload(bridge->source(), bridge->destination(), found->second,
-                    modalities_.at(name)->output_size(), dtype()));
-    const int64_t wanted = payload.destination_rows[bridge->destination_lane()];
-    if (inputs.rows[name] != wanted) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "input_ids: ", inputs.rows[name], " ", name, " tokens, wanted ",
-          wanted, ", what sample_rows says of this replica's samples"));
+    const std::vector<int64_t>& rows = found->second;
+    if (language_model_ != nullptr) {
+      MIMO_ASSIGN_OR_RETURN(const int64_t wanted, share(rows, text));
+      const std::vector<int64_t>& own = inputs.sample_rows[name];
+      const int64_t here = std::accumulate(own.begin(), own.end(), int64_t{0});
+      if (here != wanted) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "input_ids: ", here, " ", name, " tokens, wanted ", wanted,
+            ", what sample_rows says of this replica's samples"));
+      }
     }
-    inputs.rows[name] = payload.source_rows[bridge->source_lane()];
-    inputs.payloads[name] = std::move(payload);
+    if (!modalities_.contains(name)) continue;
+    MIMO_ASSIGN_OR_RETURN(inputs.rows[name],
+                          share(rows, placement_.SliceOf(name)));
   }
+  if (!batch.sample_rows.empty()) inputs.sample_rows = batch.sample_rows;
   return absl::OkStatus();
 }
 
@@ -269,47 +288,45 @@ absl::Status MimoModel::EncodeFrozen(const Context& ctx,
   return absl::OkStatus();
 }
 
-absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
-    const Context& ctx, const ModelInputs& inputs,
-    const ModuleVars& received) const {
-  for (const auto& [name, raw] : inputs.modalities) {
-    if (config_.modality_submodules_spec.contains(name)) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "inputs of modality ", name, ": the model has no such modality"));
+absl::StatusOr<Var> MimoModel::ForwardModality(const Context& ctx,
+                                               const std::string& name,
+                                               const ModelInputs& inputs,
+                                               const Var* received) const {
+  const ModalitySubmodule& submodule = *modalities_.at(name);
+  std::map<std::string, Tensor> raw;
+  std::vector<Var> features;
+  if (const auto at = inputs.modalities.find(name);
+      at != inputs.modalities.end())
+    raw = at->second;
+  if (const auto at = inputs.features.find(name); at != inputs.features.end())
+    features = at->second;
+  if (received != nullptr) features.push_back(*received);
+  const auto wanted = inputs.rows.find(name);
+  if (!raw.empty() || !features.empty()) {
+    MIMO_ASSIGN_OR_RETURN(Var rows, submodule.Forward(ctx, raw, features));
+    if (role().IsLastStage(name) && wanted != inputs.rows.end()) {
+      MIMO_RETURN_IF_ERROR(
+          CheckRowCount(name, wanted->second, rows.value.dim(0)));
+    }
+    return rows;
   }
+  if (wanted != inputs.rows.end() && wanted->second > 0) {
+    return Invalid(
+        submodule.path(),
+        absl::StrCat("inputs are missing, but matching special tokens exist: ",
+                     wanted->second, ", and 0 embeddings"));
+  }
+  // No rows, but who receives them sends a gradient back, as if there were.
+  const Tensor none = ctx.Empty({0, submodule.output_size()}, dtype());
+  return ctx.tape != nullptr && submodule.Trainable() ? ctx.tape->Input(none)
+                                                      : Var{none};
+}
+
+absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
+    const Context& ctx, const ModelInputs& inputs) const {
   ModuleVars outputs;
   for (const auto& [name, submodule] : modalities_) {
-    std::map<std::string, Tensor> raw;
-    std::vector<Var> features;
-    if (const auto at = inputs.modalities.find(name);
-        at != inputs.modalities.end())
-      raw = at->second;
-    if (const auto at = inputs.features.find(name); at != inputs.features.end())
-      features = at->second;
-    if (const auto at = received.find(name); at != received.end())
-      features.push_back(at->second);
-    const auto wanted = inputs.rows.find(name);
-    if (!raw.empty() || !features.empty()) {
-      Var& rows = outputs[name];
-      MIMO_ASSIGN_OR_RETURN(rows, submodule->Forward(ctx, raw, features));
-      if (wanted != inputs.rows.end()) {
-        MIMO_RETURN_IF_ERROR(
-            CheckRowCount(name, wanted->second, rows.value.dim(0)));
-      }
-      continue;
-    }
-    if (wanted != inputs.rows.end() && wanted->second > 0) {
-      return Invalid(
-          submodule->path(),
-          absl::StrCat(
-              "inputs are missing, but matching special tokens exist: ",
-              wanted->second, ", and 0 embeddings"));
-    }
-    // No rows, but who receives them sends a gradient back, as if there were.
-    const Tensor none = ctx.Empty({0, submodule->output_size()}, dtype());
-    outputs[name] = ctx.tape != nullptr && submodule->Trainable()
-                        ? ctx.tape->Input(none)
-                        : Var{none};
+    MIMO_ASSIGN_OR_RETURN(outputs[name], ForwardModality(ctx, name, inputs));
   }
   return outputs;
 }
@@ -331,7 +348,7 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
         << "a later stage of " << name << " goes on from the one before";
     x = hidden->second;
   }
-  const int cp_size = GroupsOf(name).cp_size();
+  const int cp_size = placement_.GroupsOf(name).cp_size();
   if (caches != nullptr && cp_size > 1) {
     return absl::UnimplementedError(absl::StrCat(
         "context_parallel_size: ", cp_size, ", wanted 1 to generate tokens"));
@@ -349,21 +366,24 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
   if (role().modules.empty()) {
     return absl::FailedPreconditionError("Rank has no modules assigned");
   }
-  CHECK(role().layout == ModuleLayout::kColocated)
-      << "rows come from other ranks: between ForwardModalities and "
-         "ForwardLanguage";
+  const std::string& language = role().language_module_name;
+  const DataSlice of_text = placement_.SliceOf(language);
+  std::vector<std::string> names = {language};
+  for (const auto& [name, spec] : config_.modality_submodules_spec)
+    names.push_back(name);
+  for (const std::string& name : names) {
+    if (role().IsFirstStage(name) && role().IsLastStage(name) &&
+        placement_.SliceOf(name) == of_text) {
+      continue;
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat(name,
+                     " is not whole on this rank, or not for the samples "
+                     "of its language model"));
+  }
   ModuleVars embeddings;
   if (inputs.cached == 0) {  // else the tokens are generated text
     MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
-  }
-  for (auto& [name, rows] : embeddings) {
-    const auto found = placement_.bridges.find(name);
-    if (found == placement_.bridges.end()) continue;
-    Bridge& bridge = *found->second;
-    const BridgePayload& payload = inputs.payloads.at(name);
-    MIMO_ASSIGN_OR_RETURN(
-        rows, BridgeRows(ctx, bridge, payload, rows,
-                         payload.destination_rows[bridge.destination_lane()]));
   }
   return ForwardLanguage(ctx, inputs, embeddings, caches, labelled_only);
 }
@@ -375,7 +395,7 @@ ModalityInputs MimoModel::InputsOf(const Context& ctx,
     if (items.shape.empty() || items.shape[0] == 0) continue;
     const auto found = modalities_.find(name);
     if (found == modalities_.end()) {
-      // Another rank's, or one that the model has not: then Forward says so.
+      // Another rank's, or one that the model has not: then Prepare says so.
       if (!config_.modality_submodules_spec.contains(name)) inputs[name];
       continue;
     }

@@ -44,7 +44,6 @@ struct ModelInputs {
   // are split when they go to other ranks. None of generated tokens.
   std::map<std::string, std::vector<int64_t>> sample_rows;
   std::map<std::string, int64_t> rows;  // that this rank's modalities give
-  std::map<std::string, BridgePayload> payloads;  // of this rank's bridges
   TokenLayout layout;  // of the language model's B*S, as are the last two
   ModalityInputs modalities;  // raw: e.g. pixels
   // Of modalities that were encoded ahead, in place of their raw inputs: each
@@ -76,7 +75,8 @@ class MimoModel : public Module {
       std::optional<ModelPlacement> placement = std::nullopt);
 
   // A whole batch; every encoder of a modality gets all of its items. Errors:
-  // what Forward would, and a label that the vocabulary does not have.
+  // what Forward would, inputs of a modality that the model has not, and a
+  // label that the vocabulary does not have.
   absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
                                       const MicroBatch& batch) const;
   // Token ids [B*S] with inputs that are on the device already, no labels.
@@ -89,19 +89,23 @@ class MimoModel : public Module {
   // Runs the modalities' frozen encoders: `inputs` has their features then, and
   // no raw inputs of theirs. A pass over it does the rest.
   absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
-  // ForwardModalities, the bridges, then ForwardLanguage: of a rank that has
-  // all modules. An error on an idle rank.
+  // ForwardModalities, then ForwardLanguage: of a rank that has all of every
+  // module, for the same samples. An error on others (MimoStage runs those).
   absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
                               std::vector<KvCache>* caches = nullptr,
                               bool labelled_only = false) const;
 
-  // What each modality of this rank gives: rows [n, H] of its last stage,
-  // joined features of others. `received`: by modality, those of the stage
-  // before, in place of inputs. A modality without either and without a special
-  // token gives [0, H], which takes a gradient; with one, it is an error.
-  absl::StatusOr<ModuleVars> ForwardModalities(
-      const Context& ctx, const ModelInputs& inputs,
-      const ModuleVars& received = {}) const;
+  // What a modality of this rank gives: rows [n, H] of its last stage, joined
+  // features of others. `received`: those of the stage before, in place of
+  // inputs. Without either and without a special token it gives [0, H], which
+  // takes a gradient; with one, that is an error.
+  absl::StatusOr<Var> ForwardModality(const Context& ctx,
+                                      const std::string& name,
+                                      const ModelInputs& inputs,
+                                      const Var* received = nullptr) const;
+  // Of each modality of this rank.
+  absl::StatusOr<ModuleVars> ForwardModalities(const Context& ctx,
+                                               const ModelInputs& inputs) const;
   // The language model's stage on this rank. `received`: for the first, the
   // modalities' rows; else, by the language module's name, the hidden states of
   // the stage before. -> hidden states [B*S, H]; with `labelled_only` the last
@@ -113,11 +117,15 @@ class MimoModel : public Module {
                                       bool labelled_only = false) const;
 
   const RankRole& role() const { return placement_.role; }
+  const ModelPlacement& placement() const { return placement_; }
   // One of this rank's, as role() names them.
   Module& module(const std::string& name) const;
   LanguageModel& language_model() const {
     CHECK(language_model_ != nullptr) << "no language model on this rank";
     return *language_model_;
+  }
+  const ModalitySubmodule& modality(const std::string& name) const {
+    return *modalities_.at(name);
   }
   const MimoModelConfig& config() const { return config_; }
   DType dtype() const { return build().dtype; }
@@ -131,8 +139,6 @@ class MimoModel : public Module {
       : Module(std::move(build)),
         config_(std::move(config)),
         placement_(std::move(placement)) {}
-  // A module's, by role name.
-  ParallelGroups GroupsOf(const std::string& name) const;
   // Which tokens of a batch this rank's language model has.
   std::vector<int32_t> OwnTokens(int64_t batch, int64_t seq) const;
   // Where a module of this rank is built; no modality: the language model.
@@ -140,8 +146,9 @@ class MimoModel : public Module {
                          const std::string& modality = "") const;
   absl::Status BuildLanguageModel(const ModuleRegistry& registry);
   void Freeze();
-  // What the bridges carry of the global micro-batch.
-  absl::Status PlanBridges(const MicroBatch& batch, ModelInputs& inputs) const;
+  // Of a batch that is a part of a global micro-batch: how many rows of it are
+  // this rank's modalities'.
+  absl::Status ShareRows(const MicroBatch& batch, ModelInputs& inputs) const;
 
   MimoModelConfig config_;
   ModelPlacement placement_;

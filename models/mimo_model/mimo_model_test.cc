@@ -24,7 +24,7 @@ TEST_F(MimoModelTest, GradientsMatchCentralDifferences) {
     MimoStage stage(*model, allocator_);
     const MicroBatch batch = TwoSamples(tied ? 5 : 4);
     const double scale = 1.0 / batch.LabelledTokens();
-    ASSERT_TRUE(stage.ForwardBackward(batch, scale, nullptr).ok());
+    ASSERT_TRUE(stage.ForwardBackward({batch}, scale).ok());
     int checked = 0;
     for (Parameter* p : model->Parameters()) {
       if (p->frozen) continue;
@@ -34,9 +34,9 @@ TEST_F(MimoModelTest, GradientsMatchCentralDifferences) {
       for (size_t i = 0; i < values.size(); i += step) {
         const double kept = values[i], h = 1e-5;
         values[i] = kept + h;
-        const double up = *stage.Loss(batch);
+        const double up = *stage.Loss({batch});
         values[i] = kept - h;
-        const double down = *stage.Loss(batch);
+        const double down = *stage.Loss({batch});
         values[i] = kept;
         // h^2 truncation and 1e-16/h cancellation leave about 1e-9.
         EXPECT_NEAR(grad[i], scale * (up - down) / (2 * h), 1e-8)
@@ -59,8 +59,8 @@ TEST_F(MimoModelTest, Float32FollowsFloat64) {
   }
   const MicroBatch batch = TwoSamples();
   MimoStage stage(*model, allocator_), oracle_stage(*oracle, allocator_);
-  const double loss = *stage.ForwardBackward(batch, 1, nullptr);
-  const double oracle_loss = *oracle_stage.ForwardBackward(batch, 1, nullptr);
+  const double loss = *stage.ForwardBackward({batch}, 1);
+  const double oracle_loss = *oracle_stage.ForwardBackward({batch}, 1);
   EXPECT_NEAR(loss / oracle_loss, 1, 1e-6);  // float32 rounds to 6e-8
   for (size_t i = 0; i < from.size(); ++i) {
     if (from[i]->frozen) continue;
@@ -84,7 +84,7 @@ TEST_F(MimoModelTest, RecomputingActivationsChangesNoBit) {
     config.vision.recompute = recompute;
     auto model = Build(config);
     MimoStage stage(*model, allocator_);
-    ASSERT_TRUE(stage.ForwardBackward(TwoSamples(), 0.5, nullptr).ok());
+    ASSERT_TRUE(stage.ForwardBackward({TwoSamples()}, 0.5).ok());
     grads.emplace_back();
     for (Parameter* p : model->Parameters()) {
       if (p->frozen) continue;
@@ -102,7 +102,7 @@ TEST_F(MimoModelTest, ThreadsChangeNoBit) {
     SetNumThreads(threads);
     auto model = Build(Tiny());
     MimoStage stage(*model, allocator_);
-    losses.push_back(*stage.ForwardBackward(TwoSamples(), 1, nullptr));
+    losses.push_back(*stage.ForwardBackward({TwoSamples()}, 1));
     for (Parameter* p : model->Parameters()) {
       if (!p->frozen) losses.push_back(p->Grad().span<float>()[0]);
     }
@@ -133,9 +133,9 @@ TEST_F(MimoModelTest, PaddingChangesNothing) {
     const auto pixels =
         both.modalities.at("images").values.begin() + b * 3 * 6 * 6;
     items.values.assign(pixels, pixels + 3 * 6 * 6);
-    separate += *stage.Loss(one);
+    separate += *stage.Loss({one});
   }
-  EXPECT_NEAR(separate / *stage.Loss(both), 1, 1e-12);
+  EXPECT_NEAR(separate / *stage.Loss({both}), 1, 1e-12);
 }
 
 TEST_F(MimoModelTest, FrozenTowersRecordNothingAndKeepNoGradient) {
@@ -162,7 +162,7 @@ TEST_F(MimoModelTest, TextOnlyBatches) {
   Sample sample;
   sample.input_ids = {1, 5, 7, 2};
   sample.labels = sample.input_ids;
-  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1, nullptr);
+  const auto loss = stage.ForwardBackward({Collate({sample}, 0)}, 1);
   ASSERT_TRUE(loss.ok()) << loss.status();
   EXPECT_NEAR(*loss / 3, std::log(32), 1.5);
 }

@@ -5,7 +5,7 @@
 #include "absl/log/check.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/embedding.h"
-#include "mimo/autograd/profiler.h"
+#include "models/mimo_model/model_pass.h"
 
 namespace mimo {
 namespace {
@@ -28,20 +28,22 @@ std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
 
 // What captured work depends on beside the values: shapes, what bridges carry,
 // and which gradients are written and which added to.
-std::vector<int64_t> KeyOf(const ModelInputs& inputs,
-                           const std::vector<Parameter*>& parameters) {
-  std::vector<int64_t> key = {inputs.batch, inputs.seq};
-  for (const auto& [modality, encoders] : inputs.modalities)
-    key.push_back(static_cast<int64_t>(encoders.size()));
-  for (const Tensor* tensor : TensorsOf(inputs)) {
-    key.push_back(-1);  // between shapes
-    key.insert(key.end(), tensor->shape().begin(), tensor->shape().end());
+std::vector<int64_t> KeyOf(absl::Span<const ModelInputs> of_batches,
+                           const MimoModel& model) {
+  std::vector<int64_t> key;
+  for (const ModelInputs& inputs : of_batches) {
+    key.insert(key.end(), {inputs.batch, inputs.seq});
+    for (const auto& [modality, encoders] : inputs.modalities)
+      key.push_back(static_cast<int64_t>(encoders.size()));
+    for (const Tensor* tensor : TensorsOf(inputs)) {
+      key.push_back(-1);  // between shapes
+      key.insert(key.end(), tensor->shape().begin(), tensor->shape().end());
+    }
+    if (model.placement().infra == nullptr) continue;  // no bridges
+    for (const auto& [modality, rows] : inputs.sample_rows)
+      key.insert(key.end(), rows.begin(), rows.end());
   }
-  for (const auto& [modality, payload] : inputs.payloads) {
-    for (const auto* rows : {&payload.source_rows, &payload.destination_rows})
-      key.insert(key.end(), rows->begin(), rows->end());
-  }
-  for (const Parameter* parameter : parameters)
+  for (const Parameter* parameter : model.Parameters())
     if (!parameter->frozen) key.push_back(parameter->written ? 1 : 0);
   return key;
 }
@@ -71,44 +73,6 @@ absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
   return HostValue(LossSum(ctx, model, inputs, hidden).value);
 }
 
-absl::StatusOr<Tensor> MimoStage::Run(const Context& ctx,
-                                      const ModelInputs& inputs,
-                                      const Tensor& dloss) {
-  Tape tape;
-  Context taped = ctx;
-  taped.tape = &tape;
-  Var loss;
-  {
-    const ProfileRange range(ctx, "forward");
-    MIMO_ASSIGN_OR_RETURN(
-        const Var hidden,
-        model_.Forward(taped, inputs, nullptr, /*labelled_only=*/true));
-    loss = LossSum(taped, model_, inputs, hidden, dloss);
-  }
-  const ProfileRange range(ctx, "backward");
-  tape.Backward(taped, {{loss.slot, dloss}});
-  return std::move(loss.value);
-}
-
-absl::Status MimoStage::Capture(Pass& pass, ModelInputs inputs, Tensor dloss) {
-  const std::vector<Parameter*> parameters = model_.Parameters();
-  std::vector<bool> before;
-  for (const Parameter* p : parameters) before.push_back(p->written);
-  pass.inputs = std::move(inputs);
-  pass.dloss = std::move(dloss);
-  ctx_.allocator->ReleaseKept();
-  BeginCapture(ctx_.compute);
-  absl::StatusOr<Tensor> loss =
-      Run({.allocator = &captured_memory_}, pass.inputs, pass.dloss);
-  pass.work = EndCapture(ctx_.compute);
-  MIMO_RETURN_IF_ERROR(loss.status());
-  pass.loss = *std::move(loss);
-  for (size_t i = 0; i < parameters.size(); ++i)
-    if (parameters[i]->written != before[i])
-      pass.wrote.push_back(parameters[i]);
-  return absl::OkStatus();
-}
-
 absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
   // A profiler's events are on the compute stream.
   if (ctx_.profiler != nullptr) return model_.Prepare(ctx_, batch);
@@ -118,13 +82,35 @@ absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
   return inputs;
 }
 
-absl::StatusOr<Tensor> MimoStage::Enqueue(ModelInputs inputs,
-                                          double loss_scale) {
+absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
+    const RankProgram& program, Pass& pass, std::vector<ModelInputs> inputs,
+    Tensor dloss) {
+  const std::vector<Parameter*> parameters = model_.Parameters();
+  std::vector<bool> before;
+  for (const Parameter* p : parameters) before.push_back(p->written);
+  pass.inputs = std::move(inputs);
+  pass.dloss = std::move(dloss);
+  ctx_.allocator->ReleaseKept();
+  BeginCapture(ctx_.compute);
+  auto losses = ModelPass({.allocator = &captured_memory_}, model_, links_,
+                          program, pass.inputs)
+                    .Run(pass.dloss, [] {});
+  pass.work = EndCapture(ctx_.compute);
+  MIMO_RETURN_IF_ERROR(losses.status());
+  for (size_t i = 0; i < parameters.size(); ++i)
+    if (parameters[i]->written != before[i])
+      pass.wrote.push_back(parameters[i]);
+  return losses;
+}
+
+absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
+    const RankProgram& program, std::vector<ModelInputs> inputs,
+    double loss_scale, const BeforeLast& before_last) {
   const Stream ahead = ahead_memory_.stream();
   Tensor dloss = Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale});
   Pass* pass = nullptr;
   if (capture_ && ctx_.profiler == nullptr) {
-    std::vector<int64_t> key = KeyOf(inputs, model_.Parameters());
+    std::vector<int64_t> key = KeyOf(inputs, model_);
     const auto found = passes_.find(key);
     if (found != passes_.end()) {
       pass = &found->second;
@@ -136,45 +122,99 @@ absl::StatusOr<Tensor> MimoStage::Enqueue(ModelInputs inputs,
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
     WaitFor(ctx_.compute, ahead);
-    absl::StatusOr<Tensor> loss = Run(ctx_, inputs, dloss);
+    auto losses = ModelPass(ctx_, model_, links_, program, inputs)
+                      .Run(dloss, before_last);
     WaitFor(ahead, ctx_.compute);
-    return loss;
+    return losses;
   }
   if (pass->work == nullptr) {
-    MIMO_RETURN_IF_ERROR(Capture(*pass, std::move(inputs), std::move(dloss)));
+    MIMO_ASSIGN_OR_RETURN(
+        pass->losses,
+        Capture(program, *pass, std::move(inputs), std::move(dloss)));
   } else {
-    const auto from = TensorsOf(inputs), to = TensorsOf(pass->inputs);
-    for (size_t i = 0; i < to.size(); ++i)
-      if (to[i]->defined()) Tensor(*to[i]).CopyFrom(*from[i]);
+    for (size_t b = 0; b < inputs.size(); ++b) {
+      const auto from = TensorsOf(inputs[b]), to = TensorsOf(pass->inputs[b]);
+      for (size_t i = 0; i < to.size(); ++i)
+        if (to[i]->defined()) Tensor(*to[i]).CopyFrom(*from[i]);
+    }
     pass->dloss.CopyFrom(dloss);
     for (Parameter* parameter : pass->wrote) parameter->written = true;
   }
   WaitFor(ctx_.compute, ahead);
   Replay(pass->work, ctx_.compute);
-  return pass->loss;
+  return pass->losses;
 }
 
-absl::StatusOr<double> MimoStage::ForwardBackward(const MicroBatch& batch,
-                                                  double loss_scale,
-                                                  const MicroBatch* next) {
-  if (!ahead_) {
-    WaitFor(ahead_memory_.stream(), ctx_.compute);  // weights may be coming
-  } else {
-    CHECK(ahead_->input_ids == batch.input_ids)
-        << "not the batch that was announced as the next";
+bool MimoStage::CountsTokens() const {
+  const std::string& language = model_.role().language_module_name;
+  const ParallelGroups groups = model_.placement().GroupsOf(language);
+  return model_.role().IsLastStage(language) && groups.tp_rank() == 0 &&
+         groups.cp_rank() == 0;
+}
+
+double MimoStage::Part(const std::vector<Tensor>& losses) const {
+  double sum = 0;
+  for (const Tensor& loss : losses) sum += HostValue(loss);
+  // The tp ranks have the same, the cp ranks their own tokens'.
+  const std::string& language = model_.role().language_module_name;
+  return model_.placement().GroupsOf(language).tp_rank() == 0 ? sum : 0;
+}
+
+absl::StatusOr<double> MimoStage::ForwardBackward(
+    absl::Span<const MicroBatch> batches, double loss_scale,
+    const AroundIteration& around) {
+  const int count = batches.size();
+  const RankProgram& program = links_.Program(count, /*forward_only=*/false);
+  if (program.schedule.options.micro_batches == count && count > 1) {
+    std::vector<ModelInputs> inputs;
+    for (const MicroBatch& batch : batches) {
+      MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
+    }
+    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
+                          Enqueue(program, std::move(inputs), loss_scale,
+                                  around.before_last_backward));
+    return Part(losses);
   }
-  MIMO_ASSIGN_OR_RETURN(
-      ModelInputs inputs,
-      ahead_ ? std::exchange(ahead_, {})->inputs : Prepare(batch));
-  MIMO_ASSIGN_OR_RETURN(const Tensor loss,
-                        Enqueue(std::move(inputs), loss_scale));
-  if (next != nullptr && ctx_.profiler == nullptr)
-    ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
-  return HostValue(loss);
+  double sum = 0;
+  for (int i = 0; i < count; ++i) {
+    const bool last = i + 1 == count;
+    if (!ahead_) {
+      WaitFor(ahead_memory_.stream(), ctx_.compute);  // weights may be coming
+    } else {
+      CHECK(ahead_->input_ids == batches[i].input_ids)
+          << "not the batch that was announced as the next";
+    }
+    std::vector<ModelInputs> inputs(1);
+    MIMO_ASSIGN_OR_RETURN(inputs[0], ahead_ ? std::exchange(ahead_, {})->inputs
+                                            : Prepare(batches[i]));
+    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
+                          Enqueue(
+                              program, std::move(inputs), loss_scale,
+                              last ? around.before_last_backward : [] {}));
+    const MicroBatch* next = last ? around.next : &batches[i + 1];
+    if (next != nullptr && ctx_.profiler == nullptr)
+      ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
+    sum += Part(losses);
+  }
+  return sum;
 }
 
-absl::StatusOr<double> MimoStage::Loss(const MicroBatch& batch) {
-  return LossSum(ctx_, model_, batch);
+absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
+  const RankProgram& program =
+      links_.Program(batches.size(), /*forward_only=*/true);
+  const size_t turn = program.schedule.options.micro_batches;
+  double sum = 0;
+  for (size_t begin = 0; begin < batches.size(); begin += turn) {
+    std::vector<ModelInputs> inputs;
+    for (const MicroBatch& batch : batches.subspan(begin, turn)) {
+      MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
+    }
+    MIMO_ASSIGN_OR_RETURN(
+        const std::vector<Tensor> losses,
+        ModelPass(ctx_, model_, links_, program, inputs).Run(Tensor(), [] {}));
+    sum += Part(losses);
+  }
+  return sum;
 }
 
 }  // namespace mimo

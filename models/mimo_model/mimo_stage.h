@@ -1,16 +1,21 @@
-// MimoStage: a whole MimoModel as one stage of training.
+// MimoStage: what a rank has of a MimoModel, as the trainer runs it.
 #ifndef MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_
 #define MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_
 
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kernels/base/device.h"
 #include "mimo/train/train_stage.h"
 #include "models/mimo_model/mimo_model.h"
+#include "models/mimo_model/model_links.h"
 
 namespace mimo {
 
@@ -26,27 +31,39 @@ double HostValue(const Tensor& loss);
 absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
                                const MicroBatch& batch);
 
-// With `capture`, on a GPU, a forward and backward is recorded once for each
-// shape of batch and replayed from then on: one launch in place of thousands,
-// the same kernels on the same values, so bitwise what it was.
+// An iteration is one pass over its micro-batches where a module is a pipeline
+// or has ranks of its own, else a pass for each (ModelPass).
 //
-// Batches are uploaded, and the frozen encoders run, on a stream of their own:
-// of the batch announced as `next`, beside the work on the one before it. That
-// stream's memory is written again only after the passes that read it.
+// With `capture`, on a GPU, a pass is recorded once for each shape of batches
+// and replayed from then on: one launch in place of thousands, the same kernels
+// on the same values, so bitwise what it was.
+//
+// Where each micro-batch has its pass, batches are uploaded, and the frozen
+// encoders run, on a stream of their own: of the one that comes next, beside
+// the work on the one before it. That stream's memory is written again only
+// after the passes that read it.
 class MimoStage : public TrainStage {
  public:
+  // Of a model that is whole on this rank.
   MimoStage(MimoModel& model, Allocator& allocator, bool capture = false)
+      : MimoStage(model, allocator, capture, ModelLinks(model)) {}
+  // Of what this rank has of a model, joined to the other ranks' (ModelLinks::
+  // Connect gives the links).
+  MimoStage(MimoModel& model, Allocator& allocator, bool capture,
+            ModelLinks links)
       : model_(model),
         ctx_{.allocator = &allocator},
         capture_(capture && ctx_.compute.device != Device::kCpu),
+        links_(std::move(links)),
         captured_memory_(ctx_.compute),
         ahead_memory_(NewStream(ctx_.compute.device)) {}
 
   std::vector<Parameter*> Parameters() override { return model_.Parameters(); }
-  absl::StatusOr<double> ForwardBackward(const MicroBatch& batch,
-                                         double loss_scale,
-                                         const MicroBatch* next) override;
-  absl::StatusOr<double> Loss(const MicroBatch& batch) override;
+  absl::StatusOr<double> ForwardBackward(
+      absl::Span<const MicroBatch> batches, double loss_scale,
+      const AroundIteration& around = {}) override;
+  absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override;
+  bool CountsTokens() const override;
   // What is measured runs uncaptured, and nothing ahead.
   void SetProfiler(Profiler* profiler) override {
     ctx_.profiler = profiler;
@@ -54,11 +71,12 @@ class MimoStage : public TrainStage {
   }
 
  private:
-  // A forward and backward of one shape.
+  // Forward and backward of a program's micro-batches, of one shape.
   struct Pass {
     int64_t runs = 0;
-    ModelInputs inputs;  // of the captured work, as are these:
-    Tensor dloss, loss;
+    std::vector<ModelInputs> inputs;  // of the captured work, as are these:
+    Tensor dloss;
+    std::vector<Tensor> losses;
     std::vector<Parameter*> wrote;
     std::shared_ptr<void> work;
   };
@@ -69,16 +87,25 @@ class MimoStage : public TrainStage {
     absl::StatusOr<ModelInputs> inputs;
   };
 
+  using BeforeLast = std::function<void()>;
+
   absl::StatusOr<ModelInputs> Prepare(const MicroBatch& batch);
-  // Enqueues the pass; its loss.
-  absl::StatusOr<Tensor> Enqueue(ModelInputs inputs, double loss_scale);
-  absl::StatusOr<Tensor> Run(const Context& ctx, const ModelInputs& inputs,
-                             const Tensor& dloss);
-  absl::Status Capture(Pass& pass, ModelInputs inputs, Tensor dloss);
+  // A pass, enqueued; its losses.
+  absl::StatusOr<std::vector<Tensor>> Enqueue(const RankProgram& program,
+                                              std::vector<ModelInputs> inputs,
+                                              double loss_scale,
+                                              const BeforeLast& before_last);
+  absl::StatusOr<std::vector<Tensor>> Capture(const RankProgram& program,
+                                              Pass& pass,
+                                              std::vector<ModelInputs> inputs,
+                                              Tensor dloss);
+  // This rank's part of the sum of `losses`; waits for them.
+  double Part(const std::vector<Tensor>& losses) const;
 
   MimoModel& model_;
   Context ctx_;
   bool capture_;
+  ModelLinks links_;
   Allocator captured_memory_;  // what captured work writes is nobody else's
   Allocator ahead_memory_;
   std::optional<Ahead> ahead_;

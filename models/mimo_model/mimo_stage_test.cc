@@ -51,8 +51,9 @@ Bytes Train(const Backend& on, const How& how) {
   Bytes out;
   for (size_t i = 0; i < batches.size(); ++i) {
     const bool announce = how.ahead && i + 1 < batches.size();
-    const auto loss = stage.ForwardBackward(
-        batches[i], 0.25 + i / 2, announce ? &batches[i + 1] : nullptr);
+    const auto loss =
+        stage.ForwardBackward({batches[i]}, 0.25 + i / 2,
+                              {.next = announce ? &batches[i + 1] : nullptr});
     CHECK_OK(loss.status());
     out.losses.push_back(*loss);
     if (i % 2 == 0) continue;
@@ -102,11 +103,10 @@ TEST_P(MimoStageTest, AnotherBatchThanAnnounced) {
   // A batch that does not fit is an error in its turn.
   MicroBatch wrong = batch;
   wrong.input_ids[0] = 99;
-  EXPECT_TRUE(stage.ForwardBackward(batch, 1, &wrong).ok());
-  EXPECT_FALSE(stage.ForwardBackward(wrong, 1, nullptr).ok());
-  EXPECT_TRUE(stage.ForwardBackward(batch, 1, &other).ok());
-  EXPECT_DEATH(stage.ForwardBackward(batch, 1, nullptr).IgnoreError(),
-               "announced");
+  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, {.next = &wrong}).ok());
+  EXPECT_FALSE(stage.ForwardBackward({wrong}, 1).ok());
+  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, {.next = &other}).ok());
+  EXPECT_DEATH(stage.ForwardBackward({batch}, 1).IgnoreError(), "announced");
 }
 
 TEST_P(MimoStageTest, SameAgain) {

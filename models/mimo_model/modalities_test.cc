@@ -305,7 +305,7 @@ TEST_F(ModalitiesTest, ModulesOfTheUsersOwn) {
   sample.input_ids = {1, kImageToken, kImageToken, 4};
   sample.labels = {1, kIgnoreLabel, kIgnoreLabel, 4};
   sample.modalities["images"] = {{{2}, {1, 2}}, {{2}, {3, 4}}};
-  const auto loss = stage.ForwardBackward(Collate({sample}, 0), 1, nullptr);
+  const auto loss = stage.ForwardBackward({Collate({sample}, 0)}, 1);
   ASSERT_TRUE(loss.ok()) << loss.status();
   // Outputs of the wrong width are named.
   config.modality_submodules_spec["images"]
@@ -316,7 +316,7 @@ TEST_F(ModalitiesTest, ModulesOfTheUsersOwn) {
       MimoModel::Build(config, registry, {.allocator = &allocator_, .seed = 1});
   ASSERT_TRUE(model.ok());
   MimoStage bad(**model, allocator_);
-  EXPECT_THAT(std::string(bad.Loss(Collate({sample}, 0)).status().message()),
+  EXPECT_THAT(std::string(bad.Loss({Collate({sample}, 0)}).status().message()),
               HasSubstr("clip_encoder: output [2, 5], wanted 12 columns"));
 }
 

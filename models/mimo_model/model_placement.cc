@@ -3,34 +3,19 @@
 #include <utility>
 #include <vector>
 
-#include "comm/bridge/grid_bridge.h"
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
-namespace {
 
-absl::Status AddBridges(const MimoInfra& infra, ModelPlacement& placement) {
-  const std::string& language = infra.parallelism.llm_module_name;
-  const HyperCommGrid& to = *infra.module_to_grid_map.at(language);
-  MIMO_ASSIGN_OR_RETURN(const BridgeSide destination,
-                        DestinationSide(to.ranks()));
-  for (const std::string& modality : placement.role.ModalityModuleNames()) {
-    const HyperCommGrid& from = *infra.module_to_grid_map.at(modality);
-    MIMO_ASSIGN_OR_RETURN(const BridgeSide source, SourceSide(from.ranks()));
-    if (source == destination && source.cp == 1) continue;
-    // All ranks of both modules.
-    Communicator* all = infra.pg_collections.at(modality)->intra_dist_opt;
-    MIMO_ASSIGN_OR_RETURN(const BridgeGroups groups,
-                          GridBridgeGroups(from, to, all));
-    MIMO_ASSIGN_OR_RETURN(
-        placement.bridges[modality],
-        Bridge::Create(source, destination,
-                       DefaultBridgeRouting(source, destination), groups));
-  }
-  return absl::OkStatus();
+ParallelGroups ModelPlacement::GroupsOf(const std::string& module) const {
+  const auto found = parallel.find(module);
+  return found == parallel.end() ? ParallelGroups() : found->second;
 }
 
-}  // namespace
+DataSlice ModelPlacement::SliceOf(const std::string& module) const {
+  const auto found = slices.find(module);
+  return found == slices.end() ? DataSlice() : found->second;
+}
 
 absl::StatusOr<ModelPlacement> PlaceModel(
     std::shared_ptr<const MimoInfra> infra, int rank) {
@@ -52,27 +37,19 @@ absl::StatusOr<ModelPlacement> PlaceModel(
                     : ModuleLayout::kColocated;
   for (const std::string& name : infra->participating_modules) {
     const ProcessGroupCollection& groups = *infra->pg_collections.at(name);
-    // An encoder's cp ranks have items of their own, as its replicas do.
-    Communicator* cp =
-        name == parallelism.llm_module_name ? groups.cp : nullptr;
-    placement.parallel[name] = {.tp = groups.tp, .cp = cp, .pp = groups.pp};
-  }
-  if (parallelism.deployment_mode == DeploymentMode::kColocated) {
-    MIMO_RETURN_IF_ERROR(AddBridges(*infra, placement));
+    const Communicator &dp = *groups.dp, &cp = *groups.cp;
+    ParallelGroups& parallel = placement.parallel[name];
+    parallel = {.tp = groups.tp, .pp = groups.pp};
+    DataSlice& slice = placement.slices[name];
+    if (name == parallelism.llm_module_name) {
+      parallel.cp = groups.cp;
+      slice = {dp.rank(), dp.size()};
+    } else {
+      // An encoder's cp ranks have items of their own, as its replicas do.
+      slice = {dp.rank() * cp.size() + cp.rank(), dp.size() * cp.size()};
+    }
   }
   return placement;
-}
-
-absl::StatusOr<BridgePayload> RowsPayload(const BridgeSide& source,
-                                          const BridgeSide& destination,
-                                          absl::Span<const int64_t> sample_rows,
-                                          int64_t hidden, DType dtype) {
-  BridgePayload payload{.inner = hidden, .dtype = dtype};
-  MIMO_ASSIGN_OR_RETURN(payload.source_rows,
-                        RowsOfLanes(sample_rows, source.dp * source.cp));
-  MIMO_ASSIGN_OR_RETURN(payload.destination_rows,
-                        RowsOfLanes(sample_rows, destination.dp));
-  return payload;
 }
 
 }  // namespace mimo

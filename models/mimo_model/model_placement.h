@@ -2,15 +2,12 @@
 #ifndef MIMO_MODELS_MIMO_MODEL_MODEL_PLACEMENT_H_
 #define MIMO_MODELS_MIMO_MODEL_MODEL_PLACEMENT_H_
 
-#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
-#include "absl/types/span.h"
-#include "comm/bridge/bridge.h"
+#include "mimo/data/batch.h"
 #include "mimo/nn/parallel_groups.h"
 #include "models/infra/mimo_infra.h"
 #include "models/mimo_model/rank_role.h"
@@ -19,26 +16,21 @@ namespace mimo {
 
 struct ModelPlacement {
   RankRole role;
-  // Of this rank's modules, by name.
+  // Of this rank's modules, by name, as are the next.
   std::map<std::string, ParallelGroups> parallel;
-  // Each takes a modality's rows to the language model's replicas on the same
-  // ranks; none where they are made where they are wanted.
-  std::map<std::string, std::unique_ptr<Bridge>> bridges;
+  // Which part of each global micro-batch the module has: the language model a
+  // part for each replica, an encoder one for each replica and cp rank.
+  std::map<std::string, DataSlice> slices;
   std::shared_ptr<const MimoInfra> infra;  // whose groups these are; or none
+
+  // Of a module of this rank; one rank's where nothing is said.
+  ParallelGroups GroupsOf(const std::string& module) const;
+  DataSlice SliceOf(const std::string& module) const;
 };
 
-// An idle rank of the infra has a role without modules. Bridges are those of a
-// colocated deployment.
+// An idle rank of the infra has a role without modules.
 absl::StatusOr<ModelPlacement> PlaceModel(
     std::shared_ptr<const MimoInfra> infra, int rank);
-
-// What a bridge carries of [n, hidden] rows of `dtype` when the samples of the
-// global micro-batch, with these row counts, are dealt to the lanes of either
-// side in order. Error: they cannot be.
-absl::StatusOr<BridgePayload> RowsPayload(const BridgeSide& source,
-                                          const BridgeSide& destination,
-                                          absl::Span<const int64_t> sample_rows,
-                                          int64_t hidden, DType dtype);
 
 }  // namespace mimo
 

@@ -109,7 +109,7 @@ TEST_F(RolesTest, EncoderAndLanguageRankAreTheWholeModel) {
   const auto whole = Build(Tiny());
   MimoStage stage(*whole, allocator_);
   const MicroBatch batch = TwoSamples();
-  const double loss = *stage.ForwardBackward(batch, 0.5, nullptr);
+  const double loss = *stage.ForwardBackward({batch}, 0.5);
 
   const auto encoder = BuildRole({{"images", {}}});
   const auto language = BuildRole({{"language", {}}});
@@ -151,16 +151,18 @@ TEST_F(RolesTest, StagesOfAModality) {
   const auto features = first->ForwardModalities(ctx, *inputs);
   ASSERT_TRUE(features.ok()) << features.status();
   EXPECT_EQ(features->at("images").value.shape(), Shape({8, 12}));
-  const auto rows = last->ForwardModalities(
-      ctx, ModelInputs{.rows = inputs->rows}, *features);
+  const Var& received = features->at("images");
+  const auto rows = last->ForwardModality(
+      ctx, "images", ModelInputs{.rows = inputs->rows}, &received);
   const auto wanted = whole->ForwardModalities(ctx, *inputs);
   ASSERT_TRUE(rows.ok() && wanted.ok());
-  EXPECT_TRUE(std::ranges::equal(rows->at("images").value.span<float>(),
+  EXPECT_TRUE(std::ranges::equal(rows->value.span<float>(),
                                  wanted->at("images").value.span<float>()));
   // What the stage before sent, and inputs too.
   EXPECT_THAT(
-      std::string(
-          last->ForwardModalities(ctx, *inputs, *features).status().message()),
+      std::string(last->ForwardModality(ctx, "images", *inputs, &received)
+                      .status()
+                      .message()),
       HasSubstr("encoder inputs and features are mutually exclusive"));
 }
 

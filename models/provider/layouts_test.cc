@@ -12,12 +12,11 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "comm/bridge/bridge.h"
-#include "comm/bridge/grid_bridge.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/parallel/sum_over_ranks.h"
 #include "models/mimo_model/mimo_stage.h"
 #include "models/mimo_model/tiny_llava.h"
 #include "models/provider/mimo_model_provider.h"
@@ -139,124 +138,6 @@ void CheckGradients(const MimoModel& model, const DistributedDataParallel& ddp,
   }
 }
 
-// An edge of a heterogeneous deployment.
-struct Edge {
-  std::unique_ptr<Communicator> group;  // null: this rank is on neither side
-  std::unique_ptr<Bridge> bridge;
-};
-
-absl::StatusOr<Edge> MakeEdge(const MimoInfra& infra, Communicator& world) {
-  const BridgeCommConfig comm = infra.BridgeComms().at(0);
-  MIMO_ASSIGN_OR_RETURN(const BridgeSide from,
-                        SourceSide(comm.source_grid.ranks()));
-  MIMO_ASSIGN_OR_RETURN(const BridgeSide to,
-                        DestinationSide(comm.destination_grid.ranks()));
-  Edge edge;
-  MIMO_ASSIGN_OR_RETURN(edge.group,
-                        world.Split("bridge", {BridgeRanks(from, to)}));
-  if (edge.group == nullptr) return edge;
-  MIMO_ASSIGN_OR_RETURN(
-      const BridgeGroups groups,
-      GridBridgeGroups(comm.source_grid, comm.destination_grid,
-                       edge.group.get()));
-  MIMO_ASSIGN_OR_RETURN(
-      edge.bridge,
-      Bridge::Create(from, to, DefaultBridgeRouting(from, to), groups));
-  return edge;
-}
-
-// Forward and backward of a rank; its loss, 0 without the language model's last
-// stage. `pp`: the stages of its language model.
-absl::StatusOr<double> RunRank(MimoModel& model, const ModelInputs& inputs,
-                               Edge* edge, Communicator* pp,
-                               Allocator& allocator,
-                               DistributedDataParallel& ddp) {
-  ddp.BeginLastBackward();
-  Tape encoder_tape, language_tape;
-  const RankRole& role = model.role();
-  Context ctx{.allocator = &allocator, .tape = &language_tape};
-  const Tensor dloss = Tensor::From<double>(allocator, {1}, {1});
-  const auto loss_of = [&](const Var& hidden) {
-    const Var loss = LossSum(ctx, model, inputs, hidden, dloss);
-    language_tape.Backward(ctx, {{loss.slot, dloss}});
-    return HostValue(loss.value);
-  };
-  if (edge == nullptr) {
-    MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, inputs));
-    return loss_of(hidden);
-  }
-  ModuleVars sent, received;
-  Var hidden;
-  // The language model's stage, between its neighbours.
-  const auto run_language = [&]() -> absl::StatusOr<double> {
-    const auto exchange = [&](Transfer::Kind kind, const Tensor& x, int to) {
-      pp->Exchange({{{kind, x.data(), x.numel(), x.dtype(), to}}}, Stream());
-    };
-    const Shape shape = {inputs.batch * inputs.seq, 24};
-    const bool first = role.IsFirstStage("language");
-    if (!first) {
-      Var& before = received["language"];
-      before = language_tape.Input(ctx.Empty(shape, DType::kFloat64));
-      exchange(Transfer::kRecv, before.value, pp->rank() - 1);
-    }
-    MIMO_ASSIGN_OR_RETURN(hidden, model.ForwardLanguage(ctx, inputs, received));
-    double loss = 0;
-    if (role.IsLastStage("language")) {
-      loss = loss_of(hidden);
-    } else {
-      exchange(Transfer::kSend, hidden.value, pp->rank() + 1);
-      const Tensor gradient = ctx.Empty(shape, DType::kFloat64);
-      exchange(Transfer::kRecv, gradient, pp->rank() + 1);
-      language_tape.Backward(ctx, {{hidden.slot, gradient}});
-    }
-    if (!first) {
-      exchange(Transfer::kSend,
-               language_tape.TakeGrad(received.at("language").slot),
-               pp->rank() - 1);
-    }
-    return loss;
-  };
-  if (edge->bridge == nullptr) {  // a later stage, or idle
-    return role.HasLanguageModule() ? run_language() : 0.0;
-  }
-  Bridge& bridge = *edge->bridge;
-  MIMO_ASSIGN_OR_RETURN(
-      const BridgePayload payload,
-      RowsPayload(bridge.source(), bridge.destination(),
-                  inputs.sample_rows.at("images"), 24, DType::kFloat64));
-  if (role.HasModalityModules()) {
-    Context on_encoder = ctx;
-    on_encoder.tape = &encoder_tape;
-    MIMO_ASSIGN_OR_RETURN(sent, model.ForwardModalities(on_encoder, inputs));
-  }
-  if (role.HasLanguageModule()) {
-    received["images"] = language_tape.Input(
-        ctx.Empty({payload.destination_rows[bridge.destination_lane()], 24},
-                  DType::kFloat64));
-  }
-  const auto data = [](const ModuleVars& vars) {
-    return vars.empty() ? nullptr : vars.at("images").value.data();
-  };
-  MIMO_RETURN_IF_ERROR(
-      bridge.Forward({payload, data(sent), data(received)}, ctx.compute));
-  double loss = 0;
-  Tensor drows, dsent;
-  if (role.HasLanguageModule()) {
-    MIMO_ASSIGN_OR_RETURN(loss, run_language());
-    drows = language_tape.TakeGrad(received.at("images").slot);
-  }
-  if (role.HasModalityModules())
-    dsent = ctx.Empty(sent.at("images").value.shape(), DType::kFloat64);
-  MIMO_RETURN_IF_ERROR(
-      bridge.Backward({payload, drows.defined() ? drows.data() : nullptr,
-                       dsent.defined() ? dsent.data() : nullptr},
-                      ctx.compute));
-  if (role.HasModalityModules()) {
-    encoder_tape.Backward(ctx, {{sent.at("images").slot, dsent}});
-  }
-  return loss;
-}
-
 void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
                           bool images = true) {
   const std::vector<Sample> samples = Samples(images);
@@ -266,7 +147,7 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
       nullptr, {.allocator = &allocator, .dtype = one.dtype, .seed = one.seed});
   ASSERT_TRUE(whole.ok()) << whole.status();
   MimoStage stage(**whole, allocator);
-  const auto loss = stage.ForwardBackward(Collate(samples, 0), 1, nullptr);
+  const auto loss = stage.ForwardBackward({Collate(samples, 0)}, 1);
   ASSERT_TRUE(loss.ok()) << loss.status();
   Gradients wanted;
   for (Parameter* p : (*whole)->Parameters()) {
@@ -286,27 +167,22 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
         DistributedDataParallel& ddp = *provided.data_parallel;
         MimoModel& model = *provided.model;
         MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
-        Edge edge;
-        const bool apart = model.role().layout == ModuleLayout::kNonColocated;
-        if (apart) {
-          MIMO_ASSIGN_OR_RETURN(edge, MakeEdge(*infra, world));
-        }
-        const Context ctx{.allocator = &memory};
-        MIMO_ASSIGN_OR_RETURN(const ModelInputs inputs,
-                              model.Prepare(ctx, BatchOf(*infra, samples)));
-        const auto& language = infra->pg_collections.at("language");
+        MIMO_ASSIGN_OR_RETURN(ModelLinks links,
+                              ModelLinks::Connect(model, world, memory));
+        MimoStage stage(model, memory, /*capture=*/false, std::move(links));
+        double sum = 0;
         MIMO_ASSIGN_OR_RETURN(
-            double sum,
-            RunRank(model, inputs, apart ? &edge : nullptr,
-                    language == nullptr ? nullptr : language->pp, memory, ddp));
+            sum, stage.ForwardBackward({BatchOf(*infra, samples)}, 1,
+                                       {.before_last_backward = [&] {
+                                         ddp.BeginLastBackward();
+                                       }}));
         ddp.FinishGradSync();
         MIMO_RETURN_IF_ERROR(ddp.Health());
         CheckGradients(model, ddp, wanted);
-        if (!model.role().IsLastStage("language")) return absl::OkStatus();
-        Communicator& dp = *language->dp;
-        dp.AllReduce(&sum, &sum, 1, DType::kFloat64, ReduceOp::kSum, Stream());
+        MIMO_RETURN_IF_ERROR(
+            SumOverRanks(&world, memory, absl::MakeSpan(&sum, 1)));
         EXPECT_NEAR(sum / *loss, 1, 1e-13);
-        return dp.Health();
+        return absl::OkStatus();
       });
   for (size_t rank = 0; rank < results.size(); ++rank)
     EXPECT_TRUE(results[rank].ok()) << "rank " << rank << ": " << results[rank];
@@ -440,7 +316,7 @@ TEST(Layouts, BatchesThatDoNotFit) {
     batch = good;
     batch.modalities.clear();  // but the tokens are there: no silent zeros
     EXPECT_THAT(
-        std::string(model->Forward(ctx, *model->Prepare(ctx, batch))
+        std::string(model->ForwardModalities(ctx, *model->Prepare(ctx, batch))
                         .status()
                         .message()),
         HasSubstr("inputs are missing, but matching special tokens exist"));
@@ -448,10 +324,11 @@ TEST(Layouts, BatchesThatDoNotFit) {
     auto& items = batch.modalities["images"];
     items.values.resize(items.values.size() / items.shape[0]);
     items.shape[0] = 1;
-    EXPECT_THAT(std::string(model->Forward(ctx, *model->Prepare(ctx, batch))
-                                .status()
-                                .message()),
-                HasSubstr("does not match number of images embeddings (4)"));
+    EXPECT_THAT(
+        std::string(model->ForwardModalities(ctx, *model->Prepare(ctx, batch))
+                        .status()
+                        .message()),
+        HasSubstr("does not match number of images embeddings (4)"));
     return absl::OkStatus();
   });
 }

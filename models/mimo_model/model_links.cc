@@ -1,0 +1,122 @@
+#include "models/mimo_model/model_links.h"
+
+#include "absl/log/check.h"
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "comm/bridge/grid_bridge.h"
+#include "kernels/base/status_macros.h"
+#include "mimo/parallel/sum_over_ranks.h"
+#include "models/parallelism/module_schedule.h"
+
+namespace mimo {
+namespace {
+
+// The modules of which no rank of `world` has anything to train.
+absl::StatusOr<std::set<std::string>> FrozenModules(
+    const MimoModel& model, const std::vector<std::string>& names,
+    Communicator* world, Allocator& allocator) {
+  std::vector<double> trained;
+  for (const std::string& name : names) {
+    const bool here = model.role().modules.contains(name);
+    trained.push_back(here && model.module(name).Trainable() ? 1 : 0);
+  }
+  MIMO_RETURN_IF_ERROR(SumOverRanks(world, allocator, absl::MakeSpan(trained)));
+  std::set<std::string> frozen;
+  for (size_t i = 0; i < names.size(); ++i)
+    if (trained[i] == 0) frozen.insert(names[i]);
+  return frozen;
+}
+
+// Between two modules.
+absl::StatusOr<StageLink> LinkModules(const MimoInfra& infra,
+                                      const std::string& sender,
+                                      Communicator& world) {
+  const std::string& language = infra.parallelism.llm_module_name;
+  const HyperCommGrid& from = *infra.module_to_grid_map.at(sender);
+  const HyperCommGrid& to = *infra.module_to_grid_map.at(language);
+  MIMO_ASSIGN_OR_RETURN(const BridgeSide source, SourceSide(from.ranks()));
+  MIMO_ASSIGN_OR_RETURN(const BridgeSide destination,
+                        DestinationSide(to.ranks()));
+  StageLink link;
+  if (source == destination && source.cp == 1) return link;
+  MIMO_ASSIGN_OR_RETURN(link.group,
+                        world.Split(absl::StrCat(sender, "->", language),
+                                    {BridgeRanks(source, destination)}));
+  if (link.group == nullptr) return link;
+  MIMO_ASSIGN_OR_RETURN(const BridgeGroups groups,
+                        GridBridgeGroups(from, to, link.group.get()));
+  MIMO_ASSIGN_OR_RETURN(
+      link.bridge,
+      Bridge::Create(source, destination,
+                     DefaultBridgeRouting(source, destination), groups));
+  return link;
+}
+
+}  // namespace
+
+ModelLinks::ModelLinks(const MimoModel& model) {
+  for (const auto& [name, stage] : model.role().modules) {
+    CHECK(stage.is_first_stage && stage.is_last_stage)
+        << name << " has other ranks: Connect";
+    parallelism_.module_parallelisms.emplace_back(name,
+                                                  ModuleParallelismConfig());
+  }
+  parallelism_.deployment_mode = DeploymentMode::kHomogeneous;
+  parallelism_.llm_module_name = model.role().language_module_name;
+  CHECK_OK(parallelism_.Finalize(1));
+  topology_ = DefaultTopology(parallelism_);
+  Allocator none;
+  frozen_ = *FrozenModules(model, parallelism_.ModuleNames(), nullptr, none);
+  links_.resize(Program(1, false).schedule.edges.size());
+}
+
+absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
+                                               Communicator& world,
+                                               Allocator& allocator) {
+  CHECK(model.placement().infra != nullptr) << "a model without an infra";
+  const MimoInfra& infra = *model.placement().infra;
+  ModelLinks self;
+  self.parallelism_ = infra.parallelism;
+  self.topology_ = infra.topology;
+  self.rank_ = world.rank();
+  MIMO_ASSIGN_OR_RETURN(
+      self.frozen_,
+      FrozenModules(model, infra.parallelism.ModuleNames(), &world, allocator));
+  const PipelineSchedule& schedule = self.Program(1, false).schedule;
+  for (const auto [from, to] : schedule.edges) {
+    StageLink& link = self.links_.emplace_back();
+    const PipelineStage &upper = schedule.stages[from],
+                        &lower = schedule.stages[to];
+    const std::string& sender = schedule.modules[upper.module].name;
+    const std::string& receiver = schedule.modules[lower.module].name;
+    if (upper.module == lower.module) {
+      const auto& groups = infra.pg_collections.at(sender);
+      if (groups != nullptr) link.pipeline = groups->pp;
+    } else if (receiver == infra.parallelism.llm_module_name) {
+      MIMO_ASSIGN_OR_RETURN(link, LinkModules(infra, sender, world));
+    } else {
+      return absl::UnimplementedError(
+          absl::StrCat("topology: ", sender, " feeds ", receiver, ", wanted ",
+                       infra.parallelism.llm_module_name,
+                       " alone to be fed: no other module takes rows"));
+    }
+  }
+  return self;
+}
+
+const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
+  const auto [at, added] = programs_.try_emplace({micro_batches, forward_only});
+  if (added) {
+    RankProgram& program = at->second;
+    auto schedule = MakeModuleSchedule(
+        parallelism_, topology_, frozen_,
+        {.micro_batches = micro_batches, .forward_only = forward_only});
+    CHECK_OK(schedule.status());  // checked with the infra
+    program.schedule = *std::move(schedule);
+    program.steps = program.schedule.Program(
+        StagesOfRank(program.schedule, parallelism_, rank_));
+  }
+  return at->second;
+}
+
+}  // namespace mimo

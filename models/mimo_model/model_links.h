@@ -1,0 +1,67 @@
+// ModelLinks: in which order a rank runs the stages of a model that it has, and
+// what joins these to the stages before and after them.
+#ifndef MIMO_MODELS_MIMO_MODEL_MODEL_LINKS_H_
+#define MIMO_MODELS_MIMO_MODEL_MODEL_LINKS_H_
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "comm/base/communicator.h"
+#include "comm/bridge/bridge.h"
+#include "mimo/parallel/pipeline_schedule.h"
+#include "models/mimo_model/mimo_model.h"
+#include "models/parallelism/mimo_parallelism.h"
+#include "models/parallelism/topology.h"
+
+namespace mimo {
+
+// Of an edge of the schedule. Without either: both of its stages are here, and
+// what one gives is what the other takes.
+struct StageLink {
+  Communicator* pipeline = nullptr;     // stages of one module: its pp group
+  std::unique_ptr<Communicator> group;  // else the bridge's ranks,
+  std::unique_ptr<Bridge> bridge;       // null on a rank that is none of them
+};
+
+// A schedule, and this rank's part of it.
+struct RankProgram {
+  PipelineSchedule schedule;
+  std::vector<PipelineStep> steps;
+};
+
+class ModelLinks {
+ public:
+  // Of a model that is whole on this rank.
+  explicit ModelLinks(const MimoModel& model);
+  // Of this rank's part of a model; called by all ranks of `world`, which the
+  // links do not outlive. Other errors than the communicators': a module that
+  // feeds another than the language model.
+  static absl::StatusOr<ModelLinks> Connect(const MimoModel& model,
+                                            Communicator& world,
+                                            Allocator& allocator);
+
+  // Of `micro_batches`, or of one, to be run for each in turn, where nobody has
+  // a pipeline (models/parallelism/module_schedule.h).
+  const RankProgram& Program(int micro_batches, bool forward_only);
+  const StageLink& link(int edge) const { return links_[edge]; }  // of any
+
+ private:
+  ModelLinks() = default;
+
+  // Who is where: of one rank, homogeneous modules.
+  MimoParallelismConfig parallelism_;
+  ModuleTopology topology_;
+  std::set<std::string> frozen_;  // modules
+  int rank_ = 0;
+  std::vector<StageLink> links_;  // by edge
+  std::map<std::pair<int, bool>, RankProgram> programs_;
+};
+
+}  // namespace mimo
+
+#endif  // MIMO_MODELS_MIMO_MODEL_MODEL_LINKS_H_
