@@ -8,6 +8,24 @@
 
 namespace mimo {
 
+absl::Status CheckFits(const MimoModel& counted, Device device) {
+  double bytes = 0;
+  for (const Parameter* p : counted.Parameters()) {
+    bytes += p->data.bytes();
+    if (p->frozen) continue;
+    // A gradient and two moments, and the master copy of a 16-bit weight.
+    const int copies = p->data.dtype() == DType::kBFloat16 ? 4 : 3;
+    bytes += copies * p->main_grad.bytes();
+  }
+  const double memory = DeviceMemory(device).total_bytes;
+  if (bytes <= memory) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "model: %.1f GiB of weights, gradients and moments, wanted at most the "
+      "%.1f GiB of memory of this %s",
+      bytes / (1 << 30), memory / (1 << 30),
+      device == Device::kCpu ? "machine" : "GPU"));
+}
+
 absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
     const MimoModelConfig& config, const ModuleRegistry& registry,
     BuildContext build) {
@@ -15,23 +33,7 @@ absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
   meta.meta = true;
   MIMO_ASSIGN_OR_RETURN(const auto counted,
                         MimoModel::Build(config, registry, meta));
-  double bytes = 0;
-  for (const Parameter* p : counted->Parameters()) {
-    bytes += p->data.bytes();
-    if (p->frozen) continue;
-    // A gradient and two moments, and the master copy of a 16-bit weight.
-    const int copies = p->data.dtype() == DType::kBFloat16 ? 4 : 3;
-    bytes += copies * p->main_grad.bytes();
-  }
-  const Device device = build.allocator->stream().device;
-  const double memory = DeviceMemory(device).total_bytes;
-  if (bytes > memory) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "model: %.1f GiB of weights, gradients and moments, wanted at most "
-        "the %.1f GiB of memory of this %s",
-        bytes / (1 << 30), memory / (1 << 30),
-        device == Device::kCpu ? "machine" : "GPU"));
-  }
+  MIMO_RETURN_IF_ERROR(CheckFits(*counted, build.allocator->stream().device));
   return MimoModel::Build(config, registry, std::move(build));
 }
 

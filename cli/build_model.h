@@ -4,13 +4,18 @@
 
 #include <memory>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/base/device.h"
 #include "models/mimo_model/mimo_model.h"
 
 namespace mimo {
 
-// MimoModel::Build, after an error in place of a model whose weights, gradients
-// and optimizer state would not fit into the device's memory.
+// An error if weights, gradients and optimizer state of a model like `counted`
+// would not fit into the device's memory.
+absl::Status CheckFits(const MimoModel& counted, Device device);
+
+// MimoModel::Build of a model that fits.
 absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
     const MimoModelConfig& config, const ModuleRegistry& registry,
     BuildContext build);

@@ -1,13 +1,16 @@
 // mimo train: trains the model of a config.
+#include <algorithm>
 #include <cstdint>
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "cli/answers.h"
 #include "cli/args.h"
@@ -27,8 +30,11 @@
 #include "mimo/train/stop_signal.h"
 #include "mimo/train/trainer.h"
 #include "models/hf/checkpoint.h"
+#include "models/infra/data_share.h"
 #include "models/llava/model_section.h"
 #include "models/mimo_model/mimo_stage.h"
+#include "models/mimo_model/model_links.h"
+#include "models/provider/mimo_model_provider.h"
 
 namespace mimo {
 namespace {
@@ -67,21 +73,81 @@ struct Shared {
   ConfigNode root;
   RunSections run;
   ModelSection section;
+  MimoParallelismConfig parallelism;
   RunData data;
 };
 
-// OK if `ranks` ranks are replicas of the whole model, which is what mimo
-// trains so far.
-absl::Status CheckReplicas(const MimoParallelismConfig& parallelism,
-                           int ranks) {
-  for (const auto& [name, module] : parallelism.module_parallelisms) {
-    if (*module.data_parallel_size == ranks) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("parallelism.modules.", name, ": ", module, " on ", ranks,
-                     " ranks, wanted DP", ranks,
-                     " (mimo trains replicas of the whole model so far)"));
+// Whether gradients may be reduced during the last backward: not where ranks
+// of one module differ in what else they have, as they would wait for each
+// other's backwards.
+bool MayOverlapGradReduce(const MimoParallelismConfig& parallelism) {
+  if (parallelism.deployment_mode != DeploymentMode::kHeterogeneous)
+    return true;
+  std::set<int64_t> taken;
+  int64_t ranks = 0;
+  for (const std::string& name : parallelism.ModuleNames()) {
+    const RankSpan span = *parallelism.Span(name);
+    ranks += span.end - span.begin;
+    for (int64_t rank = span.begin; rank < span.end; ++rank) taken.insert(rank);
   }
-  return absl::OkStatus();
+  return static_cast<int64_t>(taken.size()) == ranks;
+}
+
+// Whether each rank has the whole model: it can answer questions by itself.
+bool AllAreReplicas(const MimoParallelismConfig& parallelism) {
+  return parallelism.deployment_mode != DeploymentMode::kHeterogeneous &&
+         std::ranges::all_of(parallelism.module_parallelisms,
+                             [](const auto& module) {
+                               return *module.second.TotalRanks() ==
+                                      *module.second.data_parallel_size;
+                             });
+}
+
+// What this rank trains, if it fits, with its first weights.
+absl::StatusOr<DistributedModel> Provide(const Shared& shared,
+                                         const ModuleRegistry& registry,
+                                         const Compute& compute,
+                                         Communicator* world,
+                                         Allocator& allocator) {
+  const TrainConfig& train = shared.run.train;
+  MimoModelProvider provider(registry, shared.section.model);
+  if (world != nullptr) provider.parallelism = shared.parallelism;
+  provider.dtype = compute.dtype;
+  provider.seed = static_cast<uint64_t>(train.seed);
+  provider.initialize = shared.section.pretrained.empty();
+  const bool captured =
+      train.cuda_graph && compute.stream.device != Device::kCpu;
+  DistributedModelOptions options{
+      .ddp_config = DataParallelOptions{
+          .overlap_grad_reduce =
+              !captured && MayOverlapGradReduce(shared.parallelism)}};
+  options.init_model_with_meta_device = true;
+  MIMO_ASSIGN_OR_RETURN(
+      const DistributedModel counted,
+      provider.ProvideDistributedModel(world, allocator, options));
+  MIMO_RETURN_IF_ERROR(CheckFits(*counted.model, compute.stream.device));
+  options.init_model_with_meta_device = false;
+  MIMO_ASSIGN_OR_RETURN(
+      DistributedModel provided,
+      provider.ProvideDistributedModel(world, allocator, options));
+  if (!shared.section.pretrained.empty()) {
+    MIMO_RETURN_IF_ERROR(LoadHfParameters(shared.section.pretrained,
+                                          provided.model->Parameters()));
+  }
+  return provided;
+}
+
+// What a rank with `model` reads.
+DataShare ShareOf(const MimoModel& model, int64_t micro_batch_size) {
+  const MimoModelConfig& config = model.config();
+  if (model.placement().infra != nullptr) {
+    return DataShareOf(*model.placement().infra, micro_batch_size,
+                       config.special_token_ids);
+  }
+  DataShare share{.samples = micro_batch_size, .text = DataSlice()};
+  for (const auto& [name, spec] : config.modality_submodules_spec)
+    share.modalities[name] = {};
+  return share;
 }
 
 absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
@@ -97,9 +163,15 @@ absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
                         ReadModelSection(shared.root["model"], registry));
   TrainConfig& train = shared.run.train;
   MIMO_ASSIGN_OR_RETURN(
-      const MimoParallelismConfig parallelism,
+      shared.parallelism,
       ReadRunParallelism(shared.root, shared.section.model, train, ranks));
-  MIMO_RETURN_IF_ERROR(CheckReplicas(parallelism, ranks));
+  const std::vector<std::string> modules = shared.parallelism.ModuleNames();
+  for (const auto& [name, config] : shared.run.optimizer.modules) {
+    if (std::ranges::find(modules, name) != modules.end()) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "optimizer.modules.", name, ": no such module, wanted one of ",
+        absl::StrJoin(modules, ", ")));
+  }
   if (ranks > 1 && train.device == "auto") train.device = "cpu";
   if (ranks > 1 && train.device != "cpu") {
     return absl::InvalidArgumentError(
@@ -122,15 +194,6 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   const RunSections& run = shared.run;
   const ModelSection& section = shared.section;
   const RunData& data = shared.data;
-  DataSlice slice;
-  if (world != nullptr) slice = {world->rank(), world->size()};
-  DataShare share{.samples = run.train.micro_batch_size * slice.size,
-                  .text = slice};
-  for (const auto& [name, spec] : section.model.modality_submodules_spec)
-    share.modalities[name] = slice;
-  MIMO_ASSIGN_OR_RETURN(
-      Sources sources, MakeSources(data, section.model, run.train.seed, share));
-
   MIMO_ASSIGN_OR_RETURN(
       const Compute compute,
       ChooseCompute("train.", run.train.device, run.train.dtype));
@@ -138,26 +201,23 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }
   Allocator allocator(compute.stream);
-  auto built = BuildModel(section.model, registry,
-                          {.allocator = &allocator,
-                           .dtype = compute.dtype,
-                           .seed = static_cast<uint64_t>(run.train.seed),
-                           .initialize = section.pretrained.empty()});
-  if (!built.ok()) {
+  auto provided = Provide(shared, registry, compute, world, allocator);
+  if (!provided.ok()) {
     return absl::Status(
-        built.status().code(),
-        absl::StrCat(shared.path, ": model: ", built.status().message()));
+        provided.status().code(),
+        absl::StrCat(shared.path, ": model: ", provided.status().message()));
   }
-  MimoModel& model = **built;
+  MimoModel& model = *provided->model;
+  const MimoParallelismConfig& parallelism = shared.parallelism;
+  const int64_t replicas =
+      *parallelism.Find(parallelism.llm_module_name)->data_parallel_size;
   TrainerOptions options{.train = run.train,
                          .optimizer = run.optimizer,
                          .checkpoint = run.checkpoint,
                          .logging = run.logging,
                          .world = world,
-                         .data_parallel_size = slice.size};
+                         .data_parallel_size = replicas};
   if (!section.pretrained.empty()) {
-    MIMO_RETURN_IF_ERROR(
-        LoadHfParameters(section.pretrained, model.Parameters()));
     MIMO_ASSIGN_OR_RETURN(const HfLayout layout,
                           ReadHfLayout(section.pretrained));
     options.checkpoint_metadata[kHfLayoutKey] = layout.ToText();
@@ -170,21 +230,24 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
       options.checkpoint_metadata = weights.metadata();
     }
   }
-  std::vector<DataParallelModule> modules;
-  for (const auto& [name, stage] : model.role().modules)
-    modules.push_back({name, model.module(name).Parameters(), world});
-  const bool captured =
-      run.train.cuda_graph && compute.stream.device != Device::kCpu;
-  DistributedDataParallel parallel(modules, allocator,
-                                   {.overlap_grad_reduce = !captured});
-  MimoStage stage(model, allocator, run.train.cuda_graph);
+  std::optional<ModelLinks> links;
+  if (world == nullptr) {
+    links.emplace(model);
+  } else {
+    MIMO_ASSIGN_OR_RETURN(links, ModelLinks::Connect(model, *world, allocator));
+  }
+  MimoStage stage(model, allocator, run.train.cuda_graph, *std::move(links));
+  MIMO_ASSIGN_OR_RETURN(
+      Sources sources, MakeSources(data, section.model, run.train.seed,
+                                   ShareOf(model, run.train.micro_batch_size)));
   options.validation = sources.validation.get();
   options.checkpoint_files["config.yaml"] = KeptConfig(shared.root, section);
   if (data.format) {
     options.checkpoint_files["tokenizer.model"] =
         data.format->tokenizer.bytes();
   }
-  if (data.format && !data.corpus.validation.empty()) {
+  if (data.format && !data.corpus.validation.empty() &&
+      AllAreReplicas(parallelism)) {
     options.task_metrics = [&]() -> absl::StatusOr<MetricValues> {
       MIMO_ASSIGN_OR_RETURN(
           const SplitAnswers result,
@@ -198,9 +261,10 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     };
   }
   options.stop_requested = [&] { return stop.requested(); };
-  MIMO_ASSIGN_OR_RETURN(const auto trainer,
-                        Trainer::Create(std::move(options), stage, parallel,
-                                        *sources.train, allocator));
+  MIMO_ASSIGN_OR_RETURN(
+      const auto trainer,
+      Trainer::Create(std::move(options), stage, *provided->data_parallel,
+                      *sources.train, allocator));
   return trainer->Run().status();
 }
 

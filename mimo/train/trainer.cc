@@ -10,7 +10,6 @@
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
@@ -41,16 +40,19 @@ double Mean(double sum, double count) { return count > 0 ? sum / count : 0; }
 }  // namespace
 
 absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
-                                int64_t micro_batches, Communicator* world,
-                                Allocator& allocator) {
+                                int64_t iterations, int64_t micro_batches,
+                                Communicator* world, Allocator& allocator) {
   MIMO_RETURN_IF_ERROR(source.Seek(0));
-  std::vector<MicroBatch> batches(micro_batches);
   double sums[2] = {};  // losses, labelled tokens
-  for (MicroBatch& batch : batches) {
-    MIMO_ASSIGN_OR_RETURN(batch, source.Next());
-    if (stage.CountsTokens()) sums[1] += batch.LabelledTokens();
+  for (int64_t i = 0; i < iterations; ++i) {
+    std::vector<MicroBatch> batches(micro_batches);
+    for (MicroBatch& batch : batches) {
+      MIMO_ASSIGN_OR_RETURN(batch, source.Next());
+      if (stage.CountsTokens()) sums[1] += batch.LabelledTokens();
+    }
+    MIMO_ASSIGN_OR_RETURN(const double loss, stage.Loss(batches));
+    sums[0] += loss;
   }
-  MIMO_ASSIGN_OR_RETURN(sums[0], stage.Loss(batches));
   MIMO_RETURN_IF_ERROR(SumOverRanks(world, allocator, absl::MakeSpan(sums)));
   return Mean(sums[0], sums[1]);
 }
@@ -72,20 +74,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
         ", wanted a multiple of micro_batch_size ", train.micro_batch_size,
         " x data_parallel_size ", options.data_parallel_size));
   }
-  const std::vector<DataParallelModule>& modules = parallel.modules();
-  for (const auto& [name, config] : options.optimizer.modules) {
-    if (std::none_of(modules.begin(), modules.end(),
-                     [&](const auto& m) { return m.name == name; })) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "optimizer.modules.", name, ": no such module, wanted one of ",
-          absl::StrJoin(modules, ", ", [](std::string* out, const auto& m) {
-            out->append(m.name);
-          })));
-    }
-  }
-  const std::vector<Parameter*> all = stage.Parameters();
-  if (std::all_of(all.begin(), all.end(),
-                  [](const Parameter* p) { return p->frozen; })) {
+  double trained = 0;
+  for (const Parameter* parameter : stage.Parameters())
+    trained += !parameter->frozen;
+  MIMO_RETURN_IF_ERROR(
+      SumOverRanks(options.world, allocator, absl::MakeSpan(&trained, 1)));
+  if (trained == 0) {
     return absl::InvalidArgumentError(
         "model: every parameter is frozen, wanted one to train");
   }
@@ -341,9 +335,8 @@ absl::Status Trainer::Validate() {
   if (options_.validation != nullptr) {
     MIMO_ASSIGN_OR_RETURN(
         const double loss,
-        Evaluate(stage_, *options_.validation,
-                 options_.train.eval_iters *
-                     options_.train.MicroBatches(options_.data_parallel_size),
+        Evaluate(stage_, *options_.validation, options_.train.eval_iters,
+                 options_.train.MicroBatches(options_.data_parallel_size),
                  options_.world, *ctx_.allocator));
     values.emplace_back("lm_loss", loss);
   }

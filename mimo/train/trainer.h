@@ -137,11 +137,12 @@ class Trainer {
   absl::Duration time_;
 };
 
-// The mean loss over the labelled tokens of the stream's first `micro_batches`
-// micro-batches, of all ranks of `world`; 0 if none is labelled.
+// The mean loss over the labelled tokens of the stream's first `iterations`
+// times `micro_batches` micro-batches, of all ranks of `world`; 0 if none is
+// labelled.
 absl::StatusOr<double> Evaluate(TrainStage& stage, BatchSource& source,
-                                int64_t micro_batches, Communicator* world,
-                                Allocator& allocator);
+                                int64_t iterations, int64_t micro_batches,
+                                Communicator* world, Allocator& allocator);
 
 }  // namespace mimo
 

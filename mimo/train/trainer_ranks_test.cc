@@ -260,11 +260,6 @@ TEST(TrainerRanks, ModulesHaveRatesOfTheirOwn) {
   ASSERT_TRUE(still.status().ok()) << still.status();
   Allocator allocator;
   EXPECT_EQ(still.weights[0], ToyStage(allocator).Weights());
-  const Outcome unknown = Train(2, Options(folder), [](int, auto& o, auto&) {
-    o.optimizer.modules["toys"];
-  });
-  EXPECT_EQ(unknown.status().message(),
-            "optimizer.modules.toys: no such module, wanted one of toy");
 }
 
 TEST(TrainerRanks, ABatchThatCannotBeShared) {

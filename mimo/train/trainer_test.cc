@@ -382,11 +382,11 @@ TEST(Evaluate, IsTheMeanFromTheFirstSampleOn) {
   }
   for (int time = 0; time < 2; ++time) {
     // The order of 12 sums in double differs.
-    EXPECT_NEAR(*Evaluate(stage, source, 3, nullptr, allocator), sum / labelled,
-                1e-12);
+    EXPECT_NEAR(*Evaluate(stage, source, 3, 1, nullptr, allocator),
+                sum / labelled, 1e-12);
   }
   source.labelled = false;
-  EXPECT_EQ(*Evaluate(stage, source, 3, nullptr, allocator), 0);
+  EXPECT_EQ(*Evaluate(stage, source, 3, 1, nullptr, allocator), 0);
 }
 
 }  // namespace

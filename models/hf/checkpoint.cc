@@ -15,6 +15,7 @@
 #include "mimo/checkpoint/atomic_file.h"
 #include "mimo/checkpoint/safetensors.h"
 #include "mimo/config/json.h"
+#include "mimo/nn/tensor_slice.h"
 #include "models/hf/llava_config.h"
 #include "models/hf/names.h"
 #include "models/hf/weights.h"
@@ -23,6 +24,28 @@ namespace mimo {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Fills this rank's part of `parameter`.
+absl::Status LoadPart(const HfParameter& row, const HfWeights& weights,
+                      const Parameter& parameter) {
+  const Tensor& part = parameter.data;
+  Allocator host;
+  Tensor whole = part;
+  const bool all = part.shape() == parameter.whole;
+  if (!all) whole = Tensor(host, parameter.whole, part.dtype());
+  for (const HfTensor& tensor : row.tensors) {
+    MIMO_RETURN_IF_ERROR(weights.Load(tensor, whole));
+  }
+  if (all) return absl::OkStatus();
+  const Tensor from = whole.Reshape({whole.numel()});
+  Tensor to = part.Reshape({part.numel()});
+  for (const SliceRun& run :
+       RunsOf(parameter.whole, parameter.sharding, 0, part.numel())) {
+    to.Rows(run.from, run.from + run.size)
+        .CopyFrom(from.Rows(run.at, run.at + run.size));
+  }
+  return absl::OkStatus();
+}
 
 // Adds what is missing or of another shape among the tensors of `parameter`.
 void CheckTensors(const HfParameter& parameter, const HfWeights& weights,
@@ -173,17 +196,15 @@ absl::Status LoadHfParameters(const std::string& folder,
     if (row == rows.end()) {
       problems.Add(parameter->name, " is missing in its config.json's model");
     } else {
-      problems.WantShape(parameter->name, row->second.shape,
-                         parameter->data.shape());
+      problems.WantShape(parameter->name, row->second.shape, parameter->whole);
       CheckTensors(row->second, weights, problems);
     }
   }
   CheckUnknown(table, config.language.tie_word_embeddings, weights, problems);
   MIMO_RETURN_IF_ERROR(problems.status());
   for (const Parameter* parameter : parameters) {
-    for (const HfTensor& tensor : rows.at(parameter->name).tensors) {
-      MIMO_RETURN_IF_ERROR(weights.Load(tensor, parameter->data));
-    }
+    MIMO_RETURN_IF_ERROR(
+        LoadPart(rows.at(parameter->name), weights, *parameter));
   }
   return absl::OkStatus();
 }

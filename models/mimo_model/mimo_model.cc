@@ -359,6 +359,17 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
                                   select ? inputs.loss_rows : Tensor());
 }
 
+bool MimoModel::HasWholeSamples() const {
+  const std::string& language = role().language_module_name;
+  std::vector<std::string> names = {language};
+  for (const auto& [name, spec] : config_.modality_submodules_spec)
+    names.push_back(name);
+  return std::ranges::all_of(names, [&](const std::string& name) {
+    return role().IsFirstStage(name) && role().IsLastStage(name) &&
+           placement_.SliceOf(name) == placement_.SliceOf(language);
+  });
+}
+
 absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
                                        std::vector<KvCache>* caches,
@@ -366,20 +377,10 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
   if (role().modules.empty()) {
     return absl::FailedPreconditionError("Rank has no modules assigned");
   }
-  const std::string& language = role().language_module_name;
-  const DataSlice of_text = placement_.SliceOf(language);
-  std::vector<std::string> names = {language};
-  for (const auto& [name, spec] : config_.modality_submodules_spec)
-    names.push_back(name);
-  for (const std::string& name : names) {
-    if (role().IsFirstStage(name) && role().IsLastStage(name) &&
-        placement_.SliceOf(name) == of_text) {
-      continue;
-    }
+  if (!HasWholeSamples()) {
     return absl::FailedPreconditionError(
-        absl::StrCat(name,
-                     " is not whole on this rank, or not for the samples "
-                     "of its language model"));
+        "a module is not whole on this rank, or not for the samples of its "
+        "language model");
   }
   ModuleVars embeddings;
   if (inputs.cached == 0) {  // else the tokens are generated text

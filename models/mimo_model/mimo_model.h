@@ -146,6 +146,8 @@ class MimoModel : public Module {
                          const std::string& modality = "") const;
   absl::Status BuildLanguageModel(const ModuleRegistry& registry);
   void Freeze();
+  // Whether it has all stages of every module, for the same samples.
+  bool HasWholeSamples() const;
   // Of a batch that is a part of a global micro-batch: how many rows of it are
   // this rank's modalities'.
   absl::Status ShareRows(const MicroBatch& batch, ModelInputs& inputs) const;

@@ -169,7 +169,8 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
                         Provide(world, {.allocator = &allocator,
                                         .dtype = options.dtype.value_or(dtype),
                                         .seed = seed,
-                                        .meta = meta}));
+                                        .meta = meta,
+                                        .initialize = initialize}));
   for (const PreWrapHook& hook :
        options.pre_wrap_hooks.value_or(pre_wrap_hooks)) {
     MIMO_RETURN_IF_ERROR(hook(provided.model));

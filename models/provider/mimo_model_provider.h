@@ -68,6 +68,7 @@ class MimoModelProvider {
   DType dtype = DType::kBFloat16;
   bool init_model_with_meta_device = false;  // shapes alone: a model to count
   uint64_t seed = 0;
+  bool initialize = true;  // false: weights come from elsewhere
   std::vector<PreWrapHook> pre_wrap_hooks;  // called in order
   std::vector<PostWrapHook> post_wrap_hooks;
 
