@@ -50,6 +50,7 @@ struct Model {
       auto parameter = std::make_unique<Parameter>();
       parameter->name = row.name;
       parameter->data = Tensor(allocator(), row.shape, DType::kFloat32);
+      parameter->whole = row.shape;
       for (float& x : parameter->data.span<float>()) x = NAN;
       parameter->main_grad = Tensor(allocator(), row.shape, DType::kFloat32);
       list.push_back(parameter.get());

@@ -6,6 +6,14 @@
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
+namespace {
+
+// A layer does without a group of one.
+Communicator* Several(Communicator* group) {
+  return group->size() > 1 ? group : nullptr;
+}
+
+}  // namespace
 
 ParallelGroups ModelPlacement::GroupsOf(const std::string& module) const {
   const auto found = parallel.find(module);
@@ -39,10 +47,10 @@ absl::StatusOr<ModelPlacement> PlaceModel(
     const ProcessGroupCollection& groups = *infra->pg_collections.at(name);
     const Communicator &dp = *groups.dp, &cp = *groups.cp;
     ParallelGroups& parallel = placement.parallel[name];
-    parallel = {.tp = groups.tp, .pp = groups.pp};
+    parallel = {.tp = Several(groups.tp), .pp = Several(groups.pp)};
     DataSlice& slice = placement.slices[name];
     if (name == parallelism.llm_module_name) {
-      parallel.cp = groups.cp;
+      parallel.cp = Several(groups.cp);
       slice = {dp.rank(), dp.size()};
     } else {
       // An encoder's cp ranks have items of their own, as its replicas do.
