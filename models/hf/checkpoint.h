@@ -38,8 +38,8 @@ inline constexpr char kHfLayoutKey[] = "hf_layout";
 
 absl::StatusOr<HfLayout> ReadHfLayout(const std::string& folder);
 
-// Fills `parameters`, or this rank's parts, converting dtypes. One error lists every tensor of theirs
-// that is missing, of another shape, or unknown.
+// Fills `parameters`, or this rank's parts, converting dtypes. One error lists
+// every tensor of theirs that is missing, of another shape, or unknown.
 absl::Status LoadHfParameters(const std::string& folder,
                               const std::vector<Parameter*>& parameters);
 

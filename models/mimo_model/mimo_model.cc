@@ -2,19 +2,12 @@
 
 #include <algorithm>
 #include <iterator>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "comm/bridge/bridge_plan.h"
 #include "kernels/base/status_macros.h"
-#include "mimo/autograd/ops/cast.h"
-#include "mimo/autograd/ops/ring_attention.h"
 
 namespace mimo {
 namespace {
-
-// Labelled rows come in multiples of it on a GPU: few shapes to capture.
-constexpr size_t kRowsStep = 128;
 
 // Token ids of modalities that exist, each its own, and flags of those alone.
 absl::Status CheckConfig(const MimoModelConfig& config) {
@@ -98,12 +91,6 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
   return self;
 }
 
-std::vector<int32_t> MimoModel::OwnTokens(int64_t batch, int64_t seq) const {
-  const ParallelGroups groups =
-      placement_.GroupsOf(role().language_module_name);
-  return TokensOfRank(batch, seq, groups.cp_size(), groups.cp_rank());
-}
-
 BuildContext MimoModel::ContextOf(const std::string& path,
                                   const std::string& modality) const {
   const std::string& name =
@@ -151,126 +138,6 @@ void MimoModel::Freeze() {
     if (wanted(config_.freeze_modality_projections, name))
       submodule->FreezeProjections();
   }
-}
-
-absl::StatusOr<ModelInputs> MimoModel::Prepare(
-    const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
-    int64_t seq, ModalityInputs modalities, int64_t cached) const {
-  ModelInputs inputs{.batch = batch,
-                     .seq = seq,
-                     .cached = cached,
-                     .modalities = std::move(modalities)};
-  // Generated tokens are text.
-  const std::map<std::string, int64_t> special =
-      cached == 0 ? config_.special_token_ids
-                  : std::map<std::string, int64_t>();
-  for (const auto& [name, raw] : inputs.modalities) {
-    if (config_.modality_submodules_spec.contains(name)) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "inputs of modality ", name, ": the model has no such modality"));
-  }
-  inputs.sample_rows = SampleRows(input_ids, batch, special);
-  for (const auto& [modality, rows] : inputs.sample_rows) {
-    if (!modalities_.contains(modality)) continue;
-    inputs.rows[modality] =
-        std::accumulate(rows.begin(), rows.end(), int64_t{0});
-  }
-  if (language_model_ == nullptr) return inputs;
-  const int64_t limit = language_model_->max_sequence_length();
-  if (cached + seq > limit) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("input_ids: sequence of ", cached + seq,
-                     " tokens, wanted at most max_sequence_length ", limit));
-  }
-  const int cp_size =
-      placement_.GroupsOf(role().language_module_name).cp_size();
-  inputs.seq = ContextParallelLength(seq, cp_size) / cp_size;
-  MIMO_ASSIGN_OR_RETURN(
-      inputs.layout,
-      LayOutTokens(*ctx.allocator, input_ids, OwnTokens(batch, seq), special,
-                   language_model_->vocab_size()));
-  return inputs;
-}
-
-absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
-                                               const MicroBatch& batch) const {
-  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
-                        Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
-                                InputsOf(ctx, batch)));
-  MIMO_RETURN_IF_ERROR(ShareRows(batch, inputs));
-  if (language_model_ == nullptr) return inputs;
-  const std::vector<int32_t> following =
-      ShiftLabels(batch.labels, batch.batch, batch.seq);
-  const std::vector<int32_t> own = OwnTokens(batch.batch, batch.seq);
-  const int64_t vocab = language_model_->vocab_size();
-  std::vector<int32_t> rows, targets;
-  for (size_t i = 0; i < own.size(); ++i) {
-    const int32_t next = own[i] < 0 ? kIgnoreLabel : following[own[i]];
-    if (next == kIgnoreLabel) continue;
-    if (next < 0 || next >= vocab) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("labels: token ", next, ", wanted 0 to ", vocab - 1,
-                       " or ", kIgnoreLabel));
-    }
-    rows.push_back(static_cast<int32_t>(i));
-    targets.push_back(next);
-  }
-  const bool all = rows.size() == own.size();
-  if (!all && ctx.compute.device != Device::kCpu) {
-    const size_t padded = (rows.size() + kRowsStep - 1) / kRowsStep * kRowsStep;
-    const size_t most = own.size() - 1;  // as many as all means all
-    rows.resize(std::min(padded, most), -1);
-    targets.resize(rows.size(), -1);
-  }
-  const Shape shape = {static_cast<int64_t>(rows.size())};
-  if (!all) {
-    inputs.loss_rows = Tensor::From<int32_t>(*ctx.allocator, shape, rows);
-  }
-  inputs.targets = Tensor::From<int32_t>(*ctx.allocator, shape, targets);
-  return inputs;
-}
-
-absl::Status MimoModel::ShareRows(const MicroBatch& batch,
-                                  ModelInputs& inputs) const {
-  // Nobody shares it, or nothing of it is this rank's.
-  if (placement_.infra == nullptr || role().modules.empty())
-    return absl::OkStatus();
-  const auto share = [](const std::vector<int64_t>& rows,
-                        DataSlice slice) -> absl::StatusOr<int64_t> {
-    MIMO_ASSIGN_OR_RETURN(const std::vector<int64_t> of_slices,
-                          RowsOfLanes(rows, slice.size));
-    return of_slices[slice.rank];
-  };
-  const DataSlice text = placement_.SliceOf(role().language_module_name);
-  for (const auto& [name, spec] : config_.modality_submodules_spec) {
-    const auto found = batch.sample_rows.find(name);
-    if (found == batch.sample_rows.end()) {
-      // Rows that are made where they are wanted are counted there.
-      if (modalities_.contains(name) && language_model_ != nullptr &&
-          placement_.SliceOf(name) == text) {
-        continue;
-      }
-      return absl::InvalidArgumentError(
-          absl::StrCat("sample_rows: none of modality ", name,
-                       ", wanted those of the global micro-batch"));
-    }
-    const std::vector<int64_t>& rows = found->second;
-    if (language_model_ != nullptr) {
-      MIMO_ASSIGN_OR_RETURN(const int64_t wanted, share(rows, text));
-      const std::vector<int64_t>& own = inputs.sample_rows[name];
-      const int64_t here = std::accumulate(own.begin(), own.end(), int64_t{0});
-      if (here != wanted) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "input_ids: ", here, " ", name, " tokens, wanted ", wanted,
-            ", what sample_rows says of this replica's samples"));
-      }
-    }
-    if (!modalities_.contains(name)) continue;
-    MIMO_ASSIGN_OR_RETURN(inputs.rows[name],
-                          share(rows, placement_.SliceOf(name)));
-  }
-  if (!batch.sample_rows.empty()) inputs.sample_rows = batch.sample_rows;
-  return absl::OkStatus();
 }
 
 absl::Status MimoModel::EncodeFrozen(const Context& ctx,
@@ -387,27 +254,6 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
     MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
   }
   return ForwardLanguage(ctx, inputs, embeddings, caches, labelled_only);
-}
-
-ModalityInputs MimoModel::InputsOf(const Context& ctx,
-                                   const MicroBatch& batch) const {
-  ModalityInputs inputs;
-  for (const auto& [name, items] : batch.modalities) {
-    if (items.shape.empty() || items.shape[0] == 0) continue;
-    const auto found = modalities_.find(name);
-    if (found == modalities_.end()) {
-      // Another rank's, or one that the model has not: then Prepare says so.
-      if (!config_.modality_submodules_spec.contains(name)) inputs[name];
-      continue;
-    }
-    const Shape shape(items.shape.begin(), items.shape.end());
-    const Tensor values = Cast(
-        ctx, Tensor::From<float>(*ctx.allocator, shape, items.values), dtype());
-    for (const std::string& encoder : found->second->encoder_names()) {
-      inputs[name][encoder] = values;
-    }
-  }
-  return inputs;
 }
 
 }  // namespace mimo
