@@ -50,10 +50,10 @@ struct SizesToJson {
   Json& json;
   template <typename T>
   void operator()(absl::string_view name, const T& size) {
-    if constexpr (std::is_same_v<T, int>) {
-      json[std::string(name)] = size;
-    } else {
+    if constexpr (std::is_same_v<T, std::optional<int>>) {
       json[std::string(name)] = *size;  // DP, set by now
+    } else {
+      json[std::string(name)] = size;
     }
   }
 };
@@ -200,8 +200,10 @@ std::string Table(const MimoPlan& plan, const TrainConfig& train,
   for (const ModulePlan& module : plan.modules) {
     const ModuleParallelismConfig& m = module.parallelism;
     absl::StrAppendFormat(
-        &out, "%-16s %-14s %5d %5d %5d %5d %5d %5d %12d\n", module.name,
-        Ranks(m.rank_offset, module.ranks.size()), m.tensor_model_parallel_size,
+        &out, "%-16s %-14s %5s %5d %5d %5d %5d %5d %12d\n", module.name,
+        Ranks(m.rank_offset, module.ranks.size()),
+        absl::StrCat(m.tensor_model_parallel_size,
+                     m.sequence_parallel ? "+SP" : ""),
         m.context_parallel_size, *m.data_parallel_size,
         m.pipeline_model_parallel_size, m.expert_model_parallel_size,
         m.expert_tensor_parallel_size, module.micro_batch_size);

@@ -85,12 +85,11 @@ absl::Status FinalizeModules(MimoParallelismConfig& config, int world_size) {
 
 struct SizeVisitor {
   std::vector<std::pair<absl::string_view, int>> sizes;
-  void operator()(absl::string_view name, int size) {
-    sizes.emplace_back(name, size);
-  }
+  void operator()(absl::string_view key, int n) { sizes.emplace_back(key, n); }
   void operator()(absl::string_view name, std::optional<int> size) {
     sizes.emplace_back(name, size.value_or(0));
   }
+  void operator()(absl::string_view, bool) {}  // no size
 };
 
 // Every module has the ranks [0, some size), and what else its mode wants.

@@ -34,6 +34,11 @@ absl::Status CheckSizes(const ModuleParallelismConfig& m) {
           absl::StrCat(name, ": ", size, ", ", name, " must be positive"));
     }
   }
+  if (m.sequence_parallel && m.tensor_model_parallel_size == 1) {
+    return absl::InvalidArgumentError(
+        "sequence_parallel: true, wanted false with tensor_model_parallel_size "
+        "1: it shares tokens out to tensor-parallel ranks");
+  }
   if (m.rank_offset < 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "rank_offset: ", m.rank_offset, ", rank_offset must be non-negative"));

@@ -23,6 +23,7 @@ namespace mimo {
 
 struct ModuleParallelismConfig {
   int tensor_model_parallel_size = 1;     // TP: ranks that share a layer
+  bool sequence_parallel = false;         // SP: ... and its tokens
   int pipeline_model_parallel_size = 1;   // PP: stages
   int context_parallel_size = 1;          // CP: parts of a sequence
   int expert_model_parallel_size = 1;     // EP
@@ -46,6 +47,7 @@ struct ModuleParallelismConfig {
   template <typename V>
   void Fields(V& v) {
     v("tensor_model_parallel_size", tensor_model_parallel_size);
+    v("sequence_parallel", sequence_parallel);
     v("pipeline_model_parallel_size", pipeline_model_parallel_size);
     v("context_parallel_size", context_parallel_size);
     v("expert_model_parallel_size", expert_model_parallel_size);
@@ -53,13 +55,13 @@ struct ModuleParallelismConfig {
     v("data_parallel_size", data_parallel_size);
     v("rank_offset", rank_offset);
   }
-  // "TP2 CP1 PP2 DP4 EP1 ETP1 @0"; an unset DP is "DP?".
+  // "TP2 CP1 PP2 DP4 EP1 ETP1 @0"; "TP2+SP", and an unset DP is "DP?".
   template <typename Sink>
   friend void AbslStringify(Sink& sink, const ModuleParallelismConfig& m) {
     absl::Format(
-        &sink, "TP%d CP%d PP%d DP%s EP%d ETP%d @%d",
-        m.tensor_model_parallel_size, m.context_parallel_size,
-        m.pipeline_model_parallel_size,
+        &sink, "TP%d%s CP%d PP%d DP%s EP%d ETP%d @%d",
+        m.tensor_model_parallel_size, m.sequence_parallel ? "+SP" : "",
+        m.context_parallel_size, m.pipeline_model_parallel_size,
         m.data_parallel_size ? absl::StrCat(*m.data_parallel_size) : "?",
         m.expert_model_parallel_size, m.expert_tensor_parallel_size,
         m.rank_offset);

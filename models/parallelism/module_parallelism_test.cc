@@ -68,6 +68,10 @@ TEST(ModuleParallelism, RefusesByTheRuleThatIsBroken) {
   };
   std::vector<Case> cases = {
       {{.rank_offset = -1}, 4, "rank_offset must be non-negative"},
+      {{.sequence_parallel = true},
+       4,
+       "sequence_parallel: true, wanted false with tensor_model_parallel_size "
+       "1"},
       {{}, std::nullopt, kNeedsWorld},
       {{}, 0, kNeedsWorld},
       {{}, -4, kNeedsWorld},
@@ -128,12 +132,13 @@ TEST(ModuleParallelism, ProductsDoNotOverflow) {
 
 TEST(ModuleParallelism, PrintsAndReadsBack) {
   Config m{.tensor_model_parallel_size = 2,
+           .sequence_parallel = true,
            .pipeline_model_parallel_size = 3,
            .context_parallel_size = 4,
            .expert_model_parallel_size = 5,
            .expert_tensor_parallel_size = 6,
            .rank_offset = 8};
-  EXPECT_EQ(absl::StrCat(m), "TP2 CP4 PP3 DP? EP5 ETP6 @8");
+  EXPECT_EQ(absl::StrCat(m), "TP2+SP CP4 PP3 DP? EP5 ETP6 @8");
   for (std::optional<int> dp : {std::optional<int>(), std::optional<int>(7)}) {
     m.data_parallel_size = dp;
     const auto node = ParseYaml(ToYaml(m), "m.yaml");

@@ -36,6 +36,7 @@ inline MimoParallelismConfig RandomConfig(Draw& draw, int& world) {
     if (config.deployment_mode != DeploymentMode::kHomogeneous ||
         config.module_parallelisms.empty() || draw.OneIn(10)) {
       m = {.tensor_model_parallel_size = draw.Size(),
+           .sequence_parallel = draw.OneIn(8),
            .pipeline_model_parallel_size =
                config.deployment_mode == DeploymentMode::kColocated &&
                        name != config.llm_module_name && !draw.OneIn(8)

@@ -75,6 +75,8 @@ class StageCounter {
       : load_(load),
         pp_(load.parallelism.pipeline_model_parallel_size),
         tp_(load.parallelism.tensor_model_parallel_size),
+        cp_(load.parallelism.context_parallel_size),
+        replicas_(*load.parallelism.data_parallel_size * cp_),
         size_(SizeOf(load.dtype)),
         stages_(pp_) {}
 
@@ -83,7 +85,8 @@ class StageCounter {
     memory.weights += count * size_;
     if (!trained) return;
     memory.gradients += count * 4;
-    memory.optimizer += count * (load_.dtype == DType::kBFloat16 ? 12 : 8);
+    memory.optimizer +=
+        CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 12 : 8);
   }
 
   void AddPart(const std::vector<const Parameter*>& part,
@@ -106,17 +109,18 @@ class StageCounter {
 
   void AddLayers(const Stack& stack, bool frozen) {
     for (int64_t i = 0; i < stack.layers_run; ++i) {
-      AddActivations(
-          StageOfLayer(i, stack.layers, pp_), stack.tokens,
-          KeptByLayer(stack.sizes,
-                      i < stack.recomputed ? stack.recompute : Recompute::kOff,
-                      frozen));
+      KeptElements kept = KeptByLayer(
+          stack.sizes, i < stack.recomputed ? stack.recompute : Recompute::kOff,
+          frozen);
+      if (load_.parallelism.sequence_parallel)
+        kept = {.whole = 0, .split = kept.whole + kept.split};
+      AddActivations(StageOfLayer(i, stack.layers, pp_), stack.tokens, kept);
     }
   }
 
   void AddActivations(int stage, int64_t tokens_of_sample, KeptElements kept) {
-    const int64_t tokens = CeilDiv(load_.micro_batch_size * tokens_of_sample,
-                                   load_.parallelism.context_parallel_size);
+    const int64_t tokens =
+        CeilDiv(load_.micro_batch_size * tokens_of_sample, cp_);
     stages_[stage].activations += load_.micro_batches[stage] * tokens * size_ *
                                   (kept.whole + CeilDiv(kept.split, tp_));
   }
@@ -126,7 +130,7 @@ class StageCounter {
 
  private:
   const ModuleLoad& load_;
-  const int64_t pp_, tp_, size_;
+  const int64_t pp_, tp_, cp_, replicas_, size_;
   std::vector<RankMemory> stages_;
 };
 

@@ -8,10 +8,11 @@
 //   weights      P of the run's dtype
 //   gradients    4 bytes of each that is trained
 //   optimizer    8 bytes of each that is trained: AdamW's moments; 4 more for
-//                the master copy of a bfloat16 weight
+//                the master copy of a bfloat16 weight; a DP * CP-th of them
 //   activations  m * T * (whole + split / TP) elements of the run's dtype for
 //                each layer of the stage; the elements are those of
-//                models/transformer/recompute.h
+//                models/transformer/recompute.h. With sequence parallelism
+//                whole / TP
 //
 // m: micro-batches under way at once. T: tokens of a micro-batch on the rank,
 // samples * S / CP; S is the language model's max_sequence_length, and of an

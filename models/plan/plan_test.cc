@@ -180,16 +180,38 @@ TEST(Plan, ColocatedPipeline) {
             Stage(plan, 0).Total() + Stage(plan, 1, 1).Total());
 }
 
-TEST(Plan, ContextAndTensorParallelActivations) {
-  const MimoPlan plan =
-      Plan(Llava(), DeploymentMode::kHeterogeneous, {.data_parallel_size = 1},
-           {.tensor_model_parallel_size = 2,
-            .context_parallel_size = 4,
-            .data_parallel_size = 1,
-            .rank_offset = 1},
-           9);
-  EXPECT_EQ(Stage(plan, 1).activations,
-            kS / 4 * 4 * 4 * (4 * kH + (kHeads + 3 * kF) / 2));
+TEST(Plan, TensorContextAndSequenceParallelActivations) {
+  for (bool sequence_parallel : {false, true}) {
+    const MimoPlan plan =
+        Plan(Llava(), DeploymentMode::kHeterogeneous, {.data_parallel_size = 1},
+             {.tensor_model_parallel_size = 2,
+              .sequence_parallel = sequence_parallel,
+              .context_parallel_size = 4,
+              .data_parallel_size = 1,
+              .rank_offset = 1},
+             9);
+    const int64_t whole = sequence_parallel ? 4 * kH / 2 : 4 * kH;
+    EXPECT_EQ(Stage(plan, 1).activations,
+              kS / 4 * 4 * 4 * (whole + (kHeads + 3 * kF) / 2));
+  }
+}
+
+// Ranks with the same parameters share out the optimizer's state, not the
+// gradients; 4 layers, 2 tables and a norm are not divided evenly.
+TEST(Plan, OptimizerStateIsSharded) {
+  const auto stage = [](int cp, int dp) {
+    return Stage(
+        Plan(Llava(), DeploymentMode::kHomogeneous,
+             {.context_parallel_size = cp}, {.context_parallel_size = cp},
+             cp * dp, Batches(cp, cp * dp)),
+        1);
+  };
+  const RankMemory one = stage(1, 1), four = stage(2, 2);
+  EXPECT_EQ(four.gradients, one.gradients);
+  EXPECT_EQ(four.weights, one.weights);
+  EXPECT_EQ(four.optimizer, one.optimizer / 4);
+  EXPECT_GE(stage(1, 3).optimizer, (one.optimizer + 2) / 3);
+  EXPECT_LE(stage(1, 3).optimizer, one.optimizer / 3 + 8 * 43);
 }
 
 // Matrices and vocabulary are split over tp ranks, norms are whole; the rank

@@ -204,6 +204,7 @@ TEST_F(PlanTest, Heterogeneous) {
       Plan(Config("deployment_mode: heterogeneous, allow_idle_ranks: true, "
                   "modules: {images: {data_parallel_size: 4}, "
                   "language: {tensor_model_parallel_size: 2, "
+                  "sequence_parallel: true, "
                   "pipeline_model_parallel_size: 2, data_parallel_size: 2, "
                   "expert_model_parallel_size: 2, rank_offset: 4}}",
                   4, 32),
@@ -228,6 +229,7 @@ TEST_F(PlanTest, Heterogeneous) {
                                   {"micro_batch_size", 4}}) {
     EXPECT_EQ(language[key], value) << key;
   }
+  EXPECT_EQ(language["sequence_parallel"], true);
   EXPECT_EQ(plan["modules"]["images"]["micro_batch_size"], 2);
   const auto list = [](const char* text) { return json::parse(text); };
   const json& groups = plan["groups"]["language"];
