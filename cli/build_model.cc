@@ -13,9 +13,9 @@ absl::Status CheckFits(const MimoModel& counted, Device device) {
   for (const Parameter* p : counted.Parameters()) {
     bytes += p->data.bytes();
     if (p->frozen) continue;
-    // A gradient and two moments, and the master copy of a 16-bit weight.
-    const int copies = p->data.dtype() == DType::kBFloat16 ? 4 : 3;
-    bytes += copies * p->main_grad.bytes();
+    // A gradient and two moments, and the rest of a 16-bit weight's master.
+    bytes += 3 * p->main_grad.bytes();
+    if (p->data.dtype() == DType::kBFloat16) bytes += p->data.bytes();
   }
   const double memory = DeviceMemory(device).total_bytes;
   if (bytes <= memory) return absl::OkStatus();

@@ -32,15 +32,47 @@ __device__ void ForElements(const TensorBlock& block, int64_t size, F&& body) {
   for (; i < size; ++i) body.template operator()<1>(i);
 }
 
-// kCount floats rounded to bfloat16, in one access.
+// kCount bfloat16 or remainders, in one access.
 template <int kCount>
-__device__ void StoreRounded(__nv_bfloat16* to, const float (&from)[kCount]) {
-  if constexpr (kCount == 1) {
-    *to = __float2bfloat16_rn(from[0]);
+struct alignas(2 * kCount) Halves {
+  uint16_t bits[kCount];
+};
+template <int kCount>
+__device__ Halves<kCount>& HalvesAt(void* array, int64_t i) {
+  return *reinterpret_cast<Halves<kCount>*>(static_cast<uint16_t*>(array) + i);
+}
+
+// Elements from i on of the master, T being the parameter's type.
+template <typename T, int kCount>
+__device__ void LoadMaster(const AdamWTensor& tensor, int64_t i,
+                           float (&p)[kCount]) {
+  if constexpr (sizeof(T) == 4) {
+    Load<kCount>(static_cast<const float*>(tensor.param) + i, p);
   } else {
-    const __nv_bfloat162 halves[2] = {__floats2bfloat162_rn(from[0], from[1]),
-                                      __floats2bfloat162_rn(from[2], from[3])};
-    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(halves);
+    const Halves<kCount> rounded = HalvesAt<kCount>(tensor.param, i);
+    const Halves<kCount> remainder = HalvesAt<kCount>(tensor.remainder, i);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      p[k] = __uint_as_float((uint32_t{rounded.bits[k]} << 16) +
+                             static_cast<int16_t>(remainder.bits[k]));
+    }
+  }
+}
+template <typename T, int kCount>
+__device__ void StoreMaster(const AdamWTensor& tensor, int64_t i,
+                            const float (&p)[kCount]) {
+  if constexpr (sizeof(T) == 4) {
+    Store<kCount>(static_cast<float*>(tensor.param) + i, p);
+  } else {
+    Halves<kCount> rounded, remainder;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const uint32_t bits = __float_as_uint(p[k]);
+      rounded.bits[k] = p[k] == p[k] ? (bits + 0x8000) >> 16 : 0x7fff;  // NaN
+      remainder.bits[k] = bits;
+    }
+    HalvesAt<kCount>(tensor.param, i) = rounded;
+    HalvesAt<kCount>(tensor.remainder, i) = remainder;
   }
 }
 
@@ -52,19 +84,17 @@ __global__ void __launch_bounds__(kThreads)
                  float beta2, float rest2, float eps) {
   if (!isfinite(control->norm)) return;
   const TensorBlock block = blocks[blockIdx.x / kPieces];
-  const AdamWTensor& tensor = tensors[block.tensor];
+  const AdamWTensor tensor = tensors[block.tensor];
   const float keep = 1 - control->lr * tensor.lr_scale * tensor.weight_decay;
   const float rate = control->rate * tensor.lr_scale;
   const float root2 = control->root2;
   const float scale = control->grad_scale;
-  float* master =
-      static_cast<float*>(sizeof(T) == 4 ? tensor.param : tensor.master);
   const float* grad = static_cast<const float*>(tensor.grad);
   float* exp_avg = static_cast<float*>(tensor.exp_avg);
   float* exp_avg_sq = static_cast<float*>(tensor.exp_avg_sq);
   ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
     float p[kCount], g[kCount], m[kCount], v[kCount];
-    Load<kCount>(master + i, p);
+    LoadMaster<T>(tensor, i, p);
     Load<kCount>(grad + i, g);
     Load<kCount>(exp_avg + i, m);
     Load<kCount>(exp_avg_sq + i, v);
@@ -75,24 +105,38 @@ __global__ void __launch_bounds__(kThreads)
       v[k] = beta2 * v[k] + rest2 * g[k] * g[k];
       p[k] = keep * p[k] - rate * m[k] / (sqrtf(v[k]) * root2 + eps);
     }
-    Store<kCount>(master + i, p);
+    StoreMaster<T>(tensor, i, p);
     Store<kCount>(exp_avg + i, m);
     Store<kCount>(exp_avg_sq + i, v);
-    if constexpr (sizeof(T) == 2)
-      StoreRounded<kCount>(static_cast<T*>(tensor.param) + i, p);
   });
 }
 
-__global__ void SetMastersKernel(const AdamWTensor* tensors,
-                                 const TensorBlock* blocks) {
+// grad = master, or master = grad.
+template <bool kJoin>
+__global__ void MastersKernel(const AdamWTensor* tensors,
+                              const TensorBlock* blocks) {
   const TensorBlock block = blocks[blockIdx.x / kPieces];
-  const AdamWTensor& tensor = tensors[block.tensor];
+  const AdamWTensor tensor = tensors[block.tensor];
+  float* grad = static_cast<float*>(tensor.grad);
   ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
-    for (int k = 0; k < kCount; ++k) {
-      static_cast<float*>(tensor.master)[i + k] =
-          ToFloat(static_cast<const __nv_bfloat16*>(tensor.param)[i + k]);
+    float p[kCount];
+    if constexpr (kJoin) {
+      LoadMaster<__nv_bfloat16>(tensor, i, p);
+      Store<kCount>(grad + i, p);
+    } else {
+      Load<kCount>(grad + i, p);
+      StoreMaster<__nv_bfloat16>(tensor, i, p);
     }
   });
+}
+
+template <bool kJoin>
+void RunMasters(const TensorList& list, Stream stream) {
+  if (list.dtype() != DType::kBFloat16 || list.num_blocks() == 0) return;
+  MastersKernel<kJoin>
+      <<<list.num_blocks() * kPieces, kThreads, 0, RawStream(stream)>>>(
+          list.tensors(), list.blocks());
+  MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
@@ -112,12 +156,12 @@ void AdamWCuda(const AdamWArgs& args, Stream stream) {
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
 
-void SetMastersCuda(const SetMastersArgs& args, Stream stream) {
-  const TensorList& list = *args.tensors;
-  if (list.dtype() != DType::kBFloat16 || list.num_blocks() == 0) return;
-  SetMastersKernel<<<list.num_blocks() * kPieces, kThreads, 0,
-                     RawStream(stream)>>>(list.tensors(), list.blocks());
-  MIMO_CUDA_CHECK(cudaGetLastError());
+void JoinMastersCuda(const MastersArgs& args, Stream stream) {
+  RunMasters<true>(*args.tensors, stream);
+}
+
+void SplitMastersCuda(const MastersArgs& args, Stream stream) {
+  RunMasters<false>(*args.tensors, stream);
 }
 
 }  // namespace mimo::kernels

@@ -4,9 +4,14 @@
 //   m = beta1 m + (1-beta1) g,   v = beta2 v + (1-beta2) g^2
 //   p = p (1 - lr wd) - lr (m / (1-beta1^steps)) /
 //                          (sqrt(v / (1-beta2^steps)) + eps)
-// p is the master; a parameter that has one becomes p rounded.
+// p is the master. A bfloat16 parameter and its remainder are a float32 p, not
+// a bit more: the parameter is p rounded to the nearest, ties away from zero,
+// and
+//   bits of p = 2^16 (bits of the parameter) + remainder
+// Ties to even would not do: a remainder of +-2^15 would need a 17th bit.
 // Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 (decay scaled
-// by lr alone). Bytes (the floor) a parameter: float32 28, bfloat16 30.
+// by lr alone); remainders: NVIDIA Apex, DistributedFusedAdam's
+// store_param_remainders. Bytes (the floor) a parameter: 28.
 #ifndef MIMO_KERNELS_OPTIM_ADAMW_H_
 #define MIMO_KERNELS_OPTIM_ADAMW_H_
 
@@ -23,11 +28,12 @@ struct AdamWArgs {
 };
 MIMO_OP(AdamW, AdamWArgs);
 
-// master = param, where there is one.
-struct SetMastersArgs {
+// For checkpoints, where parameters have remainders: grad = p, and back.
+struct MastersArgs {
   const TensorList* tensors;
 };
-MIMO_OP(SetMasters, SetMastersArgs);
+MIMO_OP(JoinMasters, MastersArgs);
+MIMO_OP(SplitMasters, MastersArgs);
 
 }  // namespace mimo::kernels
 

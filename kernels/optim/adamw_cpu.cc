@@ -54,6 +54,7 @@ void AdamWCpu(const AdamWArgs& args) {
 }
 
 // Parameters on the CPU are their own masters.
-void SetMastersCpu(const SetMastersArgs&) {}
+void JoinMastersCpu(const MastersArgs&) {}
+void SplitMastersCpu(const MastersArgs&) {}
 
 }  // namespace mimo::kernels

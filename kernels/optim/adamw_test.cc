@@ -1,11 +1,13 @@
 #include "kernels/optim/adamw.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/base/bfloat16.h"
 #include "kernels/base/parallel.h"
 #include "kernels/optim/on_backend.h"
 #include "kernels/testing/backend.h"
@@ -30,17 +32,14 @@ class State {
   State(const Backend& on, const std::vector<int64_t>& sizes)
       : on_(on), control_(on, {.lr = kLr, .grad_scale = kScale}) {
     const DType accumulator = AccumulatorOf(on.dtype);
-    const bool has_master = accumulator != on.dtype;
     std::vector<AdamWTensor> tensors;
     for (size_t i = 0; i < sizes.size(); ++i) {
       param_.emplace_back(on, RandomValues(sizes[i], 10 + i));
-      master_.push_back(
-          Array::Poisoned(on, accumulator, has_master ? sizes[i] : 0));
       grad_.push_back(Array::Poisoned(on, accumulator, sizes[i]));
       exp_avg_.emplace_back(on, accumulator, Values(sizes[i]));
       exp_avg_sq_.emplace_back(on, accumulator, Values(sizes[i]));
       tensors.push_back({.param = param_[i].data(),
-                         .master = master_[i].data(),
+                         .remainder = Remainder(sizes[i]),
                          .grad = grad_[i].data(),
                          .exp_avg = exp_avg_[i].data(),
                          .exp_avg_sq = exp_avg_sq_[i].data(),
@@ -49,7 +48,6 @@ class State {
                          .weight_decay = kDecay[i]});
     }
     list_ = std::make_unique<TensorList>(tensors, on.dtype, StreamOf(on));
-    SetMasters({.tensors = list_.get()}, StreamOf(on));
   }
 
   static Values RandomGrad(size_t tensor, int64_t size, int64_t step) {
@@ -76,17 +74,30 @@ class State {
   }
 
   Values param(size_t i) const { return param_[i].Values(); }
-  // The parameter itself where it has no master.
+  // Of a bfloat16 parameter by way of its gradient.
   Values master(size_t i) const {
-    return on_.dtype == DType::kBFloat16 ? master_[i].Values() : param(i);
+    if (on_.dtype != DType::kBFloat16) return param(i);
+    JoinMasters({.tensors = list_.get()}, StreamOf(on_));
+    return grad_[i].Values();
+  }
+  void SetMaster(const Values& values) {
+    SetGrad(0, values);
+    SplitMasters({.tensors = list_.get()}, StreamOf(on_));
   }
   Values exp_avg(size_t i) const { return exp_avg_[i].Values(); }
   Values exp_avg_sq(size_t i) const { return exp_avg_sq_[i].Values(); }
   ControlOn& control() { return control_; }
 
  private:
+  // The parameters are the masters.
+  int16_t* Remainder(int64_t size) {
+    if (on_.dtype != DType::kBFloat16 || size == 0) return nullptr;
+    remainder_.emplace_back(on_, on_.dtype, Values(size));
+    return static_cast<int16_t*>(remainder_.back().data());
+  }
+
   Backend on_;
-  std::vector<Array> param_, master_, grad_, exp_avg_, exp_avg_sq_;
+  std::vector<Array> param_, remainder_, grad_, exp_avg_, exp_avg_sq_;
   std::unique_ptr<TensorList> list_;
   ControlOn control_;
 };
@@ -143,15 +154,63 @@ TEST_P(AdamWTest, IsNearFloat64) {
   EXPECT_EQ(control.skipped, 0);
 }
 
-TEST_P(AdamWTest, TheParameterIsItsMasterRounded) {
-  if (backend().dtype != DType::kBFloat16) GTEST_SKIP() << "has no master";
-  State state(backend(), {16387, 5});
-  state.Step(1);
-  for (size_t k : {0, 1}) {
-    Values rounded = state.master(k);
-    for (double& x : rounded)
-      x = static_cast<float>(BFloat16(static_cast<float>(x)));
-    EXPECT_EQ(state.param(k), rounded);
+// A master in two halves is bitwise the whole one.
+TEST_P(AdamWTest, MastersAreThoseOfFloat32) {
+  if (backend().dtype != DType::kBFloat16) GTEST_SKIP() << "is the master";
+  const std::vector<int64_t> sizes = {16387, 5};
+  State state(backend(), sizes);
+  State whole({backend().device, DType::kFloat32}, sizes);
+  for (int64_t step = 1; step <= 20; ++step) {
+    state.Step(step);
+    whole.Step(step);
+    for (size_t k : {0, 1}) {
+      EXPECT_EQ(state.master(k), whole.param(k)) << step;
+      EXPECT_NE(state.master(k), state.param(k)) << step;
+    }
+  }
+}
+
+// To the nearest, ties away from zero.
+float Rounded(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x) + 0x8000;
+  return std::bit_cast<float>(bits & 0xffff0000);
+}
+
+TEST_P(AdamWTest, AnyFloatIsAParameterAndItsRemainder) {
+  if (backend().dtype != DType::kBFloat16) GTEST_SKIP() << "has no remainder";
+  using Limits = std::numeric_limits<float>;
+  Values values = {0.0,
+                   1 + 0x1p-8,
+                   1 + 3 * 0x1p-8,  // ties
+                   1 + 0x1p-8 - 0x1p-23,
+                   1 + 0x1p-8 + 0x1p-23,
+                   0x1p-149,
+                   Limits::min(),
+                   Limits::max(),
+                   Limits::infinity()};
+  for (size_t i = 0, n = values.size(); i < n; ++i)
+    values.push_back(-values[i]);
+  std::mt19937 rng(3);
+  while (values.size() < 40009) {
+    const float any = std::bit_cast<float>(static_cast<uint32_t>(rng()));
+    if (any == any) values.push_back(any);
+  }
+  State state(backend(), {static_cast<int64_t>(values.size())});
+  state.SetMaster(values);
+  Values rounded;
+  for (double x : values) rounded.push_back(Rounded(static_cast<float>(x)));
+  EXPECT_EQ(state.param(0), rounded);
+  EXPECT_EQ(state.master(0), values);
+}
+
+TEST_P(AdamWTest, AMasterThatIsNoNumberShows) {
+  if (backend().dtype != DType::kBFloat16) GTEST_SKIP() << "has no remainder";
+  State state(backend(), {2});
+  for (uint32_t bits : {0x7fc00000u, 0x7fffffffu, 0xffffffffu}) {
+    state.SetMaster({1, std::bit_cast<float>(bits)});
+    EXPECT_EQ(state.master(0)[0], 1);
+    EXPECT_TRUE(std::isnan(state.param(0)[1])) << bits;
+    EXPECT_TRUE(std::isnan(state.master(0)[1])) << bits;
   }
 }
 
@@ -207,11 +266,12 @@ TEST_P(AdamWTest, NothingToUpdate) {
   EXPECT_EQ(state.control().Get().steps, 1);
 }
 
-TEST(AdamWDeathTest, AMasterOfWhatNeedsNone) {
+TEST(AdamWDeathTest, ARemainderOfWhatNeedsNone) {
   float x;
-  EXPECT_DEATH(
-      TensorList({{&x, &x, &x, &x, &x, 1, 1, 0}}, DType::kFloat32, Stream()),
-      "masters go with parameters in float32");
+  int16_t remainder;
+  EXPECT_DEATH(TensorList({{&x, &remainder, &x, &x, &x, 1, 1, 0}},
+                          DType::kFloat32, Stream()),
+               "remainders go with parameters in float32");
 }
 
 }  // namespace

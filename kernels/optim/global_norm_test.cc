@@ -25,10 +25,12 @@ AdamWControl Norm(const Backend& on, const std::vector<Values>& grads,
   for (const Values& grad : grads) {
     buffers.emplace_back(on, AccumulatorOf(on.dtype), grad);
     void* data = buffers.back().data();
-    tensors.push_back({.master = on.dtype == DType::kBFloat16 ? data : nullptr,
-                       .grad = data,
-                       .size = static_cast<int64_t>(grad.size()),
-                       .counted = tensors.size() >= uncounted});
+    const bool half = on.dtype == DType::kBFloat16;
+    tensors.push_back(
+        {.remainder = half ? static_cast<int16_t*>(data) : nullptr,
+         .grad = data,
+         .size = static_cast<int64_t>(grad.size()),
+         .counted = tensors.size() >= uncounted});
   }
   const TensorList list(tensors, on.dtype, StreamOf(on));
   const double nan = std::nan("");

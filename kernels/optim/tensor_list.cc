@@ -11,10 +11,10 @@ TensorList::TensorList(const std::vector<AdamWTensor>& tensors, DType dtype,
   std::vector<TensorBlock> blocks;
   for (const AdamWTensor& tensor : tensors) {
     if (tensor.size == 0) continue;
-    CHECK_EQ(tensor.master != nullptr, dtype != AccumulatorOf(dtype))
-        << "AdamW: masters go with parameters in " << Name(dtype);
+    CHECK_EQ(tensor.remainder != nullptr, dtype != AccumulatorOf(dtype))
+        << "AdamW: remainders go with parameters in " << Name(dtype);
     if (stream.device == Device::kCuda) {
-      const void* buffers[] = {tensor.param, tensor.master, tensor.grad,
+      const void* buffers[] = {tensor.param, tensor.remainder, tensor.grad,
                                tensor.exp_avg, tensor.exp_avg_sq};
       for (const void* buffer : buffers)
         CHECK_EQ(reinterpret_cast<uintptr_t>(buffer) % 16, 0u);

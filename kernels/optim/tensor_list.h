@@ -13,13 +13,14 @@
 
 namespace mimo::kernels {
 
-// A float32 or float64 parameter is its own master.
+// A float32 or float64 parameter is its own master, a bfloat16 one is with its
+// remainder (adamw.h).
 struct AdamWTensor {
-  void* param;       // [size] dtype
-  void* master;      // [size] accumulator dtype; null: param is of it
-  const void* grad;  // [size] accumulator dtype
-  void* exp_avg;     // [size] accumulator dtype, m
-  void* exp_avg_sq;  // [size] accumulator dtype, v
+  void* param;         // [size] dtype
+  int16_t* remainder;  // [size]; null: param is the master
+  void* grad;          // [size] accumulator dtype
+  void* exp_avg;       // [size] accumulator dtype, m
+  void* exp_avg_sq;    // [size] accumulator dtype, v
   int64_t size;
   double lr_scale;      // times AdamWControl::lr
   double weight_decay;  // 0 where shapes have one dimension
@@ -49,8 +50,8 @@ struct TensorBlock {
 // The tables that the ops read, made once: on a GPU in its memory.
 class TensorList {
  public:
-  // The tensors' buffers outlive the list. A master is there exactly when
-  // `dtype`, the parameters', is not its own accumulator. On a GPU buffers
+  // The tensors' buffers outlive the list. A remainder is there exactly
+  // when `dtype`, the parameters', is not its own accumulator. On a GPU buffers
   // begin at multiples of 16 bytes. The tables are copied by `stream`.
   TensorList(const std::vector<AdamWTensor>& tensors, DType dtype,
              Stream stream);

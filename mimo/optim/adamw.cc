@@ -19,7 +19,8 @@ struct Piece {
 };
 
 // Of copies that tp ranks or pipeline stages have, the first counts. Where a
-// parameter has several shards they are rows.
+// parameter has several shards they are rows; neighbours that count alike are
+// one piece.
 std::vector<Piece> PiecesOf(const ParameterShard& shard) {
   const std::vector<Shard>& shards = shard.parameter->sharding.shards;
   const bool first = shard.parameter->stage_copy == 0;
@@ -34,7 +35,12 @@ std::vector<Piece> PiecesOf(const ParameterShard& shard) {
     const int64_t next = at + rows.size * row;
     const int64_t begin = std::max(shard.begin, at);
     const int64_t end = std::min(shard.end, next);
-    if (begin < end) pieces.push_back({begin, end, first && rows.copy == 0});
+    if (begin < end) {
+      const bool counted = first && rows.copy == 0;
+      if (pieces.empty() || pieces.back().counted != counted)
+        pieces.push_back({begin, end, counted});
+      pieces.back().end = end;
+    }
     at = next;
   }
   return pieces;
@@ -60,27 +66,36 @@ AdamW::AdamW(const OptimizerConfig& config,
           << parameter->name << " is " << Name(data.dtype());
       parameters_.push_back(parameter);
       const DType accumulator = AccumulatorOf(dtype);
-      const auto add = [&](const char* what) -> void* {
-        const auto [it, fresh] = state_.emplace(
-            absl::StrCat(what, ".", parameter->name),
-            SliceOf(shard, Tensor::Zeros(allocator, {shard.end - shard.begin},
-                                         accumulator)));
+      const int64_t size = shard.end - shard.begin;
+      const auto add = [&](const char* what, const Tensor& values) {
+        const bool fresh =
+            state_
+                .emplace(absl::StrCat(what, ".", parameter->name),
+                         SliceOf(shard, values))
+                .second;
         CHECK(fresh) << "two parameters are named " << parameter->name;
-        return it->second.data.data();
+        return values.data();
       };
-      void* const master = accumulator == dtype ? nullptr : add("master");
-      void* const exp_avg = add("exp_avg");
-      void* const exp_avg_sq = add("exp_avg_sq");
+      int16_t* remainder = nullptr;
+      if (accumulator != dtype) {
+        remainders_.emplace_back(allocator, Shape{2 * size}, DType::kUInt8);
+        remainder = static_cast<int16_t*>(remainders_.back().data());
+        add("master", parameter->main_grad.Reshape({data.numel()})
+                          .Rows(shard.begin, shard.end));
+      }
+      const auto moments = [&] {
+        return Tensor::Zeros(allocator, {size}, accumulator);
+      };
+      void* const exp_avg = add("exp_avg", moments());
+      void* const exp_avg_sq = add("exp_avg_sq", moments());
       for (const Piece& piece : PiecesOf(shard)) {
         const auto from = [](void* memory, int64_t element, DType type) {
-          return memory == nullptr
-                     ? nullptr
-                     : static_cast<char*>(memory) + element * SizeOf(type);
+          return static_cast<char*>(memory) + element * SizeOf(type);
         };
         const int64_t own = piece.begin - shard.begin;
         tensors.push_back(
             {.param = from(data.data(), piece.begin, dtype),
-             .master = from(master, own, accumulator),
+             .remainder = remainder == nullptr ? nullptr : remainder + own,
              .grad =
                  from(parameter->main_grad.data(), piece.begin, accumulator),
              .exp_avg = from(exp_avg, own, accumulator),
@@ -137,12 +152,21 @@ void AdamW::Skip() {
   SetControl(value);
 }
 
+const SliceMap& AdamW::State() {
+  if (!remainders_.empty()) {
+    kernels::JoinMasters({.tensors = &*tensors_}, stream_);
+    for (Parameter* parameter : parameters_) parameter->ForgetGrad();
+  }
+  return state_;
+}
+
 void AdamW::Restore(int64_t steps, int64_t skipped) {
+  kernels::SplitMasters({.tensors = &*tensors_}, stream_);
   SetControl({.steps = steps, .skipped = skipped});
 }
 
 void AdamW::SetMasters() {
-  kernels::SetMasters({.tensors = &*tensors_}, stream_);
+  for (Tensor& remainder : remainders_) remainder.Zero();
 }
 
 kernels::AdamWControl AdamW::Control() const {

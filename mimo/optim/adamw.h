@@ -59,12 +59,14 @@ class AdamW {
   double norm() const { return Control().norm; }
   int64_t steps() const { return Control().steps; }      // updates made
   int64_t skipped() const { return Control().skipped; }  // updates not made
-  void Restore(int64_t steps, int64_t skipped);
   // "exp_avg.<parameter>" and "exp_avg_sq.<parameter>", the moments themselves,
   // and "master.<parameter>" of a bfloat16 parameter, its value in float32, of
-  // this rank's shards: write into them to restore.
-  const std::map<std::string, TensorSlice>& state() const { return state_; }
-  // Takes the masters from the parameters again, after these were written.
+  // this rank's shards. Masters are put together in the gradients' memory, the
+  // gradients being forgotten: they are there until the next one is written.
+  const SliceMap& State();
+  // Goes on from what was written into State()'s tensors.
+  void Restore(int64_t steps, int64_t skipped);
+  // Masters are what the parameters are, after these were written.
   void SetMasters();
 
  private:
@@ -78,7 +80,8 @@ class AdamW {
   Communicator* world_;
   Stream stream_;
   std::vector<Parameter*> parameters_;  // of the shards
-  std::map<std::string, TensorSlice> state_;
+  std::vector<Tensor> remainders_;      // of bfloat16 shards, 2 bytes each
+  SliceMap state_;
   std::optional<kernels::TensorList> tensors_;
   Tensor control_;  // an AdamWControl
 };

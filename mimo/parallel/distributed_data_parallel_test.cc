@@ -229,8 +229,8 @@ TEST(DistributedDataParallel, ShardedAndWholeUpdatesAreBitwiseEqual) {
         EXPECT_EQ(ValuesOf(ours[i]->data), ValuesOf(theirs[i]->data))
             << ours[i]->name << " after step " << step;
       }
-      for (const auto& [name, slice] : language.state()) {
-        const Values all = ValuesOf(whole.state().at(name).data);
+      for (const auto& [name, slice] : language.State()) {
+        const Values all = ValuesOf(whole.State().at(name).data);
         const Values own = ValuesOf(slice.data);
         for (size_t i = 0; i < own.size(); ++i)
           EXPECT_EQ(own[i], all[slice.begin + i]) << name;

@@ -73,7 +73,7 @@ TEST(TiedParameters, TwoStagesStayOne) {
               parallel.CheckReplicas().message(),
               "table: replicas 0 and 1 of group embd have other bits"));
           // The first stage saves it.
-          EXPECT_EQ(optimizer.state().at("exp_avg.table").copy, stage == 1);
+          EXPECT_EQ(optimizer.State().at("exp_avg.table").copy, stage == 1);
           return parallel.Health();
         });
     for (const absl::Status& status : statuses)

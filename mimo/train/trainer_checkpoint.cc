@@ -61,7 +61,7 @@ absl::Status Trainer::Resume() {
                      state.seed, " as in ", *folder));
   }
   MIMO_RETURN_IF_ERROR(
-      LoadSlices(*folder, "optimizer", optimizer_.state(), all));
+      LoadSlices(*folder, "optimizer", optimizer_.State(), all));
   optimizer_.Restore(state.optimizer_steps, state.skipped_iterations);
   iteration_ = state.iteration;
   consumed_samples_ = state.consumed_samples;
@@ -103,7 +103,7 @@ absl::Status Trainer::Save() {
                 .skipped_iterations = optimizer_.skipped(),
                 .seed = options_.train.seed},
       .model = ModelSlices(),
-      .optimizer = optimizer_.state(),
+      .optimizer = optimizer_.State(),
       .metadata = options_.checkpoint_metadata,
       .files = options_.checkpoint_files};
   MIMO_RETURN_IF_ERROR(SaveCheckpoint(*options_.checkpoint.save, checkpoint,

@@ -86,7 +86,7 @@ class StageCounter {
     if (!trained) return;
     memory.gradients += count * 4;
     memory.optimizer +=
-        CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 12 : 8);
+        CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 10 : 8);
   }
 
   void AddPart(const std::vector<const Parameter*>& part,

@@ -7,8 +7,9 @@
 //
 //   weights      P of the run's dtype
 //   gradients    4 bytes of each that is trained
-//   optimizer    8 bytes of each that is trained: AdamW's moments; 4 more for
-//                the master copy of a bfloat16 weight; a DP * CP-th of them
+//   optimizer    8 bytes of each that is trained: AdamW's moments; 2 more for
+//                the rest of a bfloat16 weight's float32 master; a DP * CP-th
+//                of them
 //   activations  m * T * (whole + split / TP) elements of the run's dtype for
 //                each layer of the stage; the elements are those of
 //                models/transformer/recompute.h. With sequence parallelism

@@ -106,7 +106,7 @@ TEST(Plan, DtypeAndRecompute) {
   EXPECT_EQ(Stage(plan, 1),
             (RankMemory{.weights = 2 * parameters,
                         .gradients = 4 * parameters,
-                        .optimizer = 12 * parameters,
+                        .optimizer = 10 * parameters,
                         .activations = kS * 2 *
                                        (3 * (3 * kH + kHeads) + 4 * kH +
                                         kHeads + 3 * kF)}));
