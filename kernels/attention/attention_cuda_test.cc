@@ -47,9 +47,11 @@ std::vector<Case> AllCases() {
     cases.push_back({2, 100, 300, 4, 2, d, true, {}, 320});
     cases.push_back({2, 100, 300, 4, 2, d, false, {290, 0}, 320});
   }
-  // A key more than whole tiles.
-  for (int64_t keys : {1, 193, 385})
-    cases.push_back({2, 100, keys, 4, 2, 64, false, {}, 400});
+  // A key more than whole tiles, and so of queries.
+  for (int64_t queries : {1, 100, 193, 385}) {
+    for (int64_t keys : {1, 97, 193, 385})
+      cases.push_back({2, queries, keys, 4, 2, 64, false, {}, 400});
+  }
   for (Case& c : cases) c.gap = 8;
   return cases;
 }

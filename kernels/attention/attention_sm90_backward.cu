@@ -391,7 +391,11 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
         sm90::FenceAsyncProxy();
         WgmmaWait<kMore ? 1 : 0>();  // dV
         Pin(pairs);
-        warp_arrive(&shared.dout_empty[turn]);
+        if constexpr (kDoutArrivals<kDim> == kComputeWarps) {
+          warp_arrive(&shared.dout_empty[turn]);
+        } else {
+          BarrierArrive(&shared.dout_empty[turn]);
+        }
         NamedBarrierSync(1, 2 * sm90::kWarpgroup);
 
         float dq[32];
@@ -454,7 +458,6 @@ __global__ __launch_bounds__(kThreads, 1) void TilesKernel(
     const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<Shared<kDim>*>(memory);
-  constexpr int kComputeWarps = 8;
   static_assert(sizeof(Shared<kDim>) <= 227 * 1024);
   if (threadIdx.x == 0) {
     sm90::BarrierInit(&shared.k_full, 1);
@@ -466,7 +469,7 @@ __global__ __launch_bounds__(kThreads, 1) void TilesKernel(
     }
     for (int i = 0; i < kDoutStages; ++i) {
       sm90::BarrierInit(&shared.dout_full[i], 1);
-      sm90::BarrierInit(&shared.dout_empty[i], kComputeWarps);
+      sm90::BarrierInit(&shared.dout_empty[i], kDoutArrivals<kDim>);
     }
     for (int i = 0; i < 2; ++i) {
       sm90::BarrierInit(&shared.dq_full[i], sm90::kWarpgroup);

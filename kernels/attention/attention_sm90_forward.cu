@@ -13,9 +13,11 @@
 // sample's first belong to the sample before it (or are zero), and are masked,
 // so nothing behind the last row of q, k and v is ever read.
 //
-// A lone key: a ViT's class token makes 577 keys of 24 x 24 + 1, three tiles of
-// 192 and one more. Its score is taken without the tensor cores, and is what
-// the running softmax begins with.
+// A lone token: a ViT's class token makes 577 of 24 x 24 + 1, that is whole
+// tiles of queries and of keys and one more of each. The key's score is taken
+// without the tensor cores, and is what the running softmax begins with. The
+// query is left to the producer's three idle warps, which read the tiles of
+// keys beside the consumers of the head's first queries.
 //
 // Length: producer and consumer are one protocol.
 #include <algorithm>
@@ -33,19 +35,31 @@ using namespace sm90;  // NOLINT: the instructions this file is written in
 constexpr int kNoDiagonal = 1 << 28;
 constexpr float kLog2E = 1.4426950408889634f;
 
-template <int kD, int kWarpgroups, int kTileKeys, int kRing>
+template <int kD, int kWarpgroups, int kTileKeys, int kRing,
+          bool kLoneToken = false>
 struct Tiling {
   static constexpr int kDim = kD;
   static constexpr int kConsumers = kWarpgroups;
   static constexpr int kQueries = 64 * kWarpgroups;
   static constexpr int kKeys = kTileKeys;
   static constexpr int kStages = kRing;  // tiles of K, and of V, on their way
-  static constexpr bool kTakesLoneKey = kTileKeys == 192;
+  static constexpr bool kLone = kLoneToken;
   static constexpr int kThreads = (kWarpgroups + 1) * kWarpgroup;
   // Of the 65536 / kThreads (to a multiple of 8) that a thread starts with, the
   // producer's warpgroup leaves the consumers these.
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kLone              ? 80
+                                            : kWarpgroups == 2 ? 24
+                                                               : 32;
+  static constexpr int kConsumerRegisters = kLone              ? 144
+                                            : kWarpgroups == 2 ? 240
+                                                               : 160;
+};
+
+// Warps that share out the keys of a tile for the lone query, a key a lane.
+constexpr int kLoneWarps = 3;
+template <int kDim>
+struct LoneShare {
+  float max, sum, out[kDim];
 };
 
 template <typename T>
@@ -56,6 +70,7 @@ struct Shared {
   uint64_t q_full[2], q_empty[2];
   uint64_t k_full[T::kStages], k_empty[T::kStages];
   uint64_t v_full[T::kStages], v_empty[T::kStages];
+  LoneShare<T::kDim> lone[T::kLone ? kLoneWarps : 1];
 };
 
 struct Params {
@@ -68,9 +83,9 @@ struct Params {
   int tiles_per_head;
   bool causal;
   float scale, scale_log2;
-  // The last key of sample 0 and group 0, where it is a lone one; else null.
-  const __nv_bfloat16 *lone_k, *lone_v;
-  int64_t kv_batch_stride;
+  // The lone token's rows of sample 0.
+  const __nv_bfloat16 *lone_q, *lone_k, *lone_v;
+  int64_t q_batch_stride, kv_batch_stride;
 };
 
 // One block's work: queries [row, row + kQueries) of one head of one sample.
@@ -113,7 +128,7 @@ __device__ Tile MakeTile(const Params& p, int index) {
     t.out_row = t.first_q;
     if (p.causal) t.diagonal = t.key_begin - t.row_begin;
   }
-  if (T::kTakesLoneKey && p.lone_k != nullptr) --t.key_end;
+  if constexpr (T::kLone) --t.row_end, --t.key_end;
   if (p.key_lengths != nullptr)
     t.key_end = min(t.key_end, p.key_lengths[t.sample]);
   t.key_end += t.key_begin;
@@ -241,7 +256,7 @@ template <typename T>
 __device__ void LoneKey(const __nv_bfloat16 (*q)[64], const __nv_bfloat16* k,
                         const __nv_bfloat16* v, int quad_lane, Softmax& softmax,
                         float (&o)[T::kDim / 2]) {
-  static_assert(T::kDim == 64 || !T::kTakesLoneKey);
+  static_assert(T::kDim == 64);
   const int swizzle = threadIdx.x % kWarp / 4;  // q's row, modulo 8
   float dot[2] = {0, 0};
 #pragma unroll
@@ -266,6 +281,106 @@ __device__ void LoneKey(const __nv_bfloat16 (*q)[64], const __nv_bfloat16* k,
 #pragma unroll
   for (int i = 0; i < T::kDim / 2; ++i)
     o[i] = ToFloat(v[i / 4 * 8 + 2 * quad_lane + i % 2]);
+}
+
+// The lone query of every head of which this block has the first queries.
+template <typename T>
+__device__ void LoneQueries(const Params& p, Shared<T>& shared, int tiles) {
+  static_assert(T::kDim == 64 && T::kKeys == kLoneWarps * kWarp);
+  constexpr int kBarrier = 15;
+  const int warp = threadIdx.x / kWarp - 1, lane = threadIdx.x % kWarp;
+  const auto release = [&](uint64_t* empty) {
+    __syncwarp();
+    if (lane == 0) BarrierArrive(empty);
+  };
+  // A lane's two columns of a row.
+  const auto pair = [&](const __nv_bfloat16* row) {
+    return __bfloat1622float2(
+        reinterpret_cast<const __nv_bfloat162*>(row)[lane]);
+  };
+  RingPosition<T::kStages> k, v;
+  for (int turn = 0, index; (index = TileIndex(turn)) < tiles; ++turn) {
+    const Tile t = MakeTile<T>(p, index);
+    const bool mine = t.row == 0;
+    const int64_t group =
+        t.sample * p.kv_batch_stride + t.head / p.heads_per_group * T::kDim;
+    const __nv_bfloat16* query =
+        p.lone_q + t.sample * p.q_batch_stride + t.head * T::kDim;
+    float max = -INFINITY, sum = 0;  // sum: over the lane's own keys
+    float2 out = {0, 0};
+    if (mine && warp == 0) {
+      const float2 x = pair(query), y = pair(p.lone_k + group);
+      max = WarpSum(fmaf(x.x, y.x, x.y * y.y));
+      sum = lane == 0 ? 1 : 0;
+      out = pair(p.lone_v + group);
+    }
+    for (int n = t.key_tiles - 1; n >= 0; --n) {
+      BarrierWait(&shared.k_full[k.slot], k.parity);
+      float s = 0;
+      if (mine) {
+        const __nv_bfloat16* key = shared.k[k.slot][0][warp * kWarp + lane];
+#pragma unroll
+        for (int c = 0; c < T::kDim / 8; ++c) {
+          float x[8], y[8];
+          Load(query + 8 * c, x);
+          Load(key + 8 * (c ^ lane % 8), y);
+#pragma unroll
+          for (int d = 0; d < 8; ++d) s = fmaf(x[d], y[d], s);
+        }
+      }
+      release(&shared.k_empty[k.slot]);
+      k.Next();
+      BarrierWait(&shared.v_full[v.slot], v.parity);
+      if (mine) {
+        const float before = max;
+        max = fmaxf(max, WarpMax(s));
+        const float rescale = Exp2((before - max) * p.scale_log2);
+        s = Exp2((s - max) * p.scale_log2);
+        sum = sum * rescale + s;
+        out = {out.x * rescale, out.y * rescale};
+        const auto* values = shared.v[v.slot][0] + warp * kWarp;
+#pragma unroll
+        for (int i = 0; i < kWarp; ++i) {
+          const float x = __shfl_sync(0xffffffff, s, i);
+          // Chunk lane / 4 of row i lies elsewhere.
+          const float2 y =
+              pair(values[i] + ((lane / 4 ^ i % 8) - lane / 4) * 8);
+          out = {fmaf(x, y.x, out.x), fmaf(x, y.y, out.y)};
+        }
+      }
+      release(&shared.v_empty[v.slot]);
+      v.Next();
+    }
+    if (!mine) continue;
+
+    sum = WarpSum(sum);
+    LoneShare<T::kDim>& own = shared.lone[warp];
+    if (lane == 0) own.max = max, own.sum = sum;
+    own.out[2 * lane] = out.x;
+    own.out[2 * lane + 1] = out.y;
+    NamedBarrierSync(kBarrier, kLoneWarps * kWarp);
+    if (warp == 0) {
+      max = fmaxf(max, fmaxf(shared.lone[1].max, shared.lone[2].max));
+      sum = 0;
+      out = {0, 0};
+#pragma unroll
+      for (const LoneShare<T::kDim>& share : shared.lone) {
+        const float factor = Exp2((share.max - max) * p.scale_log2);
+        sum = fmaf(factor, share.sum, sum);
+        out = {fmaf(factor, share.out[2 * lane], out.x),
+               fmaf(factor, share.out[2 * lane + 1], out.y)};
+      }
+      if (lane == 0) {
+        p.lse[(int64_t{t.sample} * p.heads + t.head) * p.seq_q + t.row_end] =
+            max * p.scale + logf(sum);
+      }
+      __nv_bfloat16* to = p.out + ((t.out_row + t.row_end) * p.heads + t.head) *
+                                      int64_t{T::kDim};
+      reinterpret_cast<uint32_t*>(to)[lane] =
+          PackBfloat16(out.x / sum, out.y / sum);
+    }
+    NamedBarrierSync(kBarrier, kLoneWarps * kWarp);  // shares are read
+  }
 }
 
 template <typename T>
@@ -387,7 +502,7 @@ __device__ void Consume(const Params& p, Shared<T>& shared, int tiles) {
       k.Next();
       mask(t.key_tiles - 1);
       bool accumulate = false;
-      if (T::kTakesLoneKey && p.lone_k != nullptr) {
+      if constexpr (T::kLone) {
         const int64_t group =
             t.sample * p.kv_batch_stride + t.head / p.heads_per_group * T::kDim;
         LoneKey<T>(shared.q[q.slot][0] + thread_row, p.lone_k + group,
@@ -501,15 +616,16 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(bytes);
   if (threadIdx.x == 0) {
     constexpr int kWarps = T::kConsumers * 4;
+    constexpr int kKeyWarps = kWarps + (T::kLone ? kLoneWarps : 0);
     for (int i = 0; i < 2; ++i) {
       BarrierInit(&shared.q_full[i], 1);
       BarrierInit(&shared.q_empty[i], kWarps);
     }
     for (int i = 0; i < T::kStages; ++i) {
       BarrierInit(&shared.k_full[i], 1);
-      BarrierInit(&shared.k_empty[i], kWarps);
+      BarrierInit(&shared.k_empty[i], kKeyWarps);
       BarrierInit(&shared.v_full[i], 1);
-      BarrierInit(&shared.v_empty[i], kWarps);
+      BarrierInit(&shared.v_empty[i], kKeyWarps);
     }
     FenceBarrierInit();
     PrefetchTensorMap(&p.q);
@@ -520,6 +636,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (threadIdx.x < kWarpgroup) {
     ShrinkRegisters<T::kProducerRegisters>();
     if (threadIdx.x == 0) Produce<T>(p, shared, tiles);
+    if constexpr (T::kLone)
+      if (threadIdx.x >= kWarp) LoneQueries<T>(p, shared, tiles);
   } else {
     GrowRegisters<T::kConsumerRegisters>();
     Consume<T>(p, shared, tiles);
@@ -531,7 +649,7 @@ void Launch(const AttentionForwardArgs& args, Stream stream) {
   const AttentionShape& s = args.shape;
   const bool packed = args.cu_seqlens != nullptr;
   Params p;
-  p.tiles_per_head = CeilDiv(s.seq_q, T::kQueries);
+  p.tiles_per_head = CeilDiv(s.seq_q - (T::kLone ? 1 : 0), T::kQueries);
   const int64_t tiles = s.batch * s.heads * p.tiles_per_head;
   if (tiles == 0) return;
   const auto map = [&](const void* rows, int64_t heads, int64_t seq,
@@ -565,14 +683,14 @@ void Launch(const AttentionForwardArgs& args, Stream stream) {
   p.causal = s.causal;
   p.scale = s.scale;
   p.scale_log2 = p.scale * kLog2E;
+  p.q_batch_stride = s.seq_q * args.q_stride;
   p.kv_batch_stride = kv_batch_stride;
-  p.lone_k = p.lone_v = nullptr;
-  if (T::kTakesLoneKey && s.seq_k > 1 && s.seq_k % T::kKeys == 1 && !packed &&
-      !s.causal && args.key_lengths == nullptr) {
-    const int64_t last = (s.seq_k - 1) * args.kv_stride;
-    p.lone_k = static_cast<const __nv_bfloat16*>(args.k) + last;
-    p.lone_v = static_cast<const __nv_bfloat16*>(args.v) + last;
-  }
+  const auto last = [](const void* rows, int64_t seq, int64_t stride) {
+    return static_cast<const __nv_bfloat16*>(rows) + (seq - 1) * stride;
+  };
+  p.lone_q = last(args.q, s.seq_q, args.q_stride);
+  p.lone_k = last(args.k, s.seq_k, args.kv_stride);
+  p.lone_v = last(args.v, s.seq_k, args.kv_stride);
   constexpr int kBytes = sizeof(Shared<T>);
   static const bool once [[maybe_unused]] = [] {
     MIMO_CUDA_CHECK(cudaFuncSetAttribute(
@@ -597,9 +715,14 @@ bool AttentionForwardSm90Takes(const AttentionForwardArgs& args) {
 
 void AttentionForwardSm90(const AttentionForwardArgs& args, Stream stream) {
   CHECK(AttentionForwardSm90Takes(args));
-  const int64_t seq = args.shape.seq_q;
+  using Lone = Tiling<64, 3, 96, 4, /*kLoneToken=*/true>;
+  const int64_t seq = args.shape.seq_q, keys = args.shape.seq_k;
   if (args.shape.head_dim == 128) {
     Launch<Tiling<128, 2, 128, 2>>(args, stream);
+  } else if (seq > 1 && seq % Lone::kQueries == 1 && keys > 1 &&
+             keys % Lone::kKeys == 1 && !args.shape.causal &&
+             args.key_lengths == nullptr && args.cu_seqlens == nullptr) {
+    Launch<Lone>(args, stream);
   } else if (CeilDiv(seq, 128) * 128 * 1.1 < CeilDiv(seq, 192) * 192) {
     // Tiles of 192 queries are faster on long sequences, but leave more rows
     // empty.

@@ -214,11 +214,11 @@ __device__ inline void Pin(uint32_t (&x)[kCount]) {
 }
 
 // Wgmma<kTransposeA, kTransposeB>(d, a, b, accumulate): d[64, N] = a[64, 16]
-// b[16, N] (+ d if accumulate), N of 64, 128 or 192, with d of N/2 float32 sums
-// of bfloat16 products. Lane l of warp w holds rows 16w + l/4 (and + 8): d[4i],
-// d[4i+1] are columns 8i + 2(l%4) and + 1 of the first row, d[4i+2], d[4i+3] of
-// the second. kTransposeA, kTransposeB: 0 for a RowsDescriptor, 1 for a
-// ColumnsDescriptor. Wgmma<kTransposeB>(d, a, b, accumulate) takes a from
+// b[16, N] (+ d if accumulate), N of 64, 96, 128 or 192, with d of N/2 float32
+// sums of bfloat16 products. Lane l of warp w holds rows 16w + l/4 (and + 8):
+// d[4i], d[4i+1] are columns 8i + 2(l%4) and + 1 of the first row, d[4i+2],
+// d[4i+3] of the second. kTransposeA, kTransposeB: 0 for a RowsDescriptor, 1
+// for a ColumnsDescriptor. Wgmma<kTransposeB>(d, a, b, accumulate) takes a from
 // registers: a[0..3] are the bfloat16 pairs of (row, columns 2(l%4)), (row + 8,
 // the same), (row, 8 + 2(l%4)), (row + 8, the same): the layout of d, packed.
 #define MIMO_TEN(t)                                                     \
@@ -228,11 +228,12 @@ __device__ inline void Pin(uint32_t (&x)[kCount]) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), \
       "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define MIMO_F32(i) MIMO_F8(i), MIMO_F8(i + 8), MIMO_F8(i + 16), MIMO_F8(i + 24)
+#define MIMO_F48 MIMO_F32(0), MIMO_F8(32), MIMO_F8(40)
 #define MIMO_F64 MIMO_F32(0), MIMO_F32(32)
 #define MIMO_F96 MIMO_F64, MIMO_F32(64)
 #define MIMO_NAMES30 MIMO_TEN() "," MIMO_TEN(1) "," MIMO_TEN(2)
-#define MIMO_NAMES60 \
-  MIMO_NAMES30 "," MIMO_TEN(3) "," MIMO_TEN(4) "," MIMO_TEN(5)
+#define MIMO_NAMES40 MIMO_NAMES30 "," MIMO_TEN(3)
+#define MIMO_NAMES60 MIMO_NAMES40 "," MIMO_TEN(4) "," MIMO_TEN(5)
 #define MIMO_NAMES90 \
   MIMO_NAMES60 "," MIMO_TEN(6) "," MIMO_TEN(7) "," MIMO_TEN(8)
 
@@ -265,6 +266,8 @@ __device__ inline void Pin(uint32_t (&x)[kCount]) {
 
 MIMO_WGMMA(64, 32, MIMO_NAMES30 ",%30,%31", MIMO_F32(0), 32, 33, 34, 35, 36, 37,
            38)
+MIMO_WGMMA(96, 48, MIMO_NAMES40 ",%40,%41,%42,%43,%44,%45,%46,%47", MIMO_F48,
+           48, 49, 50, 51, 52, 53, 54)
 MIMO_WGMMA(128, 64, MIMO_NAMES60 ",%60,%61,%62,%63", MIMO_F64, 64, 65, 66, 67,
            68, 69, 70)
 MIMO_WGMMA(192, 96, MIMO_NAMES90 ",%90,%91,%92,%93,%94,%95", MIMO_F96, 96, 97,
@@ -273,9 +276,11 @@ MIMO_WGMMA(192, 96, MIMO_NAMES90 ",%90,%91,%92,%93,%94,%95", MIMO_F96, 96, 97,
 #undef MIMO_WGMMA
 #undef MIMO_NAMES90
 #undef MIMO_NAMES60
+#undef MIMO_NAMES40
 #undef MIMO_NAMES30
 #undef MIMO_F96
 #undef MIMO_F64
+#undef MIMO_F48
 #undef MIMO_F32
 #undef MIMO_F8
 #undef MIMO_TEN
