@@ -5,10 +5,8 @@
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
-namespace {
-
-absl::StatusOr<Device> ReadDevice(const std::string& where,
-                                  const std::string& name) {
+absl::StatusOr<Device> ChooseDevice(const std::string& where,
+                                    const std::string& name) {
   if (name == "cpu") return Device::kCpu;
   if (name != "cuda" && name != "auto") {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -21,12 +19,10 @@ absl::StatusOr<Device> ReadDevice(const std::string& where,
       absl::StrCat(where, "device: cuda: ", usable.message()));
 }
 
-}  // namespace
-
 absl::StatusOr<Compute> ChooseCompute(const std::string& where,
                                       const std::string& device,
                                       const std::string& dtype) {
-  MIMO_ASSIGN_OR_RETURN(const Device on, ReadDevice(where, device));
+  MIMO_ASSIGN_OR_RETURN(const Device on, ChooseDevice(where, device));
   const DType other = on == Device::kCpu ? DType::kFloat64 : DType::kBFloat16;
   for (DType known : {DType::kFloat32, other}) {
     if (dtype == Name(known)) return Compute{NewStream(on), known};

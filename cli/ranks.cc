@@ -9,7 +9,12 @@
 #include "comm/inproc/inproc.h"
 #include "comm/rendezvous/store.h"
 #include "comm/rendezvous/store_board.h"
+#include "kernels/base/on_cuda.h"
 #include "kernels/base/status_macros.h"
+
+#ifdef MIMO_CUDA
+#include "comm/nccl/nccl_communicator.h"
+#endif
 
 namespace mimo {
 namespace {
@@ -38,20 +43,25 @@ absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   return first;
 }
 
-absl::Status RunSteps(const Job& job, Store& store,
-                      const absl::Duration& timeout, SetUp set_up,
-                      RankBody body) {
+absl::StatusOr<std::unique_ptr<Communicator>> Connect(
+    const Job& job, Store& store, const RankOptions& options) {
+  if (options.device == Device::kCpu)
+    return ConnectGloo(job, store, {.timeout = options.timeout});
+  MIMO_ON_CUDA(ConnectNccl(job, store, {.timeout = options.timeout}));
+}
+
+absl::Status RunSteps(const Job& job, Store& store, const RankOptions& options,
+                      SetUp set_up, RankBody body) {
   constexpr char kReady[] = "set up";
   if (job.rank > 0) MIMO_RETURN_IF_ERROR(store.Get(kReady, kPrepare).status());
   const absl::Status ready = set_up();
   if (job.rank == 0) MIMO_RETURN_IF_ERROR(store.Set(kReady, ""));
   MIMO_RETURN_IF_ERROR(ready);
-  MIMO_ASSIGN_OR_RETURN(const auto world,
-                        ConnectGloo(job, store, {.timeout = timeout}));
+  MIMO_ASSIGN_OR_RETURN(const auto world, Connect(job, store, options));
   return body(world.get());
 }
 
-absl::Status RunProcess(const Job& job, const absl::Duration& timeout,
+absl::Status RunProcess(const Job& job, const RankOptions& options,
                         SetUp set_up, RankBody body) {
   std::unique_ptr<StoreServer> server;
   if (job.rank == 0) {
@@ -61,7 +71,7 @@ absl::Status RunProcess(const Job& job, const absl::Duration& timeout,
   MIMO_ASSIGN_OR_RETURN(
       const auto store,
       Store::Connect(job.host, job.port, job.key, job.rank, kMeet));
-  absl::Status status = RunSteps(job, *store, timeout, set_up, body);
+  absl::Status status = RunSteps(job, *store, options, set_up, body);
   if (!status.ok()) {
     // Those that wait for this rank are to know why it comes no more.
     NewStoreBoard(*store, job.rank)
@@ -81,12 +91,12 @@ absl::Status RunProcess(const Job& job, const absl::Duration& timeout,
 
 }  // namespace
 
-absl::Status RunOnRanks(const Job& job, int threads,
-                        const absl::Duration& timeout, SetUp set_up,
-                        RankBody body) {
-  if (job.world_size > 1) return RunProcess(job, timeout, set_up, body);
+absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
+                        SetUp set_up, RankBody body) {
+  if (job.world_size > 1) return RunProcess(job, options, set_up, body);
   MIMO_RETURN_IF_ERROR(set_up());
-  return threads == 1 ? body(nullptr) : RunThreads(threads, timeout, body);
+  return threads == 1 ? body(nullptr)
+                      : RunThreads(threads, options.timeout, body);
 }
 
 }  // namespace mimo

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "comm/base/communicator.h"
 #include "comm/rendezvous/job.h"
+#include "kernels/base/stream.h"
 
 namespace mimo {
 
@@ -18,15 +19,21 @@ using SetUp = absl::FunctionRef<absl::Status()>;
 // What every rank does; null: it is the only one.
 using RankBody = absl::FunctionRef<absl::Status(Communicator* world)>;
 
+// Read after `set_up`.
+struct RankOptions {
+  // A collective that lasts longer fails all.
+  absl::Duration timeout = absl::InfiniteDuration();
+  // What processes meet over: gloo, or NCCL, then each on a GPU of its own.
+  Device device = Device::kCpu;
+};
+
 // Runs `set_up`, then `body` on each of `ranks`: on `threads` of this process,
-// or, where `job` has more than one rank, on this process's, over gloo. A
-// collective that lasts longer than `timeout`, read after `set_up`, fails all.
+// or, where `job` has more than one rank, on this process's.
 // Of a job rank 0 sets up first, so what it prepares the others find. The error
 // is that of the rank that failed first; where a process has the same as rank
 // 0, which says it, its message is empty.
-absl::Status RunOnRanks(const Job& job, int threads,
-                        const absl::Duration& timeout, SetUp set_up,
-                        RankBody body);
+absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
+                        SetUp set_up, RankBody body);
 
 }  // namespace mimo
 

@@ -103,6 +103,13 @@ bool AllAreReplicas(const MimoParallelismConfig& parallelism) {
                              });
 }
 
+// Whether passes are captured: those of one rank alone, so far.
+bool Captures(const TrainConfig& train, const Compute& compute,
+              const Communicator* world) {
+  return train.cuda_graph && world == nullptr &&
+         compute.stream.device != Device::kCpu;
+}
+
 // What this rank trains, if it fits, with its first weights.
 absl::StatusOr<DistributedModel> Provide(const Shared& shared,
                                          const ModuleRegistry& registry,
@@ -115,8 +122,7 @@ absl::StatusOr<DistributedModel> Provide(const Shared& shared,
   provider.dtype = compute.dtype;
   provider.seed = static_cast<uint64_t>(train.seed);
   provider.initialize = shared.section.pretrained.empty();
-  const bool captured =
-      train.cuda_graph && compute.stream.device != Device::kCpu;
+  const bool captured = Captures(train, compute, world);
   DistributedModelOptions options{
       .ddp_config = DataParallelOptions{
           .overlap_grad_reduce =
@@ -150,8 +156,9 @@ DataShare ShareOf(const MimoModel& model, int64_t micro_batch_size) {
   return share;
 }
 
-absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
-                  Shared& shared) {
+absl::Status Read(const Args& args, int size, int threads,
+                  const ModuleRegistry& registry, Shared& shared,
+                  RankOptions& ranks) {
   MIMO_ASSIGN_OR_RETURN(shared.path, args.Required("config"));
   Words overrides = args.positional();
   if (args.Has("profile")) {
@@ -164,7 +171,7 @@ absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
   TrainConfig& train = shared.run.train;
   MIMO_ASSIGN_OR_RETURN(
       shared.parallelism,
-      ReadRunParallelism(shared.root, shared.section.model, train, ranks));
+      ReadRunParallelism(shared.root, shared.section.model, train, size));
   const std::vector<std::string> modules = shared.parallelism.ModuleNames();
   for (const auto& [name, config] : shared.run.optimizer.modules) {
     if (std::ranges::find(modules, name) != modules.end()) continue;
@@ -172,12 +179,15 @@ absl::Status Read(const Args& args, int ranks, const ModuleRegistry& registry,
         "optimizer.modules.", name, ": no such module, wanted one of ",
         absl::StrJoin(modules, ", ")));
   }
-  if (ranks > 1 && train.device == "auto") train.device = "cpu";
-  if (ranks > 1 && train.device != "cpu") {
+  if (threads > 1 && train.device == "auto") train.device = "cpu";
+  if (threads > 1 && train.device != "cpu") {
     return absl::InvalidArgumentError(
         absl::StrCat("train.device: ", train.device,
-                     ", wanted cpu (several ranks train on the CPU so far)"));
+                     ", wanted cpu (ranks that are threads train on the CPU; "
+                     "mimo launch starts a process for each GPU)"));
   }
+  MIMO_ASSIGN_OR_RETURN(ranks.device, ChooseDevice("train.", train.device));
+  ranks.timeout = absl::Minutes(train.distributed_timeout_minutes);
   const DataConfig& data = shared.run.data;
   shared.data.config = data;
   if (data.type != DataType::kCaptions && data.type != DataType::kLlavaJson)
@@ -236,7 +246,8 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   } else {
     MIMO_ASSIGN_OR_RETURN(links, ModelLinks::Connect(model, *world, allocator));
   }
-  MimoStage stage(model, allocator, run.train.cuda_graph, *std::move(links));
+  MimoStage stage(model, allocator, Captures(run.train, compute, world),
+                  *std::move(links));
   MIMO_ASSIGN_OR_RETURN(
       Sources sources, MakeSources(data, section.model, run.train.seed,
                                    ShareOf(model, run.train.micro_batch_size)));
@@ -293,15 +304,15 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
         absl::StrCat("train: --ranks: ", threads, ", wanted 1 in a job of ",
                      job.world_size, " processes"));
   }
-  const int ranks = job.world_size > 1 ? job.world_size : threads;
+  const int size = job.world_size > 1 ? job.world_size : threads;
   Shared shared;
-  absl::Duration timeout;
+  RankOptions options;
   std::optional<StopSignal> stop;
   return RunOnRanks(
-      job, threads, timeout,
+      job, threads, options,
       [&] {
-        const absl::Status status = Read(args, ranks, registry, shared);
-        timeout = absl::Minutes(shared.run.train.distributed_timeout_minutes);
+        const absl::Status status =
+            Read(args, size, threads, registry, shared, options);
         if (status.ok()) stop.emplace();
         return status;
       },

@@ -185,8 +185,8 @@ TEST(DataParallel, MistakesAreOneLine) {
             "language, images\n");
   EXPECT_EQ(message({}, 0), "mimo: train: --ranks: 0, wanted 1 to 1024\n");
   EXPECT_EQ(message({"train.device=cuda"}, 2),
-            "mimo: train.device: cuda, wanted cpu (several ranks train on the "
-            "CPU so far)\n");
+            "mimo: train.device: cuda, wanted cpu (ranks that are threads "
+            "train on the CPU; mimo launch starts a process for each GPU)\n");
 }
 
 // The projector alone learns at a tenth of the rate.
