@@ -82,8 +82,7 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
         auto modality,
         ModalitySubmodule::Build(
             spec->second, registry,
-            self->ContextOf(absl::StrCat("modality_submodules.", name), name),
-            role.modules.at(name)));
+            self->ContextOf(absl::StrCat("modality_submodules.", name), name)));
     self->modalities_[name] = modality.get();
     self->AdoptChild(std::move(modality));
   }
@@ -167,21 +166,31 @@ absl::StatusOr<Var> MimoModel::ForwardModality(const Context& ctx,
     raw = at->second;
   if (const auto at = inputs.features.find(name); at != inputs.features.end())
     features = at->second;
-  if (received != nullptr) features.push_back(*received);
-  const auto wanted = inputs.rows.find(name);
-  if (!raw.empty() || !features.empty()) {
-    MIMO_ASSIGN_OR_RETURN(Var rows, submodule.Forward(ctx, raw, features));
-    if (role().IsLastStage(name) && wanted != inputs.rows.end()) {
-      MIMO_RETURN_IF_ERROR(
-          CheckRowCount(name, wanted->second, rows.value.dim(0)));
+  const int64_t rows = inputs.rows.at(name);  // behind the last stage
+  if (received != nullptr) {
+    if (!raw.empty()) {
+      return Invalid(submodule.path(),
+                     "inputs and what the stage before passed are mutually "
+                     "exclusive");
     }
-    return rows;
-  }
-  if (wanted != inputs.rows.end() && wanted->second > 0) {
+    if (rows > 0) return submodule.Continue(ctx, *received, rows);
+  } else if (!raw.empty() || !features.empty()) {
+    MIMO_ASSIGN_OR_RETURN(Var out, submodule.Forward(ctx, raw, features));
+    if (role().IsLastStage(name)) {
+      MIMO_RETURN_IF_ERROR(CheckRowCount(name, rows, out.value.dim(0)));
+      return out;
+    }
+    MIMO_ASSIGN_OR_RETURN(const Shape passed, submodule.PassedShape(rows));
+    if (out.value.shape() == passed) return out;
+    return Invalid(
+        submodule.path(),
+        absl::StrCat("features ", ToString(out.value.shape()), ", wanted ",
+                     ToString(passed), " of items with ", rows, " tokens"));
+  } else if (rows > 0) {
     return Invalid(
         submodule.path(),
         absl::StrCat("inputs are missing, but matching special tokens exist: ",
-                     wanted->second, ", and 0 embeddings"));
+                     rows, ", and 0 embeddings"));
   }
   // No rows, but who receives them sends a gradient back, as if there were.
   const Tensor none = ctx.Empty({0, submodule.output_size()}, dtype());

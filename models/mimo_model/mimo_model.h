@@ -95,8 +95,8 @@ class MimoModel : public Module {
                               std::vector<KvCache>* caches = nullptr,
                               bool labelled_only = false) const;
 
-  // What a modality of this rank gives: rows [n, H] of its last stage, joined
-  // features of others. `received`: those of the stage before, in place of
+  // What a modality of this rank gives: rows [n, H] of its last stage, what
+  // others pass on. `received`: those of the stage before, in place of
   // inputs. Without either and without a special token it gives [0, H], which
   // takes a gradient; with one, that is an error.
   absl::StatusOr<Var> ForwardModality(const Context& ctx,

@@ -16,20 +16,25 @@ absl::Status Invalid(absl::string_view path, absl::string_view why) {
 
 absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
     const ModalitySpec& spec, const ModuleRegistry& registry,
-    BuildContext build, StageInfo stage) {
+    BuildContext build) {
   std::unique_ptr<ModalitySubmodule> self(new ModalitySubmodule(build));
   if (spec.encoders.empty()) {
     return Invalid(build.path, "no encoder, wanted at least one");
   }
+  const int stages = build.parallel.pp_size();
+  if (stages > 1 && spec.encoders.size() > 1) {
+    return Invalid(build.path,
+                   absl::StrCat(spec.encoders.size(),
+                                " encoders, wanted one in a pipeline of ",
+                                stages, " stages"));
+  }
   const size_t projections = spec.input_projections.size();
-  const bool whole = stage.is_first_stage && stage.is_last_stage;
-  if (projections > 1 && (projections != spec.encoders.size() || !whole)) {
-    return Invalid(
-        build.path,
-        absl::StrCat(projections, " input projections, wanted at most one",
-                     whole ? absl::StrCat(", or one for each of ",
-                                          spec.encoders.size(), " encoders")
-                           : " in a pipeline of several stages"));
+  if (projections > 1 && projections != spec.encoders.size()) {
+    return Invalid(build.path,
+                   absl::StrCat(projections,
+                                " input projections, wanted at most one, "
+                                "or one for each of ",
+                                spec.encoders.size(), " encoders"));
   }
   const BuildContext encoders = build.Child("encoders");
   for (const auto& [name, module] : spec.encoders) {
@@ -46,7 +51,7 @@ absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
     self->encoders_.emplace_back(name, encoder.get());
     self->AdoptChild(std::move(encoder));
   }
-  if (stage.is_last_stage) {
+  if (build.parallel.IsLastStage()) {
     MIMO_RETURN_IF_ERROR(self->BuildProjections(spec, registry));
   }
   return self;
@@ -54,11 +59,13 @@ absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
 
 absl::Status ModalitySubmodule::BuildProjections(
     const ModalitySpec& spec, const ModuleRegistry& registry) {
+  BuildContext one_stage = build();
+  one_stage.parallel.pp = nullptr;
   for (size_t i = 0; i < spec.input_projections.size(); ++i) {
     const std::string name = absl::StrCat("input_projections.", i);
     MIMO_ASSIGN_OR_RETURN(auto projection,
                           registry.Build<Projection>(spec.input_projections[i],
-                                                     build().Child(name)));
+                                                     one_stage.Child(name)));
     const int64_t features = encoders_[i].second->output_size();
     if (projection->input_size() != features) {
       return Invalid(
@@ -169,6 +176,16 @@ absl::StatusOr<Var> ModalitySubmodule::Forward(
   }
   MIMO_ASSIGN_OR_RETURN(const std::vector<Var> encoded, Encode(ctx, inputs));
   return Project(ctx, encoded);
+}
+
+absl::StatusOr<Shape> ModalitySubmodule::PassedShape(int64_t rows) const {
+  return encoders_[0].second->PassedShape(rows);
+}
+
+absl::StatusOr<Var> ModalitySubmodule::Continue(const Context& ctx,
+                                                const Var& passed,
+                                                int64_t rows) const {
+  return Project(ctx, {encoders_[0].second->Continue(ctx, passed, rows)});
 }
 
 }  // namespace mimo

@@ -11,7 +11,6 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "models/mimo_model/rank_role.h"
 #include "models/spec/module_spec.h"
 
 namespace mimo {
@@ -21,10 +20,11 @@ absl::Status Invalid(absl::string_view path, absl::string_view why);
 
 class ModalitySubmodule : public Module {
  public:
-  // The last stage of the modality's pipeline has the projections.
+  // The last stage of the modality's pipeline has the projections. One of
+  // several stages has one encoder.
   static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
       const ModalitySpec& spec, const ModuleRegistry& registry,
-      BuildContext build, StageInfo stage = {});
+      BuildContext build);
 
   // Features of every encoder in order, each [tokens, size]. No inputs: none.
   absl::StatusOr<std::vector<Var>> Encode(
@@ -37,11 +37,17 @@ class ModalitySubmodule : public Module {
   absl::StatusOr<Var> Project(const Context& ctx,
                               const std::vector<Var>& features) const;
   // Encode and Project. `features`, if any, are the encoders' features that
-  // exist already: encoded ahead, or joined by the stage before. Then there
-  // must be no inputs.
+  // exist already, encoded ahead. Then there must be no inputs.
   absl::StatusOr<Var> Forward(const Context& ctx,
                               const std::map<std::string, Tensor>& inputs,
                               const std::vector<Var>& features = {}) const;
+
+  // Of several stages: what one passes to the next of items that have `rows`
+  // rows in the end; an error when no items have.
+  absl::StatusOr<Shape> PassedShape(int64_t rows) const;
+  // Forward of a later one, which goes on from that.
+  absl::StatusOr<Var> Continue(const Context& ctx, const Var& passed,
+                               int64_t rows) const;
 
   std::vector<std::string> encoder_names() const;
   int64_t output_size() const;  // of this stage

@@ -1,10 +1,12 @@
 #include "models/mimo_model/model_pass.h"
 
 #include <cstdint>
+#include <utility>
 
 #include "absl/log/check.h"
 #include "comm/bridge/bridge_plan.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/collectives.h"
 #include "mimo/autograd/profiler.h"
 #include "models/mimo_model/mimo_stage.h"
 
@@ -151,12 +153,16 @@ Tensor ModelPass::Receive(int edge, int m, Shape shape) {
   return rows;
 }
 
-Shape ModelPass::BetweenStages(const std::string& module, int m) const {
-  CHECK_EQ(module, model_.role().language_module_name);
-  const int64_t tokens = inputs_[m].layout.text_ids.numel();
-  const Communicator* sharded = model_.placement().GroupsOf(module).tokens();
-  const int64_t ranks = sharded == nullptr ? 1 : sharded->size();
-  return {(tokens + ranks - 1) / ranks, model_.language_model().hidden_size()};
+absl::StatusOr<Shape> ModelPass::BetweenStages(const std::string& module,
+                                               int m) const {
+  if (m < 0) return Shape();
+  const ModelInputs& inputs = inputs_[m];
+  if (module != model_.role().language_module_name)
+    return model_.modality(module).PassedShape(inputs.rows.at(module));
+  const int64_t tokens = inputs.layout.text_ids.numel();
+  return Shape{
+      TokensOfRank(tokens, model_.placement().GroupsOf(module).tokens()),
+      model_.language_model().hidden_size()};
 }
 
 absl::Status ModelPass::Exchange(const PipelineStep& step,
@@ -165,6 +171,8 @@ absl::Status ModelPass::Exchange(const PipelineStep& step,
   const auto [from, to] = schedule_.edges[e];
   const std::string& module = ModuleOf(from);
   const int upper = schedule_.stages[from].stage;
+  MIMO_ASSIGN_OR_RETURN(Shape forward, BetweenStages(module, f));
+  MIMO_ASSIGN_OR_RETURN(Shape backward, BetweenStages(module, b));
   std::vector<mimo::Transfer> transfers;
   const auto add = [&](mimo::Transfer::Kind kind, const Tensor& x, int peer) {
     transfers.push_back({kind, x.data(), x.numel(), x.dtype(), peer});
@@ -175,13 +183,12 @@ absl::Status ModelPass::Exchange(const PipelineStep& step,
     }
     if (b >= 0) {
       Tensor& gradient = output_grads_[{e, b}];
-      gradient = ctx_.Empty(BetweenStages(module, b), model_.dtype());
+      gradient = ctx_.Empty(std::move(backward), model_.dtype());
       add(mimo::Transfer::kRecv, gradient, upper + 1);
     }
   } else {
     if (f >= 0) {
-      add(mimo::Transfer::kRecv, Receive(e, f, BetweenStages(module, f)),
-          upper);
+      add(mimo::Transfer::kRecv, Receive(e, f, std::move(forward)), upper);
     }
     if (b >= 0) add(mimo::Transfer::kSend, input_grads_.at({e, b}), upper);
   }

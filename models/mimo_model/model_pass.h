@@ -68,8 +68,9 @@ class ModelPass {
   absl::Status Cross(const PipelineStep& step, Bridge& bridge);
   // A stage's input: an empty one, along an edge.
   Tensor Receive(int edge, int micro_batch, Shape shape);
-  // What a stage of a module gives to the next one.
-  Shape BetweenStages(const std::string& module, int micro_batch) const;
+  // What a stage of a module gives to the next one; nothing of no micro-batch.
+  absl::StatusOr<Shape> BetweenStages(const std::string& module,
+                                      int micro_batch) const;
 
   const Context ctx_;
   const MimoModel& model_;

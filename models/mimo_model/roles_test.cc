@@ -8,15 +8,13 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "gmock/gmock.h"
+#include "comm/base/planned_communicator.h"
 #include "gtest/gtest.h"
 #include "models/mimo_model/mimo_stage.h"
 #include "models/mimo_model/tiny_llava.h"
 
 namespace mimo {
 namespace {
-
-using ::testing::HasSubstr;
 
 class RolesTest : public MimoModelTest {
  protected:
@@ -30,6 +28,19 @@ class RolesTest : public MimoModelTest {
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
   }
+  // A stage of two of the encoder.
+  std::unique_ptr<MimoModel> BuildStage(int stage) {
+    auto model = MimoModel::Build(
+        LlavaModelConfig(Tiny()), BuiltinModules(),
+        {.allocator = &allocator_, .seed = 11},
+        ModelPlacement{
+            .role = {.layout = ModuleLayout::kNonColocated,
+                     .modules = {{"images", {stage == 0, stage == 1}}}},
+            .parallel = {{"images", {.pp = &stages_[stage]}}}});
+    EXPECT_TRUE(model.ok()) << model.status();
+    return *std::move(model);
+  }
+  PlannedCommunicator stages_[2] = {{0, 2}, {1, 2}};
   // Every gradient of the models, by name.
   static std::map<std::string, std::vector<float>> Gradients(
       const std::vector<const MimoModel*>& models) {
@@ -140,30 +151,48 @@ TEST_F(RolesTest, EncoderAndLanguageRankAreTheWholeModel) {
 
 TEST_F(RolesTest, StagesOfAModality) {
   const auto whole = BuildRole({{"images", {}}});
-  const auto first = BuildRole({{"images", {true, false}}});
-  const auto last = BuildRole({{"images", {false, true}}});
+  const auto first = BuildStage(0), last = BuildStage(1);
   for (Parameter* p : first->Parameters())
     EXPECT_FALSE(absl::StrContains(p->name, "input_projections")) << p->name;
-  EXPECT_EQ(last->Parameters().size(), whole->Parameters().size());
+  EXPECT_EQ(first->Parameters().size() + last->Parameters().size(),
+            whole->Parameters().size());
   const Context ctx{.allocator = &allocator_};
   const auto inputs = whole->Prepare(ctx, TwoSamples());
   ASSERT_TRUE(inputs.ok()) << inputs.status();
-  const auto features = first->ForwardModalities(ctx, *inputs);
-  ASSERT_TRUE(features.ok()) << features.status();
-  EXPECT_EQ(features->at("images").value.shape(), Shape({8, 12}));
-  const Var& received = features->at("images");
+  const auto passed = first->ForwardModality(ctx, "images", *inputs);
+  ASSERT_TRUE(passed.ok()) << passed.status();
+  EXPECT_EQ(passed->value.shape(), Shape({10, 12}));  // class tokens too
   const auto rows = last->ForwardModality(
-      ctx, "images", ModelInputs{.rows = inputs->rows}, &received);
-  const auto wanted = whole->ForwardModalities(ctx, *inputs);
+      ctx, "images", ModelInputs{.rows = inputs->rows}, &*passed);
+  const auto wanted = whole->ForwardModality(ctx, "images", *inputs);
   ASSERT_TRUE(rows.ok() && wanted.ok());
   EXPECT_TRUE(std::ranges::equal(rows->value.span<float>(),
-                                 wanted->at("images").value.span<float>()));
-  // What the stage before sent, and inputs too.
-  EXPECT_THAT(
-      std::string(last->ForwardModality(ctx, "images", *inputs, &received)
-                      .status()
-                      .message()),
-      HasSubstr("encoder inputs and features are mutually exclusive"));
+                                 wanted->value.span<float>()));
+  // Encoded ahead.
+  ModelInputs ahead = *inputs;
+  const Tensor& pixels = ahead.modalities["images"]["clip_encoder"];
+  ahead.features["images"] =
+      *first->modality("images").Encode(ctx, {{"clip_encoder", pixels}});
+  ahead.modalities.clear();
+  EXPECT_TRUE(std::ranges::equal(
+      first->ForwardModality(ctx, "images", ahead)->value.span<float>(),
+      passed->value.span<float>()));
+
+  const auto message = [](const absl::StatusOr<Var>& out) {
+    return std::string(out.status().message());
+  };
+  EXPECT_EQ(message(last->ForwardModality(ctx, "images", *inputs, &*passed)),
+            "modality_submodules.images: inputs and what the stage before "
+            "passed are mutually exclusive");
+  ModelInputs wrong = *inputs;
+  wrong.rows["images"] = 4;
+  EXPECT_EQ(message(first->ForwardModality(ctx, "images", wrong)),
+            "modality_submodules.images: features [10, 12], wanted [5, 12] of "
+            "items with 4 tokens");
+  wrong.rows["images"] = 7;
+  EXPECT_EQ(message(first->ForwardModality(ctx, "images", wrong)),
+            "modality_submodules.images.encoders.clip_encoder: 7 tokens, "
+            "wanted a multiple of 4, the features of an image");
 }
 
 TEST_F(RolesTest, LaterStageTakesHiddenStatesInPlaceOfTokens) {
@@ -216,13 +245,16 @@ TEST_F(RolesTest, TextOnlyBatchGivesNoRowsThatTakeAGradient) {
   EXPECT_EQ(seeds[0].grad.shape(), Shape({0, 24}));
   encoder_tape.Backward(on_encoder, seeds);
   for (Parameter* p : encoder->Parameters()) EXPECT_FALSE(p->written);
-  // On a stage that does not project, the features' width.
-  const auto first = BuildRole({{"images", {true, false}}});
-  EXPECT_EQ(
-      first->ForwardModalities(on_encoder, *first->Prepare(on_encoder, batch))
-          ->at("images")
-          .value.shape(),
-      Shape({0, 12}));
+  // Of several stages the first passes on what the last has a gradient for.
+  const auto first = BuildStage(0), last = BuildStage(1);
+  const auto passed = first->ForwardModality(
+      on_encoder, "images", *first->Prepare(on_encoder, batch));
+  ASSERT_TRUE(passed.ok()) << passed.status();
+  EXPECT_EQ(passed->value.shape(), *first->modality("images").PassedShape(0));
+  EXPECT_EQ(last->ForwardModality(on_encoder, "images",
+                                  *last->Prepare(on_encoder, batch), &*passed)
+                ->value.shape(),
+            Shape({0, 24}));
 }
 
 TEST_F(RolesTest, SpecialTokensWithoutInputsAreAnError) {

@@ -37,14 +37,17 @@ LlavaConfig Model() {
   config.language.num_query_groups = 6;
   config.language.ffn_hidden_size = 48;
   config.language.vocab_size = 36;
+  config.vision.num_layers = 5;  // of which 4 run
   config.vision.num_attention_heads = 6;
   config.vision.ffn_hidden_size = 24;
   return config;
 }
 
-MimoModelProvider Provider(std::optional<MimoParallelismConfig> parallelism) {
+MimoModelProvider Provider(std::optional<MimoParallelismConfig> parallelism,
+                           bool frozen_encoder = false) {
   MimoModelProvider provider(BuiltinModules(), LlavaModelConfig(Model()),
                              std::move(parallelism));
+  provider.model.freeze_modality_encoders["images"] = frozen_encoder;
   provider.dtype = DType::kFloat64;
   provider.seed = 3;
   return provider;
@@ -89,7 +92,7 @@ MicroBatch BatchOf(const MimoInfra& infra, const std::vector<Sample>& samples) {
   const auto& language = infra.pg_collections.at("language");
   const auto& images = infra.pg_collections.at("images");
   MicroBatch lane;
-  if (images != nullptr) {
+  if (images != nullptr && images->IsFirstStage()) {
     // A lane for each dp and cp.
     const int cp = images->cp->size();
     lane = Collate(Part(samples, images->dp->rank() * cp + images->cp->rank(),
@@ -139,10 +142,10 @@ void CheckGradients(const MimoModel& model, const DistributedDataParallel& ddp,
 }
 
 void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
-                          bool images = true) {
+                          bool images = true, bool frozen_encoder = false) {
   const std::vector<Sample> samples = Samples(images);
   Allocator allocator;
-  MimoModelProvider one = Provider({});
+  MimoModelProvider one = Provider({}, frozen_encoder);
   const auto whole = one.Provide(
       nullptr, {.allocator = &allocator, .dtype = one.dtype, .seed = one.seed});
   ASSERT_TRUE(whole.ok()) << whole.status();
@@ -158,7 +161,7 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
   const auto results =
       RunRanks(ranks, [&](Communicator& world) -> absl::Status {
         Allocator memory;
-        MimoModelProvider provider = Provider(parallelism);
+        MimoModelProvider provider = Provider(parallelism, frozen_encoder);
         // Buckets of a few parameters each, reduced during the backward.
         MIMO_ASSIGN_OR_RETURN(
             const DistributedModel provided,
@@ -247,6 +250,36 @@ TEST(Layouts, Pipelines) {
          .module_parallelisms = {{"images", encoder}, {"language", language}}},
         language.rank_offset + *language.TotalRanks());
   }
+}
+
+// Stages of the encoder's five layers, of which four run.
+TEST(Layouts, EncoderPipelines) {
+  const auto stages = [](int pp, int tp, int dp, int offset = 0) {
+    Module module = Sizes(tp, dp, offset);
+    module.pipeline_model_parallel_size = pp;
+    return module;
+  };
+  for (const auto& [encoder, language] : std::vector<std::pair<Module, Module>>{
+           {stages(2, 1, 1), Sizes(1, 2, 2)},
+           {stages(3, 1, 1), stages(2, 1, 1, 3)},
+           {stages(2, 2, 1), stages(2, 1, 2, 4)},
+           {stages(2, 1, 3), Sizes(1, 1, 6)}}) {
+    for (bool frozen_encoder : {false, true}) {
+      ExpectEqualToOneRank({.deployment_mode = DeploymentMode::kHeterogeneous,
+                            .module_parallelisms = {{"images", encoder},
+                                                    {"language", language}}},
+                           language.rank_offset + *language.TotalRanks(),
+                           /*images=*/true, frozen_encoder);
+    }
+  }
+  const MimoParallelismConfig homogeneous{
+      .deployment_mode = DeploymentMode::kHomogeneous,
+      .module_parallelisms = {{"images", stages(2, 1, 1)},
+                              {"language", stages(2, 1, 1)}}};
+  ExpectEqualToOneRank(homogeneous, 2);
+  ExpectEqualToOneRank(homogeneous, 2, /*images=*/false);
+  ExpectEqualToOneRank(homogeneous, 2, /*images=*/true,
+                       /*frozen_encoder=*/true);
 }
 
 // The cp ranks of an encoder have samples of their own, as its replicas do.

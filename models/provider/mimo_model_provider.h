@@ -91,7 +91,7 @@ class MimoModelProvider {
 
   // In the memory of `build`, on its device and of its dtype; the model holds
   // the infra. Other errors: MimoModel::Build's; Unimplemented, on every rank,
-  // for pipelines and a language model's context parallelism.
+  // for a language model's context parallelism.
   absl::StatusOr<std::unique_ptr<MimoModel>> Provide(Communicator* world,
                                                      BuildContext build);
 

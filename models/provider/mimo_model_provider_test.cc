@@ -318,30 +318,49 @@ TEST_F(ProviderTest, RanksOfNoModule) {
       "Rank has no modules assigned");
 }
 
-// The infra may have them; a model is refused, by every rank alike.
-TEST_F(ProviderTest, EncoderStagesAndPartsOfSequencesAreNotBuiltYet) {
+// Encoder PP2 on ranks 0 and 1, the language model on 2.
+TEST_F(ProviderTest, StagesOfEncoders) {
   MimoParallelismConfig parallelism = TwoSpans();
-  Module& images = parallelism.module_parallelisms[0].second;
-  Module& language = parallelism.module_parallelisms[1].second;
-  images.pipeline_model_parallel_size = *images.data_parallel_size;
-  images.data_parallel_size = 1;
-  for (int rank : {0, 5}) {
+  parallelism.module_parallelisms = {
+      {"images", {.pipeline_model_parallel_size = 2, .data_parallel_size = 1}},
+      {"language", {.data_parallel_size = 1, .rank_offset = 2}}};
+  ModuleRegistry registry = BuiltinModules();
+  registry.Add<NotesConfig, NotingEncoder>("noting");
+  MimoModelConfig of_one_stage = LlavaModelConfig(TinyOfFourHeads());
+  of_one_stage.modality_submodules_spec["images"] = {
+      .encoders = {{"e", {"noting", NotesConfig()}}}};
+  for (int rank : {0, 1}) {
+    RecordingWorld world(rank, 3);
     MimoModelProvider provider = Provider(parallelism);
-    RecordingWorld world(rank, 8);
-    EXPECT_TRUE(provider.BuildInfra(&world).ok());
     const auto model = provider.Provide(&world, build());
-    EXPECT_EQ(model.status().code(), absl::StatusCode::kUnimplemented);
-    EXPECT_EQ(Message(model.status()),
-              "modules.images: pipeline_model_parallel_size 2, "
-              "context_parallel_size 1: encoders are built without pipelines, "
-              "and language models without context parallelism, so far");
+    ASSERT_TRUE(model.ok()) << model.status();
+    for (const Parameter* p : (*model)->Parameters())
+      EXPECT_EQ(absl::StrContains(p->name, "layers.2.") ||
+                    absl::StrContains(p->name, "post_norm") ||
+                    absl::StrContains(p->name, "input_projections"),
+                rank == 1)
+          << p->name;
+    EXPECT_EQ(Message(MimoModelProvider(registry, of_one_stage, parallelism)
+                          .Provide(&world, build())
+                          .status()),
+              "modality_submodules.images.encoders.e: "
+              "pipeline_model_parallel_size: 2, wanted 1: the module has one "
+              "stage");
   }
-  std::swap(images.pipeline_model_parallel_size, images.context_parallel_size);
-  language.context_parallel_size = *language.data_parallel_size;
-  language.data_parallel_size = 1;
-  RecordingWorld world(0, 8);
-  EXPECT_THAT(Message(Provider(parallelism).Provide(&world, build()).status()),
-              HasSubstr("context_parallel_size 2"));
+}
+
+// By every rank alike.
+TEST_F(ProviderTest, PartsOfSequencesAreNotBuiltYet) {
+  MimoParallelismConfig parallelism = TwoSpans();
+  Module& language = parallelism.module_parallelisms[1].second;
+  std::swap(language.context_parallel_size, *language.data_parallel_size);
+  for (int rank : {0, 5}) {
+    RecordingWorld world(rank, 8);
+    EXPECT_EQ(
+        Message(Provider(parallelism).Provide(&world, build()).status()),
+        "modules.language: context_parallel_size 2: language models are built "
+        "without context parallelism so far");
+  }
 }
 
 // Flags of a module that is on other ranks do nothing there.
