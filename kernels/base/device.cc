@@ -31,9 +31,9 @@ std::string DeviceName(Device device) {
   MIMO_ON_CUDA(CudaDeviceName());
 }
 
-Stream NewStream(Device device) {
+Stream NewStream(Device device, StreamPriority priority) {
   if (device == Device::kCpu) return Stream();
-  MIMO_ON_CUDA(NewCudaStream());
+  MIMO_ON_CUDA(NewCudaStream(priority == StreamPriority::kUrgent));
 }
 
 void* AllocateMemory(Device device, int64_t bytes) {

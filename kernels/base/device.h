@@ -19,8 +19,12 @@ namespace mimo {
 absl::Status CheckDevice(Device device);
 std::string DeviceName(Device device);  // "NVIDIA H100 80GB HBM3", "CPU"
 
-// A stream of its own on a checked device; lives as long as the process.
-Stream NewStream(Device device);
+// A stream of its own on a checked device; lives as long as the process. Where
+// kernels of several streams wait for room, those of an urgent one go first:
+// collectives, which the other ranks wait for.
+enum class StreamPriority { kNormal, kUrgent };
+Stream NewStream(Device device,
+                 StreamPriority priority = StreamPriority::kNormal);
 
 // Null when the device has no such memory left. Aligned to 256 bytes on a GPU,
 // to 64 on the CPU.

@@ -107,9 +107,12 @@ absl::Status CheckCuda() {
 
 std::string CudaDeviceName() { return Properties().name; }
 
-Stream NewCudaStream() {
+Stream NewCudaStream(bool urgent) {
+  int least, greatest;
+  MIMO_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
   cudaStream_t stream;
-  MIMO_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  MIMO_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                               urgent ? greatest : least));
   return {Device::kCuda, stream};
 }
 

@@ -8,7 +8,7 @@ namespace mimo {
 
 absl::Status CheckCuda();
 std::string CudaDeviceName();
-Stream NewCudaStream();
+Stream NewCudaStream(bool urgent);
 void* AllocateCuda(int64_t bytes);
 void FreeCuda(void* memory);
 MemoryInfo CudaMemory();

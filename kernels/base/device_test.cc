@@ -30,7 +30,8 @@ std::vector<uint32_t> Random(int64_t n, uint32_t seed) {
 // overwritten at once.
 TEST_P(DeviceTest, AnUploadedBufferMayBeReusedAtOnce) {
   const Device device = backend().device;
-  const Stream streams[] = {NewStream(device), NewStream(device)};
+  const Stream streams[] = {NewStream(device),
+                            NewStream(device, StreamPriority::kUrgent)};
   for (const int64_t n : {1, 16384, 16385, 1 << 20, 5'000'001}) {
     const int64_t bytes = n * sizeof(uint32_t);
     std::vector<void*> copies;

@@ -64,7 +64,7 @@ DistributedDataParallel::DistributedDataParallel(
     const DataParallelOptions& options)
     : allocator_(allocator),
       options_(options),
-      comm_(NewStream(allocator.stream().device)),
+      comm_(NewStream(allocator.stream().device, StreamPriority::kUrgent)),
       modules_(modules),
       shards_(modules.size()) {
   for (size_t m = 0; m < modules.size(); ++m) {

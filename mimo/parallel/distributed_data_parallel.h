@@ -116,7 +116,7 @@ class DistributedDataParallel final : public GradObserver {
 
   Allocator& allocator_;
   const DataParallelOptions options_;
-  const Stream comm_;  // of its own on a GPU
+  const Stream comm_;  // of its own on a GPU, before the backward's kernels
   std::vector<DataParallelModule> modules_;
   std::vector<std::vector<ParameterShard>> shards_;  // by module
   std::vector<Bucket> buckets_;                      // in order

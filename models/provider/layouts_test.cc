@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/optim/adamw.h"
 #include "mimo/parallel/sum_over_ranks.h"
 #include "models/mimo_model/mimo_stage.h"
 #include "models/mimo_model/tiny_llava.h"
@@ -152,6 +153,8 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
   MimoStage stage(**whole, allocator);
   const auto loss = stage.ForwardBackward({Collate(samples, 0)}, 1);
   ASSERT_TRUE(loss.ok()) << loss.status();
+  AdamW update({}, (*whole)->Parameters(), allocator);
+  update.Step(0);
   Gradients wanted;
   for (Parameter* p : (*whole)->Parameters()) {
     if (p->frozen) continue;
@@ -185,6 +188,13 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
         MIMO_RETURN_IF_ERROR(
             SumOverRanks(&world, memory, absl::MakeSpan(&sum, 1)));
         EXPECT_NEAR(sum / *loss, 1, 1e-13);
+        // One norm of all modules, known to all ranks, idle ones too.
+        std::vector<ParamGroup> groups(ddp.modules().size());
+        for (size_t m = 0; m < groups.size(); ++m)
+          groups[m].shards = ddp.shards(m);
+        AdamW of_shards({}, groups, &world, memory);
+        of_shards.Step(0);
+        EXPECT_NEAR(of_shards.norm() / update.norm(), 1, 1e-12);
         return absl::OkStatus();
       });
   for (size_t rank = 0; rank < results.size(); ++rank)

@@ -8,9 +8,11 @@
 // Every rank of a world calls the same in the same order, with the same fields.
 // A model is built on the device and in the dtype in which it runs, and frozen
 // there (Megatron builds in the host's memory, then moves and casts): what a
-// pre-wrap hook sees is the model as it trains. Specs are never changed: what
-// a rank adds to them (groups, stages, seeds) is in the BuildContext.
-// Source: Megatron-Bridge, megatron_mimo_provider.py.
+// pre-wrap hook sees is the model as it trains. A rank of no module gets a
+// model without modules: no parameters, an error of Forward, and its part in
+// what the world does together. Specs are never changed: what a rank adds to
+// them (groups, stages, seeds) is in the BuildContext. Source: Megatron-Bridge,
+// megatron_mimo_provider.py.
 #ifndef MIMO_MODELS_PROVIDER_MIMO_MODEL_PROVIDER_H_
 #define MIMO_MODELS_PROVIDER_MIMO_MODEL_PROVIDER_H_
 
