@@ -30,6 +30,12 @@ using Module = ModuleParallelismConfig;
 
 constexpr int kSamples = 6;
 
+struct Options {
+  bool images = true;
+  bool frozen_encoder = false;
+  bool tied = false;
+};
+
 // Sizes that 1 to 3 tensor-parallel ranks share out.
 LlavaConfig Model() {
   LlavaConfig config = Tiny();
@@ -45,10 +51,12 @@ LlavaConfig Model() {
 }
 
 MimoModelProvider Provider(std::optional<MimoParallelismConfig> parallelism,
-                           bool frozen_encoder = false) {
-  MimoModelProvider provider(BuiltinModules(), LlavaModelConfig(Model()),
+                           const Options& options = {}) {
+  LlavaConfig model = Model();
+  model.language.tie_word_embeddings = options.tied;
+  MimoModelProvider provider(BuiltinModules(), LlavaModelConfig(model),
                              std::move(parallelism));
-  provider.model.freeze_modality_encoders["images"] = frozen_encoder;
+  provider.model.freeze_modality_encoders["images"] = options.frozen_encoder;
   provider.dtype = DType::kFloat64;
   provider.seed = 3;
   return provider;
@@ -143,10 +151,10 @@ void CheckGradients(const MimoModel& model, const DistributedDataParallel& ddp,
 }
 
 void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
-                          bool images = true, bool frozen_encoder = false) {
-  const std::vector<Sample> samples = Samples(images);
+                          const Options& options = {}) {
+  const std::vector<Sample> samples = Samples(options.images);
   Allocator allocator;
-  MimoModelProvider one = Provider({}, frozen_encoder);
+  MimoModelProvider one = Provider({}, options);
   const auto whole = one.Provide(
       nullptr, {.allocator = &allocator, .dtype = one.dtype, .seed = one.seed});
   ASSERT_TRUE(whole.ok()) << whole.status();
@@ -164,7 +172,7 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
   const auto results =
       RunRanks(ranks, [&](Communicator& world) -> absl::Status {
         Allocator memory;
-        MimoModelProvider provider = Provider(parallelism, frozen_encoder);
+        MimoModelProvider provider = Provider(parallelism, options);
         // Buckets of a few parameters each, reduced during the backward.
         MIMO_ASSIGN_OR_RETURN(
             const DistributedModel provided,
@@ -239,7 +247,7 @@ TEST(Layouts, HeterogeneousFanInAndFanOut) {
   }
 }
 
-// Stages of the language model's three layers.
+// Stages of the language model's three layers, with one table on two of them.
 TEST(Layouts, Pipelines) {
   for (const auto& [encoder, language] : std::vector<std::pair<Module, Module>>{
            {Sizes(1, 2),
@@ -255,10 +263,13 @@ TEST(Layouts, Pipelines) {
             .pipeline_model_parallel_size = 2,
             .data_parallel_size = 1,
             .rank_offset = 3}}}) {
-    ExpectEqualToOneRank(
-        {.deployment_mode = DeploymentMode::kHeterogeneous,
-         .module_parallelisms = {{"images", encoder}, {"language", language}}},
-        language.rank_offset + *language.TotalRanks());
+    for (bool tied : {false, true}) {
+      ExpectEqualToOneRank({.deployment_mode = DeploymentMode::kHeterogeneous,
+                            .module_parallelisms = {{"images", encoder},
+                                                    {"language", language}}},
+                           language.rank_offset + *language.TotalRanks(),
+                           {.tied = tied});
+    }
   }
 }
 
@@ -279,7 +290,7 @@ TEST(Layouts, EncoderPipelines) {
                             .module_parallelisms = {{"images", encoder},
                                                     {"language", language}}},
                            language.rank_offset + *language.TotalRanks(),
-                           /*images=*/true, frozen_encoder);
+                           {.frozen_encoder = frozen_encoder});
     }
   }
   const MimoParallelismConfig homogeneous{
@@ -287,9 +298,9 @@ TEST(Layouts, EncoderPipelines) {
       .module_parallelisms = {{"images", stages(2, 1, 1)},
                               {"language", stages(2, 1, 1)}}};
   ExpectEqualToOneRank(homogeneous, 2);
-  ExpectEqualToOneRank(homogeneous, 2, /*images=*/false);
-  ExpectEqualToOneRank(homogeneous, 2, /*images=*/true,
-                       /*frozen_encoder=*/true);
+  ExpectEqualToOneRank(homogeneous, 2, {.images = false});
+  ExpectEqualToOneRank(homogeneous, 2, {.frozen_encoder = true});
+  ExpectEqualToOneRank(homogeneous, 2, {.tied = true});
 }
 
 // The cp ranks of an encoder have samples of their own, as its replicas do.
@@ -327,7 +338,7 @@ TEST(Layouts, TextOnly) {
          .module_parallelisms = {{"images", Sizes(1, 2)},
                                  {"language",
                                   Sizes(apart ? 1 : 2, 1, apart ? 2 : 0)}}},
-        apart ? 3 : 2, /*images=*/false);
+        apart ? 3 : 2, {.images = false});
   }
 }
 
