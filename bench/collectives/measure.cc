@@ -15,7 +15,8 @@
 namespace mimo {
 namespace {
 
-constexpr int kRounds = 5;
+constexpr int kFewestRounds = 5;
+constexpr int kMostRounds = 50;
 // Fewer than a GPU's queue of launches holds, so that none waits for room.
 constexpr int kMostCalls = 200;
 
@@ -173,12 +174,14 @@ absl::StatusOr<std::vector<Timing>> Measure(
     calls_of(contender, 2);
     pilot_us += calls_of(contender, 2).us;
   }
+  const double all_calls = seconds * 1e6 / (pilot_us + 1e-3);
   const int calls =
-      std::clamp(static_cast<int>(seconds * 1e6 / kRounds / (pilot_us + 1e-3)),
-                 1, kMostCalls);
+      std::clamp(static_cast<int>(all_calls / kFewestRounds), 1, kMostCalls);
+  const int rounds = std::clamp(static_cast<int>(all_calls / calls),
+                                kFewestRounds, kMostRounds);
 
   std::vector<std::vector<double>> us(contenders.size()), enqueue_us = us;
-  for (int round = 0; round < kRounds && group.Health().ok(); ++round)
+  for (int round = 0; round < rounds && group.Health().ok(); ++round)
     for (size_t c = 0; c < contenders.size(); ++c) {
       const Timing timing = calls_of(contenders[c], calls);
       us[c].push_back(timing.us);
@@ -201,12 +204,13 @@ absl::Status PrintTable(Communicator& group, Stream stream,
       std::cout << absl::StreamFormat(
           " %s: us | enqueue us | algorithm GB/s | bus GB/s |", c.name);
     if (compares)
-      std::cout << absl::StreamFormat(" %s us / %s us |", contenders[1].name,
-                                      contenders[0].name);
+      std::cout << absl::StreamFormat(
+          " %1$s us / %2$s us | %2$s - %1$s: enqueue us |", contenders[1].name,
+          contenders[0].name);
     std::cout << "\n|---|---|";
     for (size_t c = 0; c < contenders.size(); ++c)
       std::cout << "---|---|---|---|";
-    if (compares) std::cout << "---|";
+    if (compares) std::cout << "---|---|";
     std::cout << "\n";
   }
   for (const Collective what : kCollectives)
@@ -222,13 +226,14 @@ absl::Status PrintTable(Communicator& group, Stream stream,
                                       moves ? bytes : 0);
       for (const Timing& t : timings) {
         const double rate = moves ? bytes / t.us / 1e3 : 0;
-        std::cout << absl::StreamFormat(" %.1f | %.1f | %.2f | %.2f |", t.us,
+        std::cout << absl::StreamFormat(" %.2f | %.2f | %.2f | %.2f |", t.us,
                                         t.enqueue_us, rate,
                                         rate * BusFactor(what, group.size()));
       }
       if (compares)
-        std::cout << absl::StreamFormat(" %.3f |",
-                                        timings[1].us / timings[0].us);
+        std::cout << absl::StreamFormat(
+            " %.3f | %.2f |", timings[1].us / timings[0].us,
+            timings[0].enqueue_us - timings[1].enqueue_us);
       std::cout << std::endl;
     }
   return absl::OkStatus();

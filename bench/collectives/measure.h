@@ -65,7 +65,8 @@ absl::StatusOr<std::vector<Timing>> Measure(
     DType dtype, double seconds, absl::Span<const Contender> contenders);
 
 // A Markdown table of every operation and size, on rank 0's standard output.
-// Of two contenders the last column says how much faster the first is.
+// Of two contenders the last columns say how much faster the first is, and what
+// its call costs the host more.
 struct TableOptions {
   DType dtype = DType::kFloat32;
   std::vector<int64_t> bytes;  // of the larger buffer of a call
