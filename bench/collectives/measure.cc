@@ -50,14 +50,16 @@ class Buffer {
   void* const data_;
 };
 
-double MaxOverRanks(Communicator& group, Stream stream, double value) {
-  const Buffer buffer(sizeof(value), stream);
-  CopyBytes(buffer.data(), &value, sizeof(value), stream);
-  group.AllReduce(buffer.data(), buffer.data(), 1, DType::kFloat64,
+// values[i] = the largest of any rank's.
+void MaxOverRanks(Communicator& group, Stream stream,
+                  std::vector<double>& values) {
+  const int64_t bytes = values.size() * sizeof(double);
+  const Buffer buffer(bytes, stream);
+  CopyBytes(buffer.data(), values.data(), bytes, stream);
+  group.AllReduce(buffer.data(), buffer.data(), values.size(), DType::kFloat64,
                   ReduceOp::kMax, stream);
-  CopyBytes(&value, buffer.data(), sizeof(value), stream);
+  CopyBytes(values.data(), buffer.data(), bytes, stream);
   Synchronize(stream);
-  return value;
 }
 
 }  // namespace
@@ -156,37 +158,37 @@ absl::StatusOr<std::vector<Timing>> Measure(
     DType dtype, double seconds, absl::Span<const Contender> contenders) {
   const Buffer send(bytes, stream), recv(bytes, stream);
   const int64_t count = CountOf(what, bytes, dtype, group.size());
-  // All ranks must make as many calls, so the slowest's pilot says how many.
-  const auto calls_of = [&](const Contender& contender, int calls) {
+  std::vector<std::vector<double>> us(contenders.size()), enqueue_us = us;
+  const auto run = [&](size_t c, int calls) {
     group.Barrier(stream);
     Synchronize(stream);
     const Clock::time_point start = Clock::now();
     for (int i = 0; i < calls; ++i)
-      contender.run(what, send.data(), recv.data(), count, dtype, stream);
+      contenders[c].run(what, send.data(), recv.data(), count, dtype, stream);
     const Clock::time_point enqueued = Clock::now();
     Synchronize(stream);
-    const double us = Microseconds(start, Clock::now()) / calls;
-    return Timing{MaxOverRanks(group, stream, us),
-                  Microseconds(start, enqueued) / calls};
+    us[c].push_back(Microseconds(start, Clock::now()) / calls);
+    enqueue_us[c].push_back(Microseconds(start, enqueued) / calls);
   };
-  double pilot_us = 0;
-  for (const Contender& contender : contenders) {
-    calls_of(contender, 2);
-    pilot_us += calls_of(contender, 2).us;
+  // All ranks must make as many calls, so the slowest's pilot says how many.
+  std::vector<double> pilot_us = {1e-3};
+  for (size_t c = 0; c < contenders.size(); ++c) {
+    run(c, 2);
+    run(c, 2);
+    pilot_us[0] += us[c].back();
+    us[c].clear();
+    enqueue_us[c].clear();
   }
-  const double all_calls = seconds * 1e6 / (pilot_us + 1e-3);
+  MaxOverRanks(group, stream, pilot_us);
+  MIMO_RETURN_IF_ERROR(group.Health());
+  const double all_calls = seconds * 1e6 / pilot_us[0];
   const int calls =
       std::clamp(static_cast<int>(all_calls / kFewestRounds), 1, kMostCalls);
   const int rounds = std::clamp(static_cast<int>(all_calls / calls),
                                 kFewestRounds, kMostRounds);
-
-  std::vector<std::vector<double>> us(contenders.size()), enqueue_us = us;
-  for (int round = 0; round < rounds && group.Health().ok(); ++round)
-    for (size_t c = 0; c < contenders.size(); ++c) {
-      const Timing timing = calls_of(contenders[c], calls);
-      us[c].push_back(timing.us);
-      enqueue_us[c].push_back(timing.enqueue_us);
-    }
+  for (int round = 0; round < rounds; ++round)
+    for (size_t c = 0; c < contenders.size(); ++c) run(c, calls);
+  for (std::vector<double>& of : us) MaxOverRanks(group, stream, of);
   MIMO_RETURN_IF_ERROR(group.Health());
   std::vector<Timing> medians;
   for (size_t c = 0; c < contenders.size(); ++c)
