@@ -149,15 +149,10 @@ class NcclCommunicator : public Communicator {
   void DoExchange(absl::Span<const Transfer> transfers,
                   Stream stream) override {
     Enqueue(stream, [&] {
+      if (transfers.size() == 1) return Move(transfers[0], stream);
       return Group([&](ncclResult_t& result) {
-        for (const Transfer& t : transfers) {
-          if (t.count == 0 || result != ncclSuccess) continue;
-          result = t.kind == Transfer::kSend
-                       ? ncclSend(t.data, t.count, ToNccl(t.dtype), t.peer,
-                                  comm_, Raw(stream))
-                       : ncclRecv(t.data, t.count, ToNccl(t.dtype), t.peer,
-                                  comm_, Raw(stream));
-        }
+        for (const Transfer& transfer : transfers)
+          if (result == ncclSuccess) result = Move(transfer, stream);
       });
     });
   }
@@ -259,6 +254,15 @@ class NcclCommunicator : public Communicator {
             cudaEventRecord(events_[(begun() - 1) % kEvents], Raw(stream)));
       enqueued_.store(begun(), std::memory_order_release);
     });
+  }
+
+  ncclResult_t Move(const Transfer& t, Stream stream) const {
+    if (t.count == 0) return ncclSuccess;
+    return t.kind == Transfer::kSend
+               ? ncclSend(t.data, t.count, ToNccl(t.dtype), t.peer, comm_,
+                          Raw(stream))
+               : ncclRecv(t.data, t.count, ToNccl(t.dtype), t.peer, comm_,
+                          Raw(stream));
   }
 
   // f(result) makes calls that NCCL launches as one.
