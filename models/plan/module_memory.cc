@@ -6,8 +6,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -57,18 +55,6 @@ std::optional<Stack> StackOf(const ModuleSpec& spec) {
   return std::nullopt;
 }
 
-// Of "...layers.12.mlp.fc1.weight" 12; -1 outside of layers.
-int64_t LayerOf(absl::string_view parameter) {
-  const std::vector<absl::string_view> names = absl::StrSplit(parameter, '.');
-  int64_t layer;
-  for (size_t i = 0; i + 1 < names.size(); ++i) {
-    if (names[i] == "layers" && absl::SimpleAtoi(names[i + 1], &layer)) {
-      return layer;
-    }
-  }
-  return -1;
-}
-
 class StageCounter {
  public:
   explicit StageCounter(const ModuleLoad& load)
@@ -87,24 +73,6 @@ class StageCounter {
     memory.gradients += count * 4;
     memory.optimizer +=
         CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 10 : 8);
-  }
-
-  void AddPart(const std::vector<const Parameter*>& part,
-               const std::map<std::string, bool>& trained) {
-    int64_t layers = 0;
-    for (const Parameter* p : part) {
-      layers = std::max(layers, LayerOf(p->name) + 1);
-    }
-    bool before = layers > 0;
-    for (const Parameter* p : part) {
-      const int64_t layer = LayerOf(p->name);
-      const bool head = absl::EndsWith(p->name, ".head.weight");
-      before &= layer < 0;
-      const int64_t stage = layer >= 0        ? StageOfLayer(layer, layers, pp_)
-                            : before && !head ? 0
-                                              : pp_ - 1;
-      AddParameter(stage, p->data.numel(), trained.at(p->name));
-    }
   }
 
   void AddLayers(const Stack& stack, bool frozen) {
@@ -170,38 +138,32 @@ absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
   const int tp_size = load.parallelism.tensor_model_parallel_size;
   PlannedCommunicator tp(tp_size - 1, tp_size);
   Allocator allocator;
-  const BuildContext build = {.allocator = &allocator,
-                              .dtype = load.dtype,
-                              .meta = true,
-                              .parallel = {.tp = &tp}};
   const bool language = load.modality.empty();
-  std::unique_ptr<Module> module;
-  if (language) {
-    MIMO_ASSIGN_OR_RETURN(
-        module, registry.Build<LanguageModel>(config.language_model_spec,
-                                              build.Child("language_model")));
-  } else {
-    MIMO_ASSIGN_OR_RETURN(
-        module, ModalitySubmodule::Build(
-                    config.modality_submodules_spec.at(load.modality), registry,
-                    build.Child("modality_submodules." + load.modality)));
-  }
   StageCounter counter(load);
-  std::map<std::string, std::vector<const Parameter*>> parts;
-  for (const Parameter* p : module->Parameters()) {
-    parts[PartOf(p->name)].push_back(p);
+  for (int stage = 0; stage <= counter.last_stage(); ++stage) {
+    PlannedCommunicator pp(stage, counter.last_stage() + 1);
+    const BuildContext build = {.allocator = &allocator,
+                                .dtype = load.dtype,
+                                .meta = true,
+                                .parallel = {.tp = &tp, .pp = &pp}};
+    std::unique_ptr<Module> module;
+    if (language) {
+      MIMO_ASSIGN_OR_RETURN(
+          module, registry.Build<LanguageModel>(config.language_model_spec,
+                                                build.Child("language_model")));
+    } else {
+      MIMO_ASSIGN_OR_RETURN(
+          module,
+          ModalitySubmodule::Build(
+              config.modality_submodules_spec.at(load.modality), registry,
+              build.Child("modality_submodules." + load.modality)));
+    }
+    for (const Parameter* p : module->Parameters())
+      counter.AddParameter(stage, p->data.numel(), trained.at(p->name));
   }
-  for (const auto& [name, part] : parts) counter.AddPart(part, trained);
 
   if (language) {
     const ModuleSpec& spec = config.language_model_spec;
-    const auto* gpt = spec.config.As<GptConfig>();
-    if (gpt != nullptr && gpt->tie_word_embeddings &&
-        counter.last_stage() > 0) {
-      const Parameter* embedding = parts["language_model"].front();
-      counter.AddParameter(counter.last_stage(), embedding->data.numel(),
-                           trained[embedding->name]);
-    }
     if (const auto stack = StackOf(spec)) {
       counter.AddLayers(*stack, !trained["language_model"]);
     }

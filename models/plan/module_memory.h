@@ -1,9 +1,7 @@
 // Bytes that a rank needs of one module in training, by formula.
 //
-// P, the rank's parameters: those of its pipeline stage, as its tensor-parallel
-// part holds them. Of PP stages, layer i of L is on stage i * PP / L, what
-// comes before the layers (embeddings) on the first, what comes after (final
-// norm, head, projections) on the last, which has a copy of a tied embedding.
+// P, the rank's parameters: those that the module builds for its pipeline stage
+// and tensor-parallel part.
 //
 //   weights      P of the run's dtype
 //   gradients    4 bytes of each that is trained
@@ -60,7 +58,8 @@ struct ModuleLoad {
 };
 
 // [PP]: of each rank of a stage. `model` is `config` built whole, for what is
-// frozen. Errors: a module that cannot be split over so many ranks.
+// frozen. Errors: a module that cannot be split over so many ranks
+// or stages.
 absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
     const ModuleLoad& load, const MimoModel& model,
     const ModuleRegistry& registry);

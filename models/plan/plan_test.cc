@@ -166,6 +166,21 @@ TEST(Plan, PipelineStages) {
             two.modules[1].Total().parameters - kV * kH);
 }
 
+// The projection is on an encoder's last stage.
+TEST(Plan, EncoderStages) {
+  const auto plan = [](int stages) {
+    return Plan(
+        Llava(), DeploymentMode::kHeterogeneous,
+        {.pipeline_model_parallel_size = stages, .data_parallel_size = 1},
+        {.data_parallel_size = 1, .rank_offset = stages}, stages + 1);
+  };
+  const MimoPlan one = plan(1), two = plan(2);
+  EXPECT_EQ(Stage(two, 0, 0).weights + Stage(two, 0, 1).weights,
+            Stage(one, 0).weights);
+  EXPECT_EQ(Stage(two, 0, 0).activations, 2 * 4 * 5 * kVisionKept);
+  EXPECT_EQ(Stage(two, 0, 1).activations, 4 * 4 * (48 + 2 * 64));
+}
+
 // Colocated encoders run all micro-batches before the pipeline starts.
 TEST(Plan, ColocatedPipeline) {
   const MimoPlan plan =
@@ -270,6 +285,16 @@ TEST(Plan, Refuses) {
                   .status()
                   .message(),
               HasSubstr("5"));
+  config.module_parallelisms[0].second =
+      config.module_parallelisms[1].second = {.pipeline_model_parallel_size =
+                                                  5};
+  CHECK_OK(config.Finalize(5));
+  EXPECT_EQ(MakePlan(LlavaModelConfig(Llava()), BuiltinModules(), config, 5,
+                     TrainConfig())
+                .status()
+                .message(),
+            "modality_submodules.images.encoders.clip_encoder: num_layers: 3, "
+            "wanted at least one for each of 5 stages");
 }
 
 }  // namespace
