@@ -186,7 +186,8 @@ std::string Phases(MimoModel& model, Allocator& allocator, AdamW& optimizer,
     const auto hidden = model.Forward(ctx, *inputs);
     CHECK_OK(hidden);
     done(2);
-    const Var loss = LossSum(ctx, model, *inputs, *hidden);
+    const Var loss =
+        model.language_model().Loss(ctx, *hidden, inputs->targets, {});
     done(3);
     std::vector<Tape::Seed> seeds(1);
     seeds[0].grad = Tensor::From<double>(allocator, {1}, {scale});

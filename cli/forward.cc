@@ -56,7 +56,8 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   Tape tape;
   Context ctx = opened.context();
   if (args.Has("grads")) ctx.tape = &tape;
-  MIMO_ASSIGN_OR_RETURN(const ModelInputs prepared, model.Prepare(ctx, batch));
+  MIMO_ASSIGN_OR_RETURN(const ModelInputs prepared,
+                        model.Prepare(ctx, batch, /*all_rows=*/true));
   MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, prepared));
   out["logits"] = lm.Logits(ctx, hidden.value)
                       .Reshape({batch.batch, batch.seq, lm.vocab_size()});
@@ -66,7 +67,7 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
     out["image_features"] = rows.at("images").value;
   }
   if (labelled > 0) {
-    const Var loss = LossSum(ctx, model, prepared, hidden);
+    const Var loss = lm.Loss(ctx, hidden, prepared.targets, {});
     const double mean = HostValue(loss.value) / labelled;
     out["loss"] =
         Tensor::From<float>(*opened.allocator, {1}, {static_cast<float>(mean)});

@@ -112,15 +112,14 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
   return language.Embed(ctx, layout.text_ids, placed);
 }
 
-std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
-                                 int64_t batch, int64_t seq) {
-  std::vector<int32_t> targets(batch * seq, kIgnoreLabel);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t s = 0; s + 1 < seq; ++s) {
-      targets[b * seq + s] = labels[b * seq + s + 1];
-    }
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels, int64_t seq,
+                                 absl::Span<const int32_t> tokens) {
+  std::vector<int32_t> following(tokens.size(), kIgnoreLabel);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const int32_t next = tokens[i] + 1;
+    if (tokens[i] >= 0 && next % seq != 0) following[i] = labels[next];
   }
-  return targets;
+  return following;
 }
 
 }  // namespace mimo

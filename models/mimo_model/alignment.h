@@ -57,10 +57,10 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     const Context& ctx, const TokenLayout& layout,
     const LanguageModel& language, const ModuleVars& modality_embeddings);
 
-// targets[t] = labels[t+1] within each sample, kIgnoreLabel at its end: what
-// row t predicts. labels [B*S]
-std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels,
-                                 int64_t batch, int64_t seq);
+// What each of a rank's tokens [T] predicts: of labels [B*S] the one behind it
+// in its sample; kIgnoreLabel at a sample's end and of padding.
+std::vector<int32_t> ShiftLabels(absl::Span<const int32_t> labels, int64_t seq,
+                                 absl::Span<const int32_t> tokens);
 
 }  // namespace mimo
 

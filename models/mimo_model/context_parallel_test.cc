@@ -40,13 +40,14 @@ struct Trial {
             ModelPlacement{.role = WholeModel(Config()),
                            .parallel = {{"language", groups}}})) {}
 
-  double Step(const MicroBatch& batch, bool labelled_only) {
+  double Step(const MicroBatch& batch, bool all_rows) {
     Tape tape;
     const Context ctx{.allocator = &allocator, .tape = &tape};
-    const ModelInputs inputs = *model->Prepare(ctx, batch);
-    const Var hidden = *model->Forward(ctx, inputs, nullptr, labelled_only);
+    const ModelInputs inputs = *model->Prepare(ctx, batch, all_rows);
+    const Var hidden = *model->Forward(ctx, inputs);
     const Tensor dloss = Tensor::From<double>(allocator, {1}, {0.5});
-    const Var loss = LossSum(ctx, *model, inputs, hidden, dloss);
+    const Var loss =
+        model->language_model().Loss(ctx, hidden, inputs.targets, dloss);
     tape.Backward(ctx, {{loss.slot, dloss}});
     if (groups.cp == nullptr) return HostValue(loss.value);
     for (Parameter* p : model->Parameters())
@@ -67,9 +68,9 @@ struct Trial {
 };
 
 void ExpectEqualToOneRank(const MicroBatch& batch, int cp_size, int tp_size,
-                          bool labelled_only) {
+                          bool sequence_parallel, bool all_rows) {
   Trial one;
-  const double loss = one.Step(batch, labelled_only);
+  const double loss = one.Step(batch, /*all_rows=*/false);
   const auto whole = GradientsOf(one.model->Parameters());
   OnRanks(cp_size * tp_size, [&](Communicator& world) {
     std::vector<std::vector<int>> tps(cp_size), cps(tp_size);
@@ -78,10 +79,13 @@ void ExpectEqualToOneRank(const MicroBatch& batch, int cp_size, int tp_size,
       cps[rank % tp_size].push_back(rank);
     }
     const auto tp = *world.Split("tp", tps), cp = *world.Split("cp", cps);
-    Trial trial({.tp = tp_size > 1 ? tp.get() : nullptr, .cp = cp.get()});
-    const std::string what = absl::StrCat("cp ", cp_size, " tp ", tp_size,
-                                          " labelled_only ", labelled_only);
-    EXPECT_NEAR(trial.Step(batch, labelled_only) / loss, 1, 1e-13) << what;
+    Trial trial({.tp = tp_size > 1 ? tp.get() : nullptr,
+                 .cp = cp.get(),
+                 .sequence_parallel = sequence_parallel});
+    const std::string what =
+        absl::StrCat("cp ", cp_size, " tp ", tp_size, " sp ", sequence_parallel,
+                     " all_rows ", all_rows);
+    EXPECT_NEAR(trial.Step(batch, all_rows) / loss, 1, 1e-13) << what;
     // Some tens of roundings of values of order 1.
     ExpectPartsOf(whole, trial.model->Parameters(), 1e-12, what);
   });
@@ -89,10 +93,13 @@ void ExpectEqualToOneRank(const MicroBatch& batch, int cp_size, int tp_size,
 
 TEST(ContextParallel, EqualsOneRank) {
   for (const MicroBatch& batch : {TwoSamples(), ShortText()}) {
-    for (int cp_size : {2, 3, 4})
-      for (bool labelled_only : {false, true})
-        ExpectEqualToOneRank(batch, cp_size, 1, labelled_only);
-    ExpectEqualToOneRank(batch, 2, 2, /*labelled_only=*/true);
+    for (bool all_rows : {false, true}) {
+      for (int cp_size : {2, 3, 4})
+        ExpectEqualToOneRank(batch, cp_size, 1, false, all_rows);
+      for (bool sequence_parallel : {false, true})
+        for (int cp_size : {1, 2})
+          ExpectEqualToOneRank(batch, cp_size, 2, sequence_parallel, all_rows);
+    }
   }
 }
 
@@ -102,6 +109,18 @@ TEST(ContextParallel, TokensOfARankAreItsChunksOfPaddedSamples) {
   // Two samples of 5 tokens in 4 chunks of 2.
   EXPECT_EQ(TokensOfRank(2, 5, 2, 0), Tokens({0, 1, 5, 6, -1, -1, -1, -1}));
   EXPECT_EQ(TokensOfRank(2, 5, 2, 1), Tokens({2, 3, 7, 8, 4, -1, 9, -1}));
+}
+
+TEST(ContextParallel, LabelsAreThoseBehindInTheWholeSample) {
+  const std::vector<int32_t> labels = {10, 11, 12, 13, 14, 20, 21, 22, 23, 24};
+  const auto following = [&](const std::vector<int32_t>& tokens) {
+    return ShiftLabels(labels, 5, tokens);
+  };
+  constexpr int32_t kNone = kIgnoreLabel;
+  EXPECT_EQ(following(TokensOfRank(2, 5, 2, 0)),
+            std::vector<int32_t>({11, 12, 21, 22, kNone, kNone, kNone, kNone}));
+  EXPECT_EQ(following(TokensOfRank(2, 5, 2, 1)),
+            std::vector<int32_t>({13, 14, 23, 24, kNone, kNone, kNone, kNone}));
 }
 
 // Each of a modality's rows is placed by the rank that has its token.

@@ -207,11 +207,9 @@ absl::StatusOr<ModuleVars> MimoModel::ForwardModalities(
   return outputs;
 }
 
-absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
-                                               const ModelInputs& inputs,
-                                               const ModuleVars& received,
-                                               std::vector<KvCache>* caches,
-                                               bool labelled_only) const {
+absl::StatusOr<Var> MimoModel::ForwardLanguage(
+    const Context& ctx, const ModelInputs& inputs, const ModuleVars& received,
+    std::vector<KvCache>* caches) const {
   const std::string& name = role().language_module_name;
   Var x;
   if (role().IsFirstStage(name)) {
@@ -229,10 +227,9 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(const Context& ctx,
     return absl::UnimplementedError(absl::StrCat(
         "context_parallel_size: ", cp_size, ", wanted 1 to generate tokens"));
   }
-  const bool select = labelled_only && role().IsLastStage(name);
-  return language_model_->Forward(ctx, x, inputs.batch, inputs.seq, caches,
-                                  inputs.cached,
-                                  select ? inputs.loss_rows : Tensor());
+  return language_model_->Forward(
+      ctx, x, inputs.batch, inputs.seq, caches, inputs.cached,
+      role().IsLastStage(name) ? inputs.loss_rows : Tensor());
 }
 
 bool MimoModel::HasWholeSamples() const {
@@ -248,8 +245,7 @@ bool MimoModel::HasWholeSamples() const {
 
 absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
-                                       std::vector<KvCache>* caches,
-                                       bool labelled_only) const {
+                                       std::vector<KvCache>* caches) const {
   if (role().modules.empty()) {
     return absl::FailedPreconditionError("Rank has no modules assigned");
   }
@@ -262,7 +258,7 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
   if (inputs.cached == 0) {  // else the tokens are generated text
     MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
   }
-  return ForwardLanguage(ctx, inputs, embeddings, caches, labelled_only);
+  return ForwardLanguage(ctx, inputs, embeddings, caches);
 }
 
 }  // namespace mimo

@@ -49,10 +49,11 @@ struct ModelInputs {
   // Of modalities that were encoded ahead, in place of their raw inputs: each
   // encoder's features [n, size].
   std::map<std::string, std::vector<Var>> features;
-  // What the labelled rows predict; undefined when there are no labels. Behind
-  // the labelled ones there may be some of -1, so that batches have few sizes.
+  // The rows whose hidden states are wanted, the labelled ones or all, and what
+  // these predict (undefined when there are no labels). Behind the labelled
+  // ones there may be some of -1, so that batches have few sizes.
   Tensor loss_rows;  // [L] int32: rows of [B*S]; undefined: L = B*S, all
-  Tensor targets;    // [L] int32: the token that follows
+  Tensor targets;    // [L] int32: the token that follows; -1: no label
 };
 
 // The role of the only rank of a model: every module.
@@ -76,9 +77,11 @@ class MimoModel : public Module {
 
   // A whole batch; every encoder of a modality gets all of its items. Errors:
   // what Forward would, inputs of a modality that the model has not, and a
-  // label that the vocabulary does not have.
+  // label that the vocabulary does not have. `all_rows`: hidden states of all
+  // tokens, not of the labelled ones alone, which cost less.
   absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
-                                      const MicroBatch& batch) const;
+                                      const MicroBatch& batch,
+                                      bool all_rows = false) const;
   // Token ids [B*S] with inputs that are on the device already, no labels.
   // After `cached` ones, tokens are generated: text, whatever their id.
   absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
@@ -92,8 +95,7 @@ class MimoModel : public Module {
   // ForwardModalities, then ForwardLanguage: of a rank that has all of every
   // module, for the same samples. An error on others (MimoStage runs those).
   absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
-                              std::vector<KvCache>* caches = nullptr,
-                              bool labelled_only = false) const;
+                              std::vector<KvCache>* caches = nullptr) const;
 
   // What a modality of this rank gives: rows [n, H] of its last stage, what
   // others pass on. `received`: those of the stage before, in place of
@@ -108,13 +110,11 @@ class MimoModel : public Module {
                                                const ModelInputs& inputs) const;
   // The language model's stage on this rank. `received`: for the first, the
   // modalities' rows; else, by the language module's name, the hidden states of
-  // the stage before. -> hidden states [B*S, H]; with `labelled_only` the last
-  // stage's are those of the rows that the loss reads, [L, H].
-  absl::StatusOr<Var> ForwardLanguage(const Context& ctx,
-                                      const ModelInputs& inputs,
-                                      const ModuleVars& received,
-                                      std::vector<KvCache>* caches = nullptr,
-                                      bool labelled_only = false) const;
+  // the stage before. -> hidden states [B*S, H]; the last stage's [L, H], of
+  // the rows that are wanted. Loss takes them, with inputs.targets.
+  absl::StatusOr<Var> ForwardLanguage(
+      const Context& ctx, const ModelInputs& inputs, const ModuleVars& received,
+      std::vector<KvCache>* caches = nullptr) const;
 
   const RankRole& role() const { return placement_.role; }
   const ModelPlacement& placement() const { return placement_; }

@@ -4,7 +4,6 @@
 
 #include "absl/log/check.h"
 #include "kernels/base/status_macros.h"
-#include "mimo/autograd/ops/embedding.h"
 #include "models/mimo_model/model_pass.h"
 
 namespace mimo {
@@ -50,15 +49,6 @@ std::vector<int64_t> KeyOf(absl::Span<const ModelInputs> of_batches,
 
 }  // namespace
 
-Var LossSum(const Context& ctx, const MimoModel& model,
-            const ModelInputs& inputs, const Var& hidden, const Tensor& dloss) {
-  // Rows without a target do not enter the head.
-  const bool ready = hidden.value.dim(0) == inputs.targets.numel();
-  return model.language_model().Loss(
-      ctx, ready ? hidden : SelectRows(ctx, hidden, inputs.loss_rows),
-      inputs.targets, dloss);
-}
-
 double HostValue(const Tensor& loss) {
   Allocator host;
   return loss.Clone(host).span<double>()[0];
@@ -67,10 +57,9 @@ double HostValue(const Tensor& loss) {
 absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
                                const MicroBatch& batch) {
   MIMO_ASSIGN_OR_RETURN(const ModelInputs inputs, model.Prepare(ctx, batch));
-  MIMO_ASSIGN_OR_RETURN(
-      const Var hidden,
-      model.Forward(ctx, inputs, nullptr, /*labelled_only=*/true));
-  return HostValue(LossSum(ctx, model, inputs, hidden).value);
+  MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, inputs));
+  return HostValue(
+      model.language_model().Loss(ctx, hidden, inputs.targets, {}).value);
 }
 
 absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {

@@ -19,15 +19,10 @@
 
 namespace mimo {
 
-// The sum of the labelled tokens' losses, [1] float64, recorded on ctx.tape;
-// `hidden` is the model's Forward of the same inputs, of all rows or of the
-// labelled ones, `dloss` what the sum will be seeded with, when it is known.
-Var LossSum(const Context& ctx, const MimoModel& model,
-            const ModelInputs& inputs, const Var& hidden,
-            const Tensor& dloss = {});
 // The number in a loss.
 double HostValue(const Tensor& loss);
-// Both for a batch whose gradient nobody wants.
+// The sum of the labelled tokens' losses of a batch whose gradient nobody
+// wants.
 absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
                                const MicroBatch& batch);
 

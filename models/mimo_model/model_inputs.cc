@@ -63,32 +63,32 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
 }
 
 absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
-                                               const MicroBatch& batch) const {
+                                               const MicroBatch& batch,
+                                               bool all_rows) const {
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
                         Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
                                 InputsOf(ctx, batch)));
   MIMO_RETURN_IF_ERROR(ShareRows(batch, inputs));
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
-      ShiftLabels(batch.labels, batch.batch, batch.seq);
-  const std::vector<int32_t> own = OwnTokens(batch.batch, batch.seq);
+      ShiftLabels(batch.labels, batch.seq, OwnTokens(batch.batch, batch.seq));
   const int64_t vocab = language_model_->vocab_size();
   std::vector<int32_t> rows, targets;
-  for (size_t i = 0; i < own.size(); ++i) {
-    const int32_t next = own[i] < 0 ? kIgnoreLabel : following[own[i]];
-    if (next == kIgnoreLabel) continue;
-    if (next < 0 || next >= vocab) {
+  for (size_t i = 0; i < following.size(); ++i) {
+    const bool labelled = following[i] != kIgnoreLabel;
+    if (labelled && (following[i] < 0 || following[i] >= vocab)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("labels: token ", next, ", wanted 0 to ", vocab - 1,
-                       " or ", kIgnoreLabel));
+          absl::StrCat("labels: token ", following[i], ", wanted 0 to ",
+                       vocab - 1, " or ", kIgnoreLabel));
     }
+    if (!labelled && !all_rows) continue;
     rows.push_back(static_cast<int32_t>(i));
-    targets.push_back(next);
+    targets.push_back(labelled ? following[i] : -1);
   }
-  const bool all = rows.size() == own.size();
+  const bool all = rows.size() == following.size();
   if (!all && ctx.compute.device != Device::kCpu) {
     const size_t padded = (rows.size() + kRowsStep - 1) / kRowsStep * kRowsStep;
-    const size_t most = own.size() - 1;  // as many as all means all
+    const size_t most = following.size() - 1;  // as many as all means all
     rows.resize(std::min(padded, most), -1);
     targets.resize(rows.size(), -1);
   }

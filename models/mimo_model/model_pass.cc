@@ -78,10 +78,10 @@ absl::Status ModelPass::Forward(int stage, int m, const Tensor& dloss) {
   for (const auto& [edge, var] : call.received)
     received[ModuleOf(schedule_.edges[edge].from)] = var;
   MIMO_ASSIGN_OR_RETURN(call.output,
-                        model_.ForwardLanguage(ctx, inputs, received, nullptr,
-                                               /*labelled_only=*/true));
+                        model_.ForwardLanguage(ctx, inputs, received));
   if (!LastOfAll(stage)) return absl::OkStatus();
-  call.output = LossSum(ctx, model_, inputs, call.output, dloss);
+  call.output =
+      model_.language_model().Loss(ctx, call.output, inputs.targets, dloss);
   losses_.push_back(call.output.value);
   if (!HasBackward(stage)) calls_.erase({stage, m});
   return absl::OkStatus();

@@ -137,11 +137,11 @@ TEST_F(RolesTest, EncoderAndLanguageRankAreTheWholeModel) {
   const auto rows = encoder->ForwardModalities(on_encoder, *pixels);
   ASSERT_TRUE(rows.ok()) << rows.status();
   const ModuleVars received = Carry(*rows, language_tape);
-  const auto hidden =
-      language->ForwardLanguage(on_language, *text, received, nullptr, true);
+  const auto hidden = language->ForwardLanguage(on_language, *text, received);
   ASSERT_TRUE(hidden.ok()) << hidden.status();
   const Tensor dloss = Tensor::From<double>(allocator_, {1}, {0.5});
-  const Var sum = LossSum(on_language, *language, *text, *hidden, dloss);
+  const Var sum = language->language_model().Loss(on_language, *hidden,
+                                                  text->targets, dloss);
   EXPECT_EQ(HostValue(sum.value), loss);
   language_tape.Backward(on_language, {{sum.slot, dloss}});
   encoder_tape.Backward(on_encoder, CarryBack(received, language_tape, *rows));
@@ -206,8 +206,8 @@ TEST_F(RolesTest, LaterStageTakesHiddenStatesInPlaceOfTokens) {
   const auto out =
       language->ForwardLanguage(ctx, *text, {{"language", Var{hidden}}});
   ASSERT_TRUE(out.ok()) << out.status();
-  const Var wanted = language->language_model().Forward(ctx, Var{hidden},
-                                                        text->batch, text->seq);
+  const Var wanted = language->language_model().Forward(
+      ctx, Var{hidden}, text->batch, text->seq, nullptr, 0, text->loss_rows);
   EXPECT_TRUE(
       std::ranges::equal(out->value.span<float>(), wanted.value.span<float>()));
   EXPECT_DEATH(language->ForwardLanguage(ctx, *text, {}).IgnoreError(),
@@ -237,7 +237,8 @@ TEST_F(RolesTest, TextOnlyBatchGivesNoRowsThatTakeAGradient) {
   const ModuleVars received = Carry(*rows, language_tape);
   const auto hidden = language->ForwardLanguage(on_language, *text, received);
   ASSERT_TRUE(hidden.ok()) << hidden.status();
-  const Var loss = LossSum(on_language, *language, *text, *hidden);
+  const Var loss =
+      language->language_model().Loss(on_language, *hidden, text->targets, {});
   language_tape.Backward(
       on_language, {{loss.slot, Tensor::From<double>(allocator_, {1}, {1})}});
   const std::vector<Tape::Seed> seeds =
