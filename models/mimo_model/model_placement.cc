@@ -47,7 +47,9 @@ absl::StatusOr<ModelPlacement> PlaceModel(
     const ProcessGroupCollection& groups = *infra->pg_collections.at(name);
     const Communicator &dp = *groups.dp, &cp = *groups.cp;
     ParallelGroups& parallel = placement.parallel[name];
-    parallel = {.tp = Several(groups.tp), .pp = Several(groups.pp)};
+    parallel = {.tp = Several(groups.tp),
+                .pp = Several(groups.pp),
+                .sequence_parallel = parallelism.Find(name)->sequence_parallel};
     DataSlice& slice = placement.slices[name];
     if (name == parallelism.llm_module_name) {
       parallel.cp = Several(groups.cp);

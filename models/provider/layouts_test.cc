@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,7 +29,7 @@ namespace {
 using ::testing::HasSubstr;
 using Module = ModuleParallelismConfig;
 
-constexpr int kSamples = 6;
+constexpr int kSamples = 12;
 
 struct Options {
   bool images = true;
@@ -69,7 +70,7 @@ std::vector<Sample> Samples(bool images = true) {
   for (int i = 0; i < kSamples; ++i) {
     Sample& sample = samples[i];
     const int of_sample[] = {1, 0, 3, 0, 1, 3};
-    for (int image = 0; images && image < of_sample[i]; ++image) {
+    for (int image = 0; images && image < of_sample[i % 6]; ++image) {
       sample.input_ids.push_back(random.Below(kImageToken));
       sample.input_ids.insert(sample.input_ids.end(), 4, kImageToken);
       ModalityItem item{{3, 6, 6}, std::vector<float>(3 * 6 * 6)};
@@ -180,6 +181,10 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
                 &world, memory, {.ddp_config = {{.bucket_size = 500}}}));
         DistributedDataParallel& ddp = *provided.data_parallel;
         MimoModel& model = *provided.model;
+        for (const auto& [name, stage] : model.role().modules) {
+          EXPECT_EQ(model.placement().GroupsOf(name).sequence_parallel,
+                    parallelism.Find(name)->sequence_parallel);
+        }
         MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
         MIMO_ASSIGN_OR_RETURN(ModelLinks links,
                               ModelLinks::Connect(model, world, memory));
@@ -313,6 +318,65 @@ TEST(Layouts, ContextParallelEncoder) {
                        6);
 }
 
+TEST(Layouts, ContextParallelLanguageModel) {
+  const auto cp = [](int size, Module module) {
+    module.context_parallel_size = size;
+    return module;
+  };
+  const auto homogeneous = DeploymentMode::kHomogeneous;
+  const auto colocated = DeploymentMode::kColocated;
+  const auto apart = DeploymentMode::kHeterogeneous;
+  for (const auto& [mode, encoder, language] :
+       std::vector<std::tuple<DeploymentMode, Module, Module>>{
+           {homogeneous, cp(2, Sizes(1, 1)), cp(2, Sizes(1, 1))},
+           {homogeneous, cp(2, Sizes(2, 1)), cp(2, Sizes(2, 1))},
+           {colocated, Sizes(1, 4), cp(2, Sizes(2, 1))},
+           {colocated, Sizes(2, 2), cp(4, Sizes(1, 1))},
+           {colocated, cp(2, Sizes(1, 2)), cp(2, Sizes(1, 2))},
+           {colocated, cp(2, Sizes(1, 3)), cp(3, Sizes(1, 2))},
+           {apart, Sizes(1, 1), cp(2, Sizes(1, 1, 1))},
+           {apart, cp(2, Sizes(1, 1)), cp(2, Sizes(2, 1, 2))},
+           {apart, Sizes(1, 3), cp(2, Sizes(1, 2, 3))}}) {
+    ExpectEqualToOneRank(
+        {.deployment_mode = mode,
+         .module_parallelisms = {{"images", encoder}, {"language", language}}},
+        language.rank_offset + *language.TotalRanks());
+  }
+}
+
+// Four to six tokens, and eight chunks.
+TEST(Layouts, SamplesShorterThanTheirChunks) {
+  ExpectEqualToOneRank({.deployment_mode = DeploymentMode::kColocated,
+                        .module_parallelisms = {{"images", Sizes(1, 4)},
+                                                {"language",
+                                                 {.context_parallel_size = 4,
+                                                  .data_parallel_size = 1}}}},
+                       4, {.images = false});
+}
+
+// Of either module, beside context parallelism and between pipeline stages; the
+// tokens of a micro-batch are not divided evenly.
+TEST(Layouts, SequenceParallel) {
+  for (const auto& [encoder, language] : std::vector<std::pair<Module, Module>>{
+           {{.tensor_model_parallel_size = 2,
+  .sequence_parallel = true,
+  .data_parallel_size = 2},
+            {.tensor_model_parallel_size = 2,
+            .sequence_parallel = true,
+            .context_parallel_size = 2,
+            .data_parallel_size = 1}},
+           {{.data_parallel_size = 6},
+            {.tensor_model_parallel_size = 3,
+            .sequence_parallel = true,
+            .pipeline_model_parallel_size = 2,
+            .data_parallel_size = 1}}}) {
+    ExpectEqualToOneRank(
+        {.deployment_mode = DeploymentMode::kColocated,
+         .module_parallelisms = {{"images", encoder}, {"language", language}}},
+        *language.TotalRanks());
+  }
+}
+
 // Rank 1 has both kinds of module and runs both.
 TEST(Layouts, SpansThatOverlapInPart) {
   ExpectEqualToOneRank({.deployment_mode = DeploymentMode::kHeterogeneous,
@@ -365,7 +429,7 @@ TEST(Layouts, BatchesThatDoNotFit) {
     batch = good;
     batch.sample_rows["images"][1] = 4;
     EXPECT_EQ(model->Prepare(ctx, batch).status().message(),
-              "input_ids: 32 images tokens, wanted 36, what sample_rows says "
+              "input_ids: 64 images tokens, wanted 68, what sample_rows says "
               "of this replica's samples");
     batch = good;
     batch.modalities.clear();  // but the tokens are there: no silent zeros

@@ -34,18 +34,6 @@ MimoInfra InfraOfOneRank(const MimoModelConfig& model) {
   return {.topology = DefaultTopology(names)};
 }
 
-// Parts of a sequence are issue 6. The same answer on every rank, whichever
-// modules it has.
-absl::Status CheckBuildable(const MimoParallelismConfig& parallelism) {
-  const std::string& name = parallelism.llm_module_name;
-  const int cp = parallelism.Find(name)->context_parallel_size;
-  if (cp == 1) return absl::OkStatus();
-  return absl::UnimplementedError(absl::StrFormat(
-      "modules.%s: context_parallel_size %d: language models are built without "
-      "context parallelism so far",
-      name, cp));
-}
-
 // A rank's modules as their gradients come: the order in which they are
 // reduced, so that none waits for one that comes later.
 std::vector<std::string> BackwardOrder(const RankRole& role) {
@@ -137,7 +125,6 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModelProvider::Provide(
   MIMO_ASSIGN_OR_RETURN(const auto infra, BuildInfra(world));
   std::optional<ModelPlacement> placement;
   if (parallelism) {
-    MIMO_RETURN_IF_ERROR(CheckBuildable(*parallelism));
     MIMO_ASSIGN_OR_RETURN(placement, PlaceModel(infra, world->rank()));
   }
   return MimoModel::Build(model, registry_, std::move(build),

@@ -349,20 +349,6 @@ TEST_F(ProviderTest, StagesOfEncoders) {
   }
 }
 
-// By every rank alike.
-TEST_F(ProviderTest, PartsOfSequencesAreNotBuiltYet) {
-  MimoParallelismConfig parallelism = TwoSpans();
-  Module& language = parallelism.module_parallelisms[1].second;
-  std::swap(language.context_parallel_size, *language.data_parallel_size);
-  for (int rank : {0, 5}) {
-    RecordingWorld world(rank, 8);
-    EXPECT_EQ(
-        Message(Provider(parallelism).Provide(&world, build()).status()),
-        "modules.language: context_parallel_size 2: language models are built "
-        "without context parallelism so far");
-  }
-}
-
 // Flags of a module that is on other ranks do nothing there.
 TEST_F(ProviderTest, FreezingFollowsTheModules) {
   for (bool language : {false, true}) {
