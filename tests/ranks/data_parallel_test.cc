@@ -1,5 +1,4 @@
 // `mimo train --ranks N`: replicas of the whole model are one rank.
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -9,90 +8,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
-#include "mimo/checkpoint/checkpoint.h"
 #include "models/hf/testing.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
+#include "tests/testing/trained.h"
 
 namespace mimo {
 namespace {
-
-using Words = std::vector<std::string>;
-using Arrays = std::map<std::string, std::vector<double>>;
-
-// All tensors of a kind of the newest checkpoint, however it was saved.
-Arrays Load(const std::string& folder, const std::string& kind) {
-  Allocator allocator;
-  const auto tensors =
-      ShardedTensors::Open(*FindCheckpoint(folder + "/save"), kind);
-  CHECK_OK(tensors.status());
-  Arrays arrays;
-  for (const auto& [name, shape] : tensors->shapes()) {
-    const Tensor tensor = *tensors->Load(name, allocator);
-    const auto values = tensor.span<float>();
-    arrays[name].assign(values.begin(), values.end());
-  }
-  return arrays;
-}
-
-struct Outcome {
-  std::vector<nlohmann::json> metrics;
-  Arrays model, optimizer;
-  bool operator==(const Outcome&) const = default;
-};
-
-Outcome Train(Words words, int ranks, const std::string& folder) {
-  words.push_back("--ranks");
-  words.push_back(absl::StrCat(ranks));
-  const Ran ran = RunMimo(words);
-  EXPECT_EQ(ran.code, 0) << ran.err;
-  Outcome outcome = {Untimed(ReadMetrics(folder + "/metrics.jsonl")),
-                     Load(folder, "model"), Load(folder, "optimizer")};
-  for (auto& line :
-       Untimed(ReadMetrics(folder + "/metrics.jsonl", "validation"))) {
-    outcome.metrics.push_back(line);
-  }
-  return outcome;
-}
-
-// float32 sums of gradients in another order, and what AdamW makes of them.
-void ExpectNear(const Outcome& got, const Outcome& wanted) {
-  ASSERT_EQ(got.metrics.size(), wanted.metrics.size());
-  for (size_t i = 0; i < wanted.metrics.size(); ++i) {
-    const auto& a = got.metrics[i];
-    const auto& b = wanted.metrics[i];
-    ASSERT_EQ(a.size(), b.size()) << a;
-    for (const auto& [name, value] : b.items()) {
-      if (value.is_string()) continue;
-      const double v = value.get<double>();
-      EXPECT_NEAR(a[name].get<double>(), v,
-                  (name == "grad_norm" ? 1e-4 : 1e-5) * std::fabs(v))
-          << name << " of line " << i;
-    }
-  }
-  std::vector<double> ours, theirs;
-  for (const auto& [name, values] : wanted.model) {
-    const std::vector<double>& own = got.model.at(name);
-    ours.insert(ours.end(), own.begin(), own.end());
-    theirs.insert(theirs.end(), values.begin(), values.end());
-  }
-  EXPECT_LT(RelativeL2(ours, theirs), 1e-4);
-  EXPECT_EQ(got.optimizer.size(), wanted.optimizer.size());
-}
-
-constexpr char kGolden[] = R"(
-model:
-  type: llava
-  pretrained: $0
-  freeze_modality_encoders: {images: $1}
-data: {type: tensors, path: $0/golden.safetensors}
-train: {train_iters: 20, micro_batch_size: 1, global_batch_size: $2, seed: 1,
-        check_replicas_interval: 5}
-optimizer: {lr: 2.0e-3, min_lr: 2.0e-4, lr_warmup_iters: 3, lr_decay_iters: 20,
-            weight_decay: 0.1, adam_beta2: 0.95, clip_grad: 1.0}
-checkpoint: {save: $3/save}
-logging: {metrics: $3/metrics.jsonl, progress: false}
-)";
 
 TEST(DataParallel, GoldenBatch) {
   for (const std::string name :
@@ -101,16 +23,17 @@ TEST(DataParallel, GoldenBatch) {
     const int64_t rows =
         ReadArrays(golden + "/golden.safetensors").at("input_ids").shape[0];
     for (const bool frozen : {true, false}) {
-      std::map<int, Outcome> outcomes;
+      std::map<int, Trained> outcomes;
       for (const int ranks : {1, 2, 3, 4}) {
         if (rows % ranks != 0) continue;
         for (const char* time : {"once", "again"}) {
           SCOPED_TRACE(absl::StrCat(name, frozen ? " frozen " : " ", ranks));
           const std::string folder = TestFolder(time);
-          const Outcome outcome = Train(
+          const Trained outcome = Train(
               {"train", "--config",
-               Write(folder + "/config.yaml",
-                     absl::Substitute(kGolden, golden, frozen, rows, folder))},
+               Write(
+                   folder + "/config.yaml",
+                   absl::Substitute(kGoldenRun, golden, frozen, rows, folder))},
               ranks, folder);
           const auto [it, first] = outcomes.emplace(ranks, outcome);
           EXPECT_TRUE(first || outcome == it->second) << "not bitwise";
@@ -131,10 +54,10 @@ TEST(DataParallel, Conversations) {
     const std::string folder = TestFolder(absl::StrCat(ranks));
     return Train(TinyTrain(folder, more), ranks, folder);
   };
-  const Outcome one = train(1);
+  const Trained one = train(1);
   EXPECT_EQ(one.metrics.size(), 22u);
   for (const int ranks : {2, 4}) {
-    const Outcome several = train(ranks);
+    const Trained several = train(ranks);
     ExpectNear(several, one);
     EXPECT_TRUE(train(ranks) == several) << "not bitwise";
   }
@@ -144,8 +67,8 @@ TEST(DataParallel, Conversations) {
 TEST(DataParallel, AnyNumberOfRanksGoesOn) {
   const std::string whole = TestFolder("whole"), parts = TestFolder("parts");
   const Words more = {"train.train_iters=9", "train.micro_batch_size=1"};
-  const Outcome wanted = Train(TinyTrain(whole, more), 1, whole);
-  Outcome got;
+  const Trained wanted = Train(TinyTrain(whole, more), 1, whole);
+  Trained got;
   for (const auto& [ranks, until] : {std::pair(4, 3), {1, 6}, {2, 9}}) {
     Words words = TinyTrain(parts, more);
     words.push_back("checkpoint.load=" + parts + "/save");
@@ -161,7 +84,7 @@ TEST(DataParallel, AnyNumberOfRanksGoesOn) {
   const Ran again = RunMimo(
       {"convert", "--from", parts + "/hf", "--to", parts + "/again/save"});
   EXPECT_EQ(again.code, 0) << again.err;
-  EXPECT_EQ(Load(parts + "/again", "model"), got.model);
+  EXPECT_EQ(LoadSaved(parts + "/again", "model"), got.model);
 }
 
 TEST(DataParallel, MistakesAreOneLine) {
@@ -195,11 +118,11 @@ TEST(DataParallel, ModulesHaveRatesOfTheirOwn) {
   Words words =
       TinyTrain(folder, {"optimizer.modules.language.lr_mult=0",
                          "train.train_iters=1", "optimizer.lr_warmup_iters=0"});
-  const Outcome trained = Train(words, 2, folder);
+  const Trained trained = Train(words, 2, folder);
   words.push_back(
       "optimizer.modules={language: {lr_mult: 0}, "
       "images: {lr_mult: 0}}");
-  const Outcome still = Train(words, 2, folder);
+  const Trained still = Train(words, 2, folder);
   int moved = 0;
   for (const auto& [name, values] : trained.model) {
     if (absl::StartsWith(name, "language_model.")) {

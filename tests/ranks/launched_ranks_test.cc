@@ -1,8 +1,6 @@
 // `mimo launch --nproc N -- train`, by the binary itself: processes over gloo
 // are the threads of --ranks, and the loss of one is the end of all.
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -11,11 +9,11 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "mimo/checkpoint/checkpoint.h"
+#include "tests/testing/launched.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
 
@@ -23,32 +21,6 @@ namespace mimo {
 namespace {
 
 using Words = std::vector<std::string>;
-
-Words Launched(int processes, const Words& words) {
-  Words all = {"launch", "--nproc", absl::StrCat(processes), "--"};
-  all.insert(all.end(), words.begin(), words.end());
-  return all;
-}
-
-// The launcher's process; its output goes to folder/err.
-pid_t Start(const std::string& folder, Words words) {
-  for (std::string& word : words) word = absl::StrCat("'", word, "'");
-  const std::string command =
-      absl::StrCat("exec cli/mimo ", absl::StrJoin(words, " "), " > ", folder,
-                   "/out 2> ", folder, "/err");
-  const pid_t child = fork();
-  if (child == 0) {
-    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-    _exit(127);
-  }
-  return child;
-}
-
-int Wait(pid_t child) {
-  int status = 0;
-  EXPECT_EQ(waitpid(child, &status, 0), child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
 
 int Lines(const std::string& text) {
   return static_cast<int>(std::count(text.begin(), text.end(), '\n'));

@@ -1,0 +1,87 @@
+// Layouts of two modules, and pictures with questions to train them on.
+#ifndef MIMO_TESTS_RANKS_LAYOUT_H_
+#define MIMO_TESTS_RANKS_LAYOUT_H_
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/substitute.h"
+#include "tests/testing/run_mimo.h"
+
+namespace mimo {
+
+inline constexpr int kSamples = 12;  // of a global micro-batch
+
+// The sizes of a module: "tp2 pp2 dp2 @4".
+inline std::string ModuleYaml(const std::string& text) {
+  const std::map<std::string, std::string> keys = {
+      {"tp", "tensor_model_parallel_size"},
+      {"pp", "pipeline_model_parallel_size"},
+      {"cp", "context_parallel_size"},
+      {"dp", "data_parallel_size"},
+      {"@", "rank_offset"}};
+  std::string yaml;
+  for (const std::string& word :
+       std::vector<std::string>(absl::StrSplit(text, ' '))) {
+    const size_t digits = word.find_first_of("0123456789");
+    absl::StrAppend(&yaml, yaml.empty() ? "{" : ", ",
+                    keys.at(word.substr(0, digits)), ": ", word.substr(digits));
+  }
+  return yaml + "}";
+}
+
+inline int Dp(const std::string& text) {
+  for (const std::string& word :
+       std::vector<std::string>(absl::StrSplit(text, ' '))) {
+    int dp;
+    if (absl::StartsWith(word, "dp") && absl::SimpleAtoi(word.substr(2), &dp))
+      return dp;
+  }
+  return 1;
+}
+
+struct Layout {
+  std::string mode;
+  int ranks;
+  std::string images, language;
+
+  std::string Yaml() const {
+    return absl::Substitute(
+        "parallelism: {deployment_mode: $0, modules: {images: $1, language: "
+        "$2}}\n",
+        mode, ModuleYaml(images), ModuleYaml(language));
+  }
+};
+
+// Samples of 0, 1 and 3 pictures.
+inline void WriteSamples(const std::string& path) {
+  const std::vector<std::string> names = {"red_apple", "dog_face", "rocket",
+                                          "bicycle", "house"};
+  std::string lines;
+  for (int i = 0; i < 30; ++i) {
+    const int pictures = i % 3 == 0 ? 0 : i % 3 == 1 ? 1 : 3;
+    nlohmann::json sample = {{"id", absl::StrCat(i)}};
+    std::string question;
+    for (int k = 0; k < pictures; ++k) {
+      const std::string& name = names[(i + 2 * k) % names.size()];
+      sample["image"].push_back("images/" + name + ".png");
+      question += "<image>\n";
+    }
+    const std::string& last = names[i % names.size()];
+    absl::StrAppend(&question, "What is number ", i, "?");
+    sample["conversations"] = {{{"from", "human"}, {"value", question}},
+                               {{"from", "gpt"}, {"value", last}}};
+    lines += sample.dump() + "\n";
+  }
+  Write(path, lines);
+}
+
+}  // namespace mimo
+
+#endif  // MIMO_TESTS_RANKS_LAYOUT_H_

@@ -1,0 +1,306 @@
+// `mimo train --ranks N` under every layout: the losses and the weights of one
+// rank. Samples have 0, 1 or 3 pictures.
+//
+// layouts_test trains each layout once, with a number of micro-batches and a
+// frozen part that go round; all_layouts_test with all of them, twice.
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/substitute.h"
+#include "gtest/gtest.h"
+#include "models/hf/testing.h"
+#include "tests/ranks/layout.h"
+#include "tests/testing/run_mimo.h"
+#include "tests/testing/trained.h"
+
+namespace mimo {
+namespace {
+
+const std::vector<Layout>& Layouts() {
+  static const auto& layouts = *new std::vector<Layout>{
+      {"homogeneous", 2, "dp2", "dp2"},
+      {"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
+      {"homogeneous", 4, "tp4", "tp4"},
+      {"homogeneous", 2, "cp2", "cp2"},
+      {"homogeneous", 8, "tp2 cp2 dp2", "tp2 cp2 dp2"},
+      {"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"},
+      {"colocated", 4, "dp4", "tp4"},
+      {"colocated", 4, "dp4", "tp2 dp2"},
+      {"colocated", 4, "dp4", "tp2 cp2"},
+      {"colocated", 4, "dp4", "cp4"},
+      {"colocated", 4, "dp4", "pp2 dp2"},
+      {"colocated", 4, "tp4", "dp4"},
+      {"colocated", 4, "tp2 dp2", "dp4"},
+      {"colocated", 4, "tp2 cp2", "dp4"},
+      {"heterogeneous", 3, "dp2", "dp1 @2"},
+      {"heterogeneous", 3, "dp1", "dp2 @1"},
+      {"heterogeneous", 5, "dp2", "dp3 @2"},
+      {"heterogeneous", 3, "pp2 dp1", "dp1 @2"},
+      {"heterogeneous", 6, "pp2 dp2", "pp2 dp1 @4"},
+      {"heterogeneous", 3, "dp1", "cp2 dp1 @1"},
+      {"heterogeneous", 5, "cp2 dp2", "dp3 @2"},
+      {"heterogeneous", 3, "dp2", "dp2 @1"},  // rank 1 has both
+      // Megatron-Bridge, run_hetero_llava_parallelism_tests.sh.
+      {"heterogeneous", 8, "tp4 dp1 @4", "tp4 dp1"},
+      {"heterogeneous", 8, "tp2 dp2 @4", "tp2 dp2"},
+      {"heterogeneous", 8, "tp4 dp1 @4", "tp2 pp2 dp1"},
+      {"heterogeneous", 8, "dp4 @4", "dp4"},
+      {"heterogeneous", 8, "tp4 dp1 @4", "pp4 dp1"},
+      {"heterogeneous", 8, "dp4 @4", "pp4 dp1"},
+      {"heterogeneous", 8, "tp2 dp2 @4", "pp2 dp2"},
+      {"heterogeneous", 8, "dp4 @4", "tp4 dp1"},
+      {"heterogeneous", 8, "tp2 dp2 @4", "tp2 pp2 dp1"},
+      {"heterogeneous", 8, "dp4 @4", "tp2 dp2"},
+      {"heterogeneous", 8, "tp2 dp3 @2", "pp2 dp1"},
+      {"heterogeneous", 8, "tp2 dp3 @2", "tp2 dp1"},
+      {"heterogeneous", 4, "tp2 dp1 @2", "tp2 dp1"},
+      {"heterogeneous", 4, "dp2 @2", "dp2"},
+      {"heterogeneous", 2, "dp1 @1", "dp1"},
+      {"heterogeneous", 8, "tp2 dp2 @4", "pp4 dp1"},
+      {"heterogeneous", 8, "tp2 dp2 @4", "tp4 dp1"},
+  };
+  return layouts;
+}
+
+// Layers for four stages, heads for four tp ranks, two groups of them.
+constexpr char kConfig[] = R"(
+model:
+  type: llava
+  language: {num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
+             num_attention_heads: 4, num_query_groups: 2, vocab_size: 400,
+             max_sequence_length: 96}
+  vision: {num_layers: 3, hidden_size: 24, ffn_hidden_size: 40,
+           num_attention_heads: 4, image_size: 16, patch_size: 8,
+           feature_layer: -1, position_embedding_std: 0.5}
+  special_token_ids: {images: 4}
+$0
+data: {type: llava_json, path: $1/samples.jsonl, image_root: tests/fixtures,
+       tokenizer_vocab_size: 320}
+train: {train_iters: 20, micro_batch_size: $2, global_batch_size: $3, seed: 7,
+        check_replicas_interval: 10}
+optimizer: {lr: 2.0e-3, min_lr: 1.0e-4, lr_warmup_iters: 2, lr_decay_iters: 20,
+            weight_decay: 0.1, clip_grad: 1.0}
+checkpoint: {save: $1/save}
+logging: {metrics: $1/metrics.jsonl, progress: false}
+)";
+
+const std::vector<std::string>& FrozenParts() {
+  static const auto& parts = *new std::vector<std::string>{
+      "", "  freeze_modality_encoders: {images: true}",
+      "  freeze_language_model: true",
+      "  freeze_modality_encoders: {images: true}\n"
+      "  freeze_modality_projections: {images: true}"};
+  return parts;
+}
+
+// Of `micro_batches` global micro-batches an iteration.
+Trained TrainOn(const std::string& name, const std::string& frozen,
+                int micro_batches, const std::string& yaml, int ranks, int dp) {
+  const std::string folder = TestFolder(name);
+  WriteSamples(folder + "/samples.jsonl");
+  const std::string config = absl::Substitute(
+      kConfig, frozen, folder, kSamples / dp, kSamples * micro_batches);
+  return Train(
+      {"train", "--config", Write(folder + "/config.yaml", config + yaml)},
+      ranks, folder);
+}
+
+TEST(Layouts, TrainAsOneRank) {
+  const bool all = std::string(std::getenv("MIMO_LAYOUTS")) == "all";
+  std::map<std::pair<int, int>, Trained> wanted;
+  const auto check = [&](const Layout& layout, int micro_batches, int part,
+                         bool twice) {
+    const std::string& frozen = FrozenParts()[part];
+    SCOPED_TRACE(
+        absl::StrCat(layout.Yaml(), micro_batches, " micro-batches\n", frozen));
+    const auto [one, first] = wanted.try_emplace({micro_batches, part});
+    if (first) one->second = TrainOn("one", frozen, micro_batches, "", 1, 1);
+    const auto run = [&] {
+      return TrainOn("many", frozen, micro_batches, layout.Yaml(), layout.ranks,
+                     Dp(layout.language));
+    };
+    const Trained got = run();
+    ExpectNear(got, one->second);
+    if (twice) EXPECT_TRUE(run() == got) << "not bitwise";
+  };
+  for (size_t i = 0; i < Layouts().size(); ++i) {
+    const Layout& layout = Layouts()[i];
+    if (!all) {
+      check(layout, i % 8 == 7 ? 8 : 1 + i % 2, i / 2 % 4, i % 5 == 0);
+      continue;
+    }
+    for (int micro_batches : {1, 2, 8})
+      for (size_t part = 0; part < FrozenParts().size(); ++part)
+        check(layout, micro_batches, part, /*twice=*/true);
+  }
+}
+
+int Pick(std::mt19937& bits, const std::vector<int>& from) {
+  return from[std::uniform_int_distribution<size_t>(0, from.size() - 1)(bits)];
+}
+
+struct Sizes {
+  int tp, pp, cp, dp;
+  int ranks() const { return tp * pp * cp * dp; }
+  bool operator==(const Sizes&) const = default;
+  std::string Text(int offset = 0) const {
+    return absl::StrCat("tp", tp, " pp", pp, " cp", cp, " dp", dp,
+                        offset > 0 ? absl::StrCat(" @", offset) : "");
+  }
+};
+
+// One that the provider accepts, of at most 8 ranks. Spans of heterogeneous
+// ones follow each other in either order, or overlap in part.
+Layout RandomLayout(std::mt19937& bits) {
+  while (true) {
+    const auto draw = [&](int stages) {
+      return Sizes{Pick(bits, {1, 1, 2, 4}),
+                   stages == 1 ? 1 : Pick(bits, {1, 1, 2, stages}),
+                   Pick(bits, {1, 1, 1, 2, 4}), Pick(bits, {1, 1, 2, 3, 4})};
+    };
+    const int mode = Pick(bits, {0, 1, 2, 2});
+    const Sizes language = draw(mode == 0 ? 3 : 4);
+    const Sizes images = mode == 0 ? language : draw(mode == 1 ? 1 : 3);
+    if (kSamples % (images.dp * images.cp) != 0) continue;
+    const int most = std::max(language.ranks(), images.ranks());
+    if (mode < 2) {
+      if (most > 8 || language.ranks() != images.ranks()) continue;
+      return {mode == 0 ? "homogeneous" : "colocated", most, images.Text(),
+              language.Text()};
+    }
+    const int apart = language.ranks() + images.ranks();
+    const bool language_first = Pick(bits, {0, 1}) == 1;
+    const int second = language_first ? images.ranks() : language.ranks();
+    const int world = Pick(bits, {apart, apart, std::max(most, apart - 1)});
+    if (world > 8) continue;
+    return {"heterogeneous", world,
+            images.Text(language_first ? world - second : 0),
+            language.Text(language_first ? 0 : world - second)};
+  }
+}
+
+// The first update of random layouts: its moments are the gradients.
+TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
+  const int seed = std::random_device{}();
+  std::mt19937 bits(seed);
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  const auto train = [](const std::string& name, const Layout& layout,
+                        int micro_batches) {
+    const std::string folder = TestFolder(name);
+    WriteSamples(folder + "/samples.jsonl");
+    const std::string config =
+        absl::Substitute(kConfig, "", folder, kSamples / Dp(layout.language),
+                         kSamples * micro_batches) +
+        layout.Yaml();
+    return Train({"train", "--config", Write(folder + "/config.yaml", config),
+                  "train.train_iters=1"},
+                 layout.ranks, folder);
+  };
+  std::vector<Trained> wanted;
+  for (int micro_batches : {1, 2, 3})
+    wanted.push_back(
+        train("one", {"homogeneous", 1, "dp1", "dp1"}, micro_batches));
+  for (int i = 0; i < 200; ++i) {
+    const Layout layout = RandomLayout(bits);
+    SCOPED_TRACE(layout.Yaml());
+    const Trained got = train("many", layout, 1 + i % 3);
+    ExpectNear(got, wanted[i % 3]);
+    double all = 0;
+    for (const auto& [name, values] : wanted[i % 3].optimizer)
+      if (absl::StartsWith(name, "exp_avg.")) all += Norm(values);
+    for (const auto& [name, values] : wanted[i % 3].optimizer) {
+      if (!absl::StartsWith(name, "exp_avg.")) continue;
+      const auto found = got.optimizer.find(name);
+      ASSERT_TRUE(found != got.optimizer.end()) << name;
+      ASSERT_EQ(found->second.size(), values.size()) << name;
+      std::vector<double> difference(values.size());
+      for (size_t k = 0; k < values.size(); ++k)
+        difference[k] = found->second[k] - values[k];
+      EXPECT_LE(Norm(difference), 1e-4 * Norm(values) + 1e-6 * all) << name;
+    }
+  }
+}
+
+// A run that goes on under another layout after every few iterations.
+TEST(Layouts, AnyOtherGoesOn) {
+  const std::string whole = TestFolder("whole"), parts = TestFolder("parts");
+  for (const std::string& folder : {whole, parts})
+    WriteSamples(folder + "/samples.jsonl");
+  const auto train = [&](const std::string& folder, const Layout& layout,
+                         int until) {
+    const std::string config =
+        absl::Substitute(kConfig, "", folder, kSamples / Dp(layout.language),
+                         2 * kSamples) +
+        layout.Yaml();
+    return Train({"train", "--config", Write(folder + "/config.yaml", config),
+                  absl::StrCat("train.train_iters=", until),
+                  "checkpoint.load=" + folder + "/save"},
+                 layout.ranks, folder);
+  };
+  const Trained wanted = train(whole, {"homogeneous", 1, "dp1", "dp1"}, 20);
+  const std::vector<Layout> layouts = {
+      {"heterogeneous", 5, "dp2", "dp3 @2"},
+      {"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
+      {"heterogeneous", 5, "tp4 dp1 @1", "dp1"},
+      {"homogeneous", 1, "dp1", "dp1"},
+      {"heterogeneous", 4, "dp2", "pp2 dp1 @2"},
+      {"colocated", 4, "dp4", "tp2 dp2"},
+      {"colocated", 4, "tp4", "dp4"},
+      {"heterogeneous", 3, "dp2", "dp2 @1"}};
+  Trained got;
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    SCOPED_TRACE(layouts[i].Yaml());
+    got = train(parts, layouts[i], 2 * (i + 1));
+  }
+  // What a layout has saved it goes on from exactly.
+  std::vector<Trained> ends;
+  for (const char* copy : {"once", "again"}) {
+    const std::string folder = TestFolder(copy);
+    std::filesystem::copy(parts, folder,
+                          std::filesystem::copy_options::recursive);
+    const Layout& last = layouts.back();
+    if (ends.empty()) train(folder, last, 18);
+    ends.push_back(train(folder, last, 20));
+  }
+  EXPECT_TRUE(ends[0] == ends[1]) << "not bitwise";
+  ExpectNear(ends[0], wanted);
+}
+
+TEST(Layouts, GoldenBatch) {
+  const std::vector<Layout> layouts = {
+      {"homogeneous", 2, "tp2", "tp2"},
+      {"homogeneous", 2, "pp2", "pp2"},
+      {"colocated", 2, "tp2", "cp2"},
+      {"heterogeneous", 3, "tp2 dp1", "dp1 @2"},
+      {"heterogeneous", 3, "dp1", "pp2 dp1 @1"}};
+  for (const std::string name :
+       {"llava15_tiny", "llava_gqa_tied", "llava_full_multi"}) {
+    const std::string golden = UnpackGolden(name);
+    const int64_t rows =
+        ReadArrays(golden + "/golden.safetensors").at("input_ids").shape[0];
+    const auto run = [&](const std::string& yaml, int ranks) {
+      const std::string folder = TestFolder("run");
+      const std::string config = absl::Substitute(
+          kGoldenRun, golden, name == "llava15_tiny", rows, folder);
+      return Train(
+          {"train", "--config", Write(folder + "/config.yaml", config + yaml)},
+          ranks, folder);
+    };
+    const Trained wanted = run("", 1);
+    for (const Layout& layout : layouts) {
+      SCOPED_TRACE(name + " " + layout.Yaml());
+      ExpectNear(run(layout.Yaml(), layout.ranks), wanted);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mimo

@@ -1,0 +1,49 @@
+// The mimo command as a process of its own, and as a job of several.
+#ifndef MIMO_TESTS_TESTING_LAUNCHED_H_
+#define MIMO_TESTS_TESTING_LAUNCHED_H_
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "gtest/gtest.h"
+
+namespace mimo {
+
+// Of `mimo launch`, to run `words` on each of so many processes.
+inline std::vector<std::string> Launched(
+    int processes, const std::vector<std::string>& words) {
+  std::vector<std::string> all = {"launch", "--nproc", absl::StrCat(processes),
+                                  "--"};
+  all.insert(all.end(), words.begin(), words.end());
+  return all;
+}
+
+// Starts cli/mimo; its output goes to folder/out and folder/err.
+inline pid_t Start(const std::string& folder, std::vector<std::string> words) {
+  for (std::string& word : words) word = absl::StrCat("'", word, "'");
+  const std::string command =
+      absl::StrCat("exec cli/mimo ", absl::StrJoin(words, " "), " > ", folder,
+                   "/out 2> ", folder, "/err");
+  const pid_t child = fork();
+  if (child == 0) {
+    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    _exit(127);
+  }
+  return child;
+}
+
+// Its exit code; 128 and the signal that ended it.
+inline int Wait(pid_t child) {
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+}  // namespace mimo
+
+#endif  // MIMO_TESTS_TESTING_LAUNCHED_H_
