@@ -7,13 +7,9 @@ namespace mimo::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;  // elements of an access: 16 bytes of float
-constexpr int kStep = kThreads * kWidth;
-// Accesses of a thread. Its constants cost as many instructions as elements do,
-// and the power limit counts those.
-constexpr int kTimes = 2;
+constexpr int kWidth = 4;  // elements of a thread: 16 bytes of float
 // Thread blocks that share out a block of the list.
-constexpr int kPieces = kBlockElements / (kStep * kTimes);
+constexpr int kPieces = kBlockElements / (kThreads * kWidth);
 
 // The step's outcome and constants, before any block of the update.
 __global__ void BeginKernel(AdamWControl* control, double beta1, double beta2) {
@@ -26,27 +22,14 @@ __global__ void BeginKernel(AdamWControl* control, double beta1, double beta2) {
   control->root2 = 1 / sqrt(1 - pow(beta2, step));
 }
 
-// body.operator()<n, times>(i): this thread's n elements of the block's tensor
-// from i on, and as many from each of the next multiples of kStep.
+// body.operator()<n>(i): n elements of the block's tensor from i on, of this
+// thread.
 template <typename F>
 __device__ void ForElements(const TensorBlock& block, int64_t size, F&& body) {
-  int64_t i = block.begin + blockIdx.x % kPieces * (kStep * kTimes) +
-              threadIdx.x * kWidth;
-  if (i + (kTimes - 1) * kStep + kWidth <= size)
-    return body.template operator()<kWidth, kTimes>(i);
-#pragma unroll 1
-  for (int time = 0; time < kTimes; ++time, i += kStep) {
-#pragma unroll 1
-    for (int k = 0; k < kWidth && i + k < size; ++k)
-      body.template operator()<1, 1>(i + k);
-  }
-}
-
-// To 2^-22, as is __fdividef: of an update, which is less than the parameter.
-__device__ float Sqrt(float x) {
-  float y;
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  int64_t i =
+      block.begin + (blockIdx.x % kPieces * kThreads + threadIdx.x) * kWidth;
+  if (i + kWidth <= size) return body.template operator()<kWidth>(i);
+  for (; i < size; ++i) body.template operator()<1>(i);
 }
 
 // kCount bfloat16 or remainders, in one access.
@@ -109,32 +92,22 @@ __global__ void __launch_bounds__(kThreads)
   const float* grad = static_cast<const float*>(tensor.grad);
   float* exp_avg = static_cast<float*>(tensor.exp_avg);
   float* exp_avg_sq = static_cast<float*>(tensor.exp_avg_sq);
-  ForElements(block, tensor.size, [&]<int kCount, int kCalls>(int64_t i) {
-    float p[kCalls][kCount], g[kCalls][kCount], m[kCalls][kCount],
-        v[kCalls][kCount];
+  ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
+    float p[kCount], g[kCount], m[kCount], v[kCount];
+    LoadMaster<T>(tensor, i, p);
+    Load<kCount>(grad + i, g);
+    Load<kCount>(exp_avg + i, m);
+    Load<kCount>(exp_avg_sq + i, v);
 #pragma unroll
-    for (int c = 0; c < kCalls; ++c) {
-      LoadMaster<T>(tensor, i + c * kStep, p[c]);
-      Load<kCount>(grad + i + c * kStep, g[c]);
-      Load<kCount>(exp_avg + i + c * kStep, m[c]);
-      Load<kCount>(exp_avg_sq + i + c * kStep, v[c]);
+    for (int k = 0; k < kCount; ++k) {
+      g[k] *= scale;
+      m[k] = beta1 * m[k] + rest1 * g[k];
+      v[k] = beta2 * v[k] + rest2 * g[k] * g[k];
+      p[k] = keep * p[k] - rate * m[k] / (sqrtf(v[k]) * root2 + eps);
     }
-#pragma unroll
-    for (int c = 0; c < kCalls; ++c) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        const float x = g[c][k] * scale;
-        float& mean = m[c][k];
-        float& square = v[c][k];
-        mean = beta1 * mean + rest1 * x;
-        square = beta2 * square + rest2 * x * x;
-        p[c][k] = keep * p[c][k] -
-                  __fdividef(rate * mean, Sqrt(square) * root2 + eps);
-      }
-      StoreMaster<T>(tensor, i + c * kStep, p[c]);
-      Store<kCount>(exp_avg + i + c * kStep, m[c]);
-      Store<kCount>(exp_avg_sq + i + c * kStep, v[c]);
-    }
+    StoreMaster<T>(tensor, i, p);
+    Store<kCount>(exp_avg + i, m);
+    Store<kCount>(exp_avg_sq + i, v);
   });
 }
 
@@ -145,16 +118,14 @@ __global__ void MastersKernel(const AdamWTensor* tensors,
   const TensorBlock block = blocks[blockIdx.x / kPieces];
   const AdamWTensor tensor = tensors[block.tensor];
   float* grad = static_cast<float*>(tensor.grad);
-  ForElements(block, tensor.size, [&]<int kCount, int kCalls>(int64_t first) {
-    for (int64_t i = first; i < first + kCalls * kStep; i += kStep) {
-      float p[kCount];
-      if constexpr (kJoin) {
-        LoadMaster<__nv_bfloat16>(tensor, i, p);
-        Store<kCount>(grad + i, p);
-      } else {
-        Load<kCount>(grad + i, p);
-        StoreMaster<__nv_bfloat16>(tensor, i, p);
-      }
+  ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
+    float p[kCount];
+    if constexpr (kJoin) {
+      LoadMaster<__nv_bfloat16>(tensor, i, p);
+      Store<kCount>(grad + i, p);
+    } else {
+      Load<kCount>(grad + i, p);
+      StoreMaster<__nv_bfloat16>(tensor, i, p);
     }
   });
 }
