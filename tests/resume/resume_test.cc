@@ -230,11 +230,13 @@ TEST(Killed, AgainAndAgainIsAsNeverKilled) {
   words = TinyTrain(folder, words);
   std::mt19937 random(5);
   int kills = 0;
+  int64_t begun = 0;  // iterations saved before the last start
   for (bool done = false; !done;) {
     ASSERT_LT(kills, 500);
     // Dies this many iterations on, and a little: in the midst of the next
     // iteration or of its save. 0: wherever it is then.
-    const int64_t until = SavedIteration(save) + random() % 5;
+    begun = SavedIteration(save);
+    const int64_t until = begun + random() % 5;
     const int64_t extra_us = random() % 4000;
     const pid_t child = Start(words);
     ASSERT_GT(child, 0);
@@ -258,12 +260,14 @@ TEST(Killed, AgainAndAgainIsAsNeverKilled) {
   }
   EXPECT_GE(kills, kIterations / 5 - 1);
   ExpectSame(straight, OutcomeOf(folder));
-  // Nothing of the dead is left: two checkpoints and `latest`.
+  // Nothing of the dead is left: two checkpoints and `latest`. What dies in the
+  // midst of the last save has no later one to remove a third checkpoint.
   int64_t entries = 0;
   for (const auto& entry : fs::directory_iterator(save)) {
     entries += !entry.path().empty();
   }
-  EXPECT_EQ(entries, 3);
+  EXPECT_GE(entries, 3);
+  EXPECT_LE(entries, begun < kIterations ? 3 : 4);
 }
 
 }  // namespace
