@@ -244,7 +244,10 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   if (world == nullptr) {
     links.emplace(model);
   } else {
-    MIMO_ASSIGN_OR_RETURN(links, ModelLinks::Connect(model, *world, allocator));
+    MIMO_ASSIGN_OR_RETURN(
+        links,
+        ModelLinks::Connect(model, *world, allocator,
+                            static_cast<int>(run.train.encoder_run_ahead)));
   }
   MimoStage stage(model, allocator, Captures(run.train, compute, world),
                   *std::move(links));

@@ -48,6 +48,7 @@ absl::Status TrainConfig::Validate() const {
         "distributed_timeout_minutes: ", distributed_timeout_minutes,
         ", wanted more than 0"));
   }
+  MIMO_RETURN_IF_ERROR(AtLeast(0, "encoder_run_ahead", encoder_run_ahead));
   return AtLeast(0, "check_replicas_interval", check_replicas_interval);
 }
 

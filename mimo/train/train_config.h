@@ -24,6 +24,9 @@ struct TrainConfig {
   bool cuda_graph = true;     // a GPU: capture a pass, replay it
   int64_t eval_interval = 0;  // iterations between validations; 0: none
   int64_t eval_iters = 10;    // global batches of one validation
+  // Micro-batches by which frozen modules run ahead of those that they feed,
+  // where modules have ranks of their own.
+  int64_t encoder_run_ahead = 2;
   // Iterations between checks that replicas have the same bits; 0: none.
   int64_t check_replicas_interval = 0;
   double distributed_timeout_minutes = 10;  // of one collective
@@ -40,6 +43,7 @@ struct TrainConfig {
     v("cuda_graph", cuda_graph);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);
+    v("encoder_run_ahead", encoder_run_ahead);
     v("check_replicas_interval", check_replicas_interval);
     v("distributed_timeout_minutes", distributed_timeout_minutes);
   }

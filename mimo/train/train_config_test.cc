@@ -46,6 +46,8 @@ TEST(TrainConfig, SaysWhatIsWrong) {
       {[](auto& c) { c.eval_iters = 0; }, "eval_iters: 0, wanted 1 or more"},
       {[](auto& c) { c.distributed_timeout_minutes = 0; },
        "distributed_timeout_minutes: 0, wanted more than 0"},
+      {[](auto& c) { c.encoder_run_ahead = -1; },
+       "encoder_run_ahead: -1, wanted 0 or more"},
       {[](auto& c) { c.check_replicas_interval = -1; },
        "check_replicas_interval: -1, wanted 0 or more"},
   });

@@ -72,13 +72,15 @@ ModelLinks::ModelLinks(const MimoModel& model) {
 
 absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
                                                Communicator& world,
-                                               Allocator& allocator) {
+                                               Allocator& allocator,
+                                               int run_ahead) {
   CHECK(model.placement().infra != nullptr) << "a model without an infra";
   const MimoInfra& infra = *model.placement().infra;
   ModelLinks self;
   self.parallelism_ = infra.parallelism;
   self.topology_ = infra.topology;
   self.rank_ = world.rank();
+  self.run_ahead_ = run_ahead;
   MIMO_ASSIGN_OR_RETURN(
       self.frozen_,
       FrozenModules(model, infra.parallelism.ModuleNames(), &world, allocator));
@@ -108,9 +110,10 @@ const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
   const auto [at, added] = programs_.try_emplace({micro_batches, forward_only});
   if (added) {
     RankProgram& program = at->second;
-    auto schedule = MakeModuleSchedule(
-        parallelism_, topology_, frozen_,
-        {.micro_batches = micro_batches, .forward_only = forward_only});
+    auto schedule = MakeModuleSchedule(parallelism_, topology_, frozen_,
+                                       {.micro_batches = micro_batches,
+                                        .forward_only = forward_only,
+                                        .run_ahead = run_ahead_});
     CHECK_OK(schedule.status());  // checked with the infra
     program.schedule = *std::move(schedule);
     program.steps = program.schedule.Program(

@@ -39,11 +39,13 @@ class ModelLinks {
   // Of a model that is whole on this rank.
   explicit ModelLinks(const MimoModel& model);
   // Of this rank's part of a model; called by all ranks of `world`, which the
-  // links do not outlive. Other errors than the communicators': a module that
-  // feeds another than the language model.
+  // links do not outlive. `run_ahead`: PipelineScheduleOptions. Other errors
+  // than the communicators': a module that feeds another than the language
+  // model.
   static absl::StatusOr<ModelLinks> Connect(const MimoModel& model,
                                             Communicator& world,
-                                            Allocator& allocator);
+                                            Allocator& allocator,
+                                            int run_ahead = 0);
 
   // Of `micro_batches`, or of one, to be run for each in turn, where nobody has
   // a pipeline (models/parallelism/module_schedule.h).
@@ -57,7 +59,7 @@ class ModelLinks {
   MimoParallelismConfig parallelism_;
   ModuleTopology topology_;
   std::set<std::string> frozen_;  // modules
-  int rank_ = 0;
+  int rank_ = 0, run_ahead_ = 0;
   std::vector<StageLink> links_;  // by edge
   std::map<std::pair<int, bool>, RankProgram> programs_;
 };

@@ -94,7 +94,8 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       plan.schedule,
       MakeModuleSchedule(
           parallelism, plan.topology, frozen,
-          {.micro_batches = static_cast<int>(plan.micro_batches)}));
+          {.micro_batches = static_cast<int>(plan.micro_batches),
+           .run_ahead = static_cast<int>(train.encoder_run_ahead)}));
   for (ModulePlan& module : plan.modules) {
     const bool language = module.name == parallelism.llm_module_name;
     MIMO_ASSIGN_OR_RETURN(

@@ -80,10 +80,9 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
       {"heterogeneous", 3, "dp2", "dp1 @2"},
       {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"}};
   const std::string dtype = GetParam();
-  // Sums of float32 in another order; of bfloat16, whose values are rounded to
-  // 2^-9 of theirs in each of some tens of steps of a pass, and in each of 20
-  // updates.
-  const double tolerance = dtype == "float32" ? 1e-4 : 2e-2;
+  // Sums of float32 in another order; bfloat16 rounds to 2^-9, and where sums
+  // are cut between ranks a value may round the other way: two of these.
+  const double tolerance = dtype == "float32" ? 1e-6 : 4e-3;
   const std::vector<double> wanted = Losses("one", dtype, "", 1, 1);
   ASSERT_EQ(wanted.size(), 20u);
   for (const Layout& layout : layouts) {

@@ -103,14 +103,16 @@ const std::vector<std::string>& FrozenParts() {
 
 // Of `micro_batches` global micro-batches an iteration.
 Trained TrainOn(const std::string& name, const std::string& frozen,
-                int micro_batches, const std::string& yaml, int ranks, int dp) {
+                int micro_batches, const std::string& yaml, int ranks, int dp,
+                Words overrides = {}) {
   const std::string folder = TestFolder(name);
   WriteSamples(folder + "/samples.jsonl");
   const std::string config = absl::Substitute(
       kConfig, frozen, folder, kSamples / dp, kSamples * micro_batches);
-  return Train(
-      {"train", "--config", Write(folder + "/config.yaml", config + yaml)},
-      ranks, folder);
+  Words words = {"train", "--config",
+                 Write(folder + "/config.yaml", config + yaml)};
+  words.insert(words.end(), overrides.begin(), overrides.end());
+  return Train(words, ranks, folder);
 }
 
 TEST(Layouts, TrainAsOneRank) {
@@ -140,6 +142,21 @@ TEST(Layouts, TrainAsOneRank) {
     for (int micro_batches : {1, 2, 8})
       for (size_t part = 0; part < FrozenParts().size(); ++part)
         check(layout, micro_batches, part, /*twice=*/true);
+  }
+}
+
+// How far ahead changes nothing but the time.
+TEST(Layouts, FrozenEncodersRunAhead) {
+  const Layout layout = {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"};
+  for (int part : {1, 3}) {
+    std::vector<Trained> trained;
+    for (int ahead : {0, 1, 3}) {
+      trained.push_back(
+          TrainOn("ahead", FrozenParts()[part], 8, layout.Yaml(), layout.ranks,
+                  Dp(layout.language),
+                  {absl::StrCat("train.encoder_run_ahead=", ahead)}));
+      EXPECT_TRUE(trained.back() == trained[0]) << ahead;
+    }
   }
 }
 
@@ -194,15 +211,8 @@ TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   const auto train = [](const std::string& name, const Layout& layout,
                         int micro_batches) {
-    const std::string folder = TestFolder(name);
-    WriteSamples(folder + "/samples.jsonl");
-    const std::string config =
-        absl::Substitute(kConfig, "", folder, kSamples / Dp(layout.language),
-                         kSamples * micro_batches) +
-        layout.Yaml();
-    return Train({"train", "--config", Write(folder + "/config.yaml", config),
-                  "train.train_iters=1"},
-                 layout.ranks, folder);
+    return TrainOn(name, "", micro_batches, layout.Yaml(), layout.ranks,
+                   Dp(layout.language), {"train.train_iters=1"});
   };
   std::vector<Trained> wanted;
   for (int micro_batches : {1, 2, 3})
