@@ -300,8 +300,9 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   const bool timed = args.Has("times");
   MIMO_ASSIGN_OR_RETURN(const auto times,
                         ReadTimes(args.String("times"), *plan));
-  const IdealTime ideal = IdealIteration(plan->schedule, plan->parallelism,
-                                         times, plan->micro_batches);
+  const IdealTime ideal =
+      IdealIteration(plan->schedule, plan->parallelism,
+                     TimesOfStages(plan->schedule, times), plan->micro_batches);
   if (args.Has("json")) {
     std::cout << ToJson(*plan, run.train, ideal, timed).dump() << "\n";
   } else {

@@ -8,6 +8,9 @@
 #ifndef MIMO_MIMO_PARALLEL_SCHEDULE_SIMULATOR_H_
 #define MIMO_MIMO_PARALLEL_SCHEDULE_SIMULATOR_H_
 
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -15,6 +18,13 @@
 #include "mimo/parallel/pipeline_schedule.h"
 
 namespace mimo {
+
+// Of one micro-batch in a stage, in milliseconds.
+struct StageTime {
+  double forward = 0, backward = 0;
+};
+// By module and stage of it.
+using StageTimes = std::map<std::pair<std::string, int>, StageTime>;
 
 // Of one micro-batch, all in one unit.
 struct ScheduleTimes {

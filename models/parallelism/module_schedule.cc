@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/log/check.h"
-#include "mimo/parallel/schedule_simulator.h"
 
 namespace mimo {
 
@@ -42,15 +41,23 @@ std::vector<int> StagesOfRank(const PipelineSchedule& schedule,
   return held;
 }
 
+std::vector<StageTime> TimesOfStages(
+    const PipelineSchedule& schedule,
+    const std::map<std::string, StageTime>& times) {
+  std::vector<StageTime> all;
+  for (const PipelineStage& at : schedule.stages)
+    all.push_back(times.at(schedule.modules[at.module].name));
+  return all;
+}
+
 IdealTime IdealIteration(const PipelineSchedule& schedule,
                          const MimoParallelismConfig& parallelism,
-                         const std::map<std::string, StageTime>& times,
-                         int micro_batches) {
+                         absl::Span<const StageTime> times, int micro_batches) {
   ScheduleTimes of_steps;
-  for (const PipelineStage& at : schedule.stages) {
-    const StageTime& time = times.at(schedule.modules[at.module].name);
-    of_steps.forward.push_back(time.forward);
-    of_steps.backward.push_back(at.backward ? time.backward : 0);
+  for (size_t i = 0; i < schedule.stages.size(); ++i) {
+    of_steps.forward.push_back(times[i].forward);
+    of_steps.backward.push_back(schedule.stages[i].backward ? times[i].backward
+                                                            : 0);
   }
   of_steps.transfer.resize(schedule.edges.size());
   // Ranks of the same stages do the same: one of each is simulated.

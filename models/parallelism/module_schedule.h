@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "mimo/parallel/pipeline_schedule.h"
+#include "mimo/parallel/schedule_simulator.h"
 #include "models/parallelism/mimo_parallelism.h"
 #include "models/parallelism/topology.h"
 
@@ -29,21 +31,19 @@ std::vector<int> StagesOfRank(const PipelineSchedule& schedule,
                               const MimoParallelismConfig& parallelism,
                               int rank);
 
-// Of one micro-batch in a stage of a module, in milliseconds.
-struct StageTime {
-  double forward = 0, backward = 0;
-};
-
 struct IdealTime {
   double milliseconds;  // of an iteration's forwards and backwards
   double bubble_share;  // of its ranks' time, with neither
 };
 
-// Of `micro_batches`, transfers taking no time. `times` has every module.
+// Of `micro_batches`, transfers taking no time. `times` of each stage.
 IdealTime IdealIteration(const PipelineSchedule& schedule,
                          const MimoParallelismConfig& parallelism,
-                         const std::map<std::string, StageTime>& times,
-                         int micro_batches);
+                         absl::Span<const StageTime> times, int micro_batches);
+// Where all stages of a module take alike; `times` has every module.
+std::vector<StageTime> TimesOfStages(
+    const PipelineSchedule& schedule,
+    const std::map<std::string, StageTime>& times);
 
 }  // namespace mimo
 

@@ -53,16 +53,18 @@ TEST(ModuleSchedule, HeterogeneousIsOnePipeline) {
               ElementsAre(schedule.StageOf("language", 1)));
   EXPECT_THAT(StagesOfRank(schedule, Heterogeneous(), 10), IsEmpty());
   const IdealTime ideal = IdealIteration(
-      schedule, Heterogeneous(), {{"images", {1, 2}}, {"language", {1, 2}}}, 5);
+      schedule, Heterogeneous(),
+      TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {1, 2}}}), 5);
   EXPECT_EQ(ideal.milliseconds, (5 + 3 - 1) * 3);
   EXPECT_NEAR(ideal.bubble_share, 2. / 7, 1e-15);
 }
 
 // 2 of 10 ranks have a third of the others' work.
 TEST(ModuleSchedule, BubbleCountsRanks) {
-  const IdealTime ideal =
-      IdealIteration(Make(Heterogeneous(), 5, {"images"}), Heterogeneous(),
-                     {{"images", {1, 2}}, {"language", {1, 2}}}, 5);
+  const PipelineSchedule schedule = Make(Heterogeneous(), 5, {"images"});
+  const IdealTime ideal = IdealIteration(
+      schedule, Heterogeneous(),
+      TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {1, 2}}}), 5);
   EXPECT_EQ(ideal.milliseconds, 1 + (5 + 2 - 1) * 3);
   EXPECT_NEAR(ideal.bubble_share, 1 - (2 * 5 * 1 + 8 * 5 * 3) / (10 * 19.),
               1e-15);
@@ -77,7 +79,8 @@ TEST(ModuleSchedule, ColocatedPipelineIsThreePhases) {
       StagesOfRank(schedule, config, 3),
       ElementsAre(schedule.StageOf("images"), schedule.StageOf("language", 1)));
   const IdealTime ideal = IdealIteration(
-      schedule, config, {{"images", {1, 2}}, {"language", {2, 4}}}, 6);
+      schedule, config,
+      TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {2, 4}}}), 6);
   EXPECT_EQ(ideal.milliseconds, 6 * 3 + (6 + 2 - 1) * 6);
   EXPECT_NEAR(ideal.bubble_share, 1 - 6 * 9 / 60., 1e-15);
 }
@@ -92,7 +95,8 @@ TEST(ModuleSchedule, WithoutPipelinesEachMicroBatchInTurn) {
     EXPECT_THAT(held, ElementsAre(0, 1));
     EXPECT_EQ(schedule.Program(held).size(), 6);  // 2 transfers
     const IdealTime ideal = IdealIteration(
-        schedule, config, {{"images", {1, 2}}, {"language", {2, 4}}}, 6);
+        schedule, config,
+        TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {2, 4}}}), 6);
     EXPECT_EQ(ideal.milliseconds, 6 * 9);
     EXPECT_EQ(ideal.bubble_share, 0);
   }
