@@ -161,8 +161,9 @@ absl::Status Read(const Args& args, int size, int threads,
                   RankOptions& ranks) {
   MIMO_ASSIGN_OR_RETURN(shared.path, args.Required("config"));
   Words overrides = args.positional();
-  if (args.Has("profile")) {
-    overrides.push_back("logging.profile=" + args.String("profile"));
+  for (const std::string flag : {"profile", "trace"}) {
+    if (args.Has(flag))
+      overrides.push_back("logging." + flag + "=" + args.String(flag));
   }
   MIMO_ASSIGN_OR_RETURN(shared.root, ReadRunConfig(shared.path, overrides));
   MIMO_ASSIGN_OR_RETURN(shared.run, ReadSections(shared.root));
@@ -289,6 +290,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   args.Flag("config", "F.yaml", "the run's configuration (docs/config.md)");
   args.Flag("ranks", "N", "ranks as threads of this process (1)");
   args.Flag("profile", "FILE", "a trace of some iterations: logging.profile");
+  args.Flag("trace", "FILE", "what all ranks do in them: logging.trace");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
   if (args.help()) {

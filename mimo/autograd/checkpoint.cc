@@ -27,7 +27,7 @@ struct CheckpointNode final : Node {
     std::vector<Tape::Seed> seeds;
     std::vector<Var> outputs;
     {
-      const ProfileRange range(exec, "recompute");
+      const ProfileRange range(exec, "recompute", ProfileRange::kModule);
       outputs = body(exec, again);
     }
     for (size_t i = 0; i < outputs.size(); ++i) {

@@ -9,7 +9,7 @@ ModuleScope::ModuleScope(const Context& ctx, const std::string& path,
     : ctx_(ctx),
       outer_(ctx.tape == nullptr ? nullptr : ctx.tape->scope_),
       tag_(*ctx.allocator, path),
-      range_(ctx, backward ? path + " backward" : path) {
+      range_(ctx, backward ? path + " backward" : path, ProfileRange::kModule) {
   if (ctx.tape != nullptr) ctx.tape->scope_ = &path;
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/profiler.h"
 #include "mimo/nn/tensor_parallel_grads.h"
 
 namespace mimo {
@@ -64,7 +65,9 @@ DistributedDataParallel::DistributedDataParallel(
     const DataParallelOptions& options)
     : allocator_(allocator),
       options_(options),
-      comm_(NewStream(allocator.stream().device, StreamPriority::kUrgent)),
+      comm_{.allocator = &allocator,
+            .compute =
+                NewStream(allocator.stream().device, StreamPriority::kUrgent)},
       modules_(modules),
       shards_(modules.size()) {
   for (size_t m = 0; m < modules.size(); ++m) {
@@ -158,12 +161,13 @@ void DistributedDataParallel::ReduceNext() {
   for (Parameter* parameter : bucket.parameters) parameter->Grad();
   if (bucket.tp != nullptr)
     SumGradsOverTp({.allocator = &allocator_}, bucket.parameters, *bucket.tp);
-  WaitFor(comm_, allocator_.stream());
+  WaitFor(comm_.compute, allocator_.stream());
+  const ProfileRange range(comm_, "reduce gradients", bucket.group->members());
   char* grads = static_cast<char*>(bucket.grads.data());
   const DType dtype = bucket.grads.dtype();
   bucket.group->ReduceScatter(
       grads, grads + bucket.group->rank() * bucket.shard * SizeOf(dtype),
-      bucket.shard, dtype, ReduceOp::kSum, comm_);
+      bucket.shard, dtype, ReduceOp::kSum, comm_.compute);
   bucket.complete = 0;
 }
 
@@ -174,7 +178,7 @@ void DistributedDataParallel::FinishGradSync() {
       SumGradsOverTp({.allocator = &allocator_}, module.parameters, *module.tp);
   }
   SumOverStages();
-  WaitFor(allocator_.stream(), comm_);
+  WaitFor(allocator_.stream(), comm_.compute);
   last_backward_ = false;
   reduced_ = 0;
   complete_.clear();
@@ -187,23 +191,27 @@ void DistributedDataParallel::SumOverStages() {
       CHECK(modules_[m].embd != nullptr) << parameter->name;
       const Tensor grad = parameter->Grad().Reshape({parameter->data.numel()});
       const Tensor own = grad.Rows(begin, end);
-      WaitFor(comm_, allocator_.stream());
+      WaitFor(comm_.compute, allocator_.stream());
+      const ProfileRange range(comm_, "reduce gradients",
+                               modules_[m].embd->members());
       modules_[m].embd->AllReduce(own.data(), own.data(), own.numel(),
-                                  own.dtype(), ReduceOp::kSum, comm_);
+                                  own.dtype(), ReduceOp::kSum, comm_.compute);
     }
   }
 }
 
 void DistributedDataParallel::GatherParameters() {
-  WaitFor(comm_, allocator_.stream());
+  WaitFor(comm_.compute, allocator_.stream());
   for (const Bucket& bucket : buckets_) {
+    const ProfileRange range(comm_, "gather parameters",
+                             bucket.group->members());
     char* weights = static_cast<char*>(bucket.weights.data());
     const DType dtype = bucket.weights.dtype();
     bucket.group->AllGather(
         weights + bucket.group->rank() * bucket.shard * SizeOf(dtype), weights,
-        bucket.shard, dtype, comm_);
+        bucket.shard, dtype, comm_.compute);
   }
-  WaitFor(allocator_.stream(), comm_);
+  WaitFor(allocator_.stream(), comm_.compute);
 }
 
 absl::Status DistributedDataParallel::Health() const {

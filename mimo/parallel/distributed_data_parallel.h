@@ -37,7 +37,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "comm/base/communicator.h"
-#include "kernels/base/stream.h"
+#include "mimo/autograd/context.h"
 #include "mimo/nn/parameter.h"
 #include "mimo/nn/tensor_slice.h"
 #include "mimo/tensor/allocator.h"
@@ -74,6 +74,9 @@ class DistributedDataParallel final : public GradObserver {
                           const DataParallelOptions& options = {});
   ~DistributedDataParallel() override;
   DistributedDataParallel(const DistributedDataParallel&) = delete;
+
+  // Measures from now on when the ranks meet; null: not any more.
+  void SetProfiler(Profiler* profiler) { comm_.profiler = profiler; }
 
   // Before the last backward of a step.
   void BeginLastBackward();
@@ -116,7 +119,8 @@ class DistributedDataParallel final : public GradObserver {
 
   Allocator& allocator_;
   const DataParallelOptions options_;
-  const Stream comm_;  // of its own on a GPU, before the backward's kernels
+  Context comm_;  // on a stream of its own on a GPU, before the backward's
+                  // kernels
   std::vector<DataParallelModule> modules_;
   std::vector<std::vector<ParameterShard>> shards_;  // by module
   std::vector<Bucket> buckets_;                      // in order

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/tensor/tensor.h"
 
@@ -31,6 +32,33 @@ absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
   if (failures == 0) return absl::OkStatus();
   return absl::AbortedError(
       absl::StrCat(failures, " of ", group->size(), " ranks failed"));
+}
+
+absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
+                                                     Allocator& allocator,
+                                                     const std::string& text) {
+  if (group == nullptr) return std::vector{text};
+  Allocator host;
+  const int64_t ranks = group->size(), size = text.size();
+  const Tensor sizes(allocator, {ranks}, DType::kInt64);
+  group->AllGather(Tensor::From<int64_t>(allocator, {1}, {size}).data(),
+                   sizes.data(), 1, DType::kInt64, allocator.stream());
+  const Tensor read_sizes = sizes.Clone(host);
+  MIMO_RETURN_IF_ERROR(group->Health());
+  const auto lengths = read_sizes.span<int64_t>();
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const Tensor all(allocator, {ranks, longest}, DType::kUInt8);
+  char* const own = static_cast<char*>(all.data()) + group->rank() * longest;
+  CopyBytes(own, text.data(), size, allocator.stream());
+  group->AllGather(own, all.data(), longest, DType::kUInt8, allocator.stream());
+  const Tensor read = all.Clone(host);
+  MIMO_RETURN_IF_ERROR(group->Health());
+  std::vector<std::string> texts;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    texts.emplace_back(static_cast<const char*>(read.data()) + rank * longest,
+                       lengths[rank]);
+  }
+  return texts;
 }
 
 }  // namespace mimo

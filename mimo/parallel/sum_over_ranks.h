@@ -1,8 +1,12 @@
-// Small numbers that all ranks must agree on: counts, losses, failures.
+// What all ranks must agree on or know, and is small: counts, losses, failures.
 #ifndef MIMO_MIMO_PARALLEL_SUM_OVER_RANKS_H_
 #define MIMO_MIMO_PARALLEL_SUM_OVER_RANKS_H_
 
+#include <string>
+#include <vector>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "comm/base/communicator.h"
 #include "mimo/tensor/allocator.h"
@@ -18,6 +22,11 @@ absl::Status SumOverRanks(Communicator* group, Allocator& allocator,
 // `status`, or an error where another rank's is one.
 absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
                             absl::Status status);
+
+// The `text` of each rank, on all of them; likewise.
+absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
+                                                     Allocator& allocator,
+                                                     const std::string& text);
 
 }  // namespace mimo
 

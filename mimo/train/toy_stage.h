@@ -63,6 +63,7 @@ class ToyStage : public TrainStage {
   }
   bool CountsTokens() const override { return true; }
 
+  double IdealBubble(int, const StageTimes&) override { return 0; }
   void SetProfiler(Profiler*) override {}
 
   std::vector<float> Weights() {

@@ -64,6 +64,7 @@ absl::Status LoggingConfig::Validate() const {
   MIMO_RETURN_IF_ERROR(NotEmpty("metrics", metrics));
   MIMO_RETURN_IF_ERROR(NotEmpty("tensorboard_dir", tensorboard_dir));
   MIMO_RETURN_IF_ERROR(NotEmpty("profile", profile));
+  MIMO_RETURN_IF_ERROR(NotEmpty("trace", trace));
   MIMO_RETURN_IF_ERROR(AtLeast(0, "profile_after", profile_after));
   return AtLeast(1, "profile_iters", profile_iters);
 }

@@ -79,9 +79,9 @@ struct LoggingConfig {
   std::optional<std::string> metrics;          // JSONL file
   std::optional<std::string> tensorboard_dir;  // folder of event files
   bool progress = true;                        // on stderr
-  // A trace of profile_iters iterations, when profile_after of this run are
-  // done.
-  std::optional<std::string> profile;  // JSON file
+  // What profile_iters iterations did, when profile_after of this run are done:
+  // rank 0 and its modules, all ranks. JSON files.
+  std::optional<std::string> profile, trace;
   int64_t profile_after = 2;
   int64_t profile_iters = 3;
 
@@ -92,6 +92,7 @@ struct LoggingConfig {
     v("tensorboard_dir", tensorboard_dir);
     v("progress", progress);
     v("profile", profile);
+    v("trace", trace);
     v("profile_after", profile_after);
     v("profile_iters", profile_iters);
   }

@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "mimo/data/batch.h"
 #include "mimo/nn/parameter.h"
+#include "mimo/parallel/schedule_simulator.h"
 
 namespace mimo {
 
@@ -42,6 +43,10 @@ class TrainStage {
   // Whether the tokens and labels of this rank's batches count: of the ranks
   // that have the same text, one says so.
   virtual bool CountsTokens() const = 0;
+
+  // The share of the ranks' time in an iteration's forwards and backwards with
+  // neither, at best: were a stage to take these times.
+  virtual double IdealBubble(int micro_batches, const StageTimes& times) = 0;
 
   // Measures from now on what the stage does; null: nothing any more.
   virtual void SetProfiler(Profiler* profiler) = 0;

@@ -133,20 +133,10 @@ absl::Status Trainer::OpenLogs() {
   if (logging.profile) {
     MIMO_ASSIGN_OR_RETURN(profile_, AppendFile::Open(*logging.profile, 0));
   }
+  if (logging.trace) {
+    MIMO_ASSIGN_OR_RETURN(trace_, AppendFile::Open(*logging.trace, 0));
+  }
   return absl::OkStatus();
-}
-
-void Trainer::StartProfile() {
-  ctx_.profiler = &profiler_.emplace(ctx_.compute);
-  stage_.SetProfiler(ctx_.profiler);
-}
-
-absl::Status Trainer::EndProfile() {
-  stage_.SetProfiler(nullptr);
-  ctx_.profiler = nullptr;
-  const std::string trace = profiler_->Trace();
-  profiler_.reset();
-  return profile_->Append(trace);
 }
 
 absl::StatusOr<TrainResult> Trainer::Run() {
@@ -156,7 +146,8 @@ absl::StatusOr<TrainResult> Trainer::Run() {
   const int64_t first = iteration_;
   const int64_t profile_from = first + options_.logging.profile_after;
   while (iteration_ < train.train_iters && !result.stopped) {
-    if (profile_ && iteration_ == profile_from) StartProfile();
+    if (iteration_ == profile_from) StartProfile();
+    if (profiler_) profiler_->BeginIteration(iteration_ + 1);
     MIMO_ASSIGN_OR_RETURN(const Step step, RunIteration());
     if (profiler_ &&
         iteration_ == profile_from + options_.logging.profile_iters) {
@@ -191,10 +182,12 @@ absl::StatusOr<TrainResult> Trainer::Run() {
     result.stopped = step.stop;
   }
   if (profiler_) MIMO_RETURN_IF_ERROR(EndProfile());
-  if (profile_ && iteration_ <= profile_from) {
-    progress_.Say(absl::StrCat("logging.profile: only ", iteration_ - first,
+  for (const char* key : {profile_ ? "profile" : "", trace_ ? "trace" : ""}) {
+    if (*key == 0 || iteration_ > profile_from) continue;
+    progress_.Say(absl::StrCat("logging.", key, ": only ", iteration_ - first,
                                " iterations were run, none was profiled"));
   }
+  if (!traced_.empty()) progress_.Say(traced_);
   MIMO_RETURN_IF_ERROR(Save());
   if (result.stopped) {
     progress_.Say(absl::StrCat(
@@ -211,6 +204,12 @@ absl::StatusOr<TrainResult> Trainer::Run() {
 absl::Status Trainer::Health() const {
   if (options_.world != nullptr) MIMO_RETURN_IF_ERROR(options_.world->Health());
   return parallel_.Health();
+}
+
+absl::Status Trainer::Sum(absl::Span<double> values) {
+  if (options_.world == nullptr) return absl::OkStatus();
+  const ProfileRange range(ctx_, "sum", options_.world->members());
+  return SumOverRanks(options_.world, *ctx_.allocator, values);
 }
 
 absl::StatusOr<MicroBatch> Trainer::NextBatch() {
@@ -238,8 +237,7 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
     batches.push_back(std::move(batch));
   }
   consumed_samples_ += options_.train.global_batch_size;
-  MIMO_RETURN_IF_ERROR(
-      SumOverRanks(options_.world, *ctx_.allocator, absl::MakeSpan(counts)));
+  MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(counts)));
   const double loss_scale = counts[0] > 0 ? 1 / counts[0] : 0;
   step.tokens = static_cast<int64_t>(counts[1]);
   double ends[2] = {};  // losses, ranks asked to stop
@@ -252,8 +250,7 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
            .before_last_backward = [&] { parallel_.BeginLastBackward(); }}));
   parallel_.FinishGradSync();
   ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
-  MIMO_RETURN_IF_ERROR(
-      SumOverRanks(options_.world, *ctx_.allocator, absl::MakeSpan(ends)));
+  MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(ends)));
   MIMO_RETURN_IF_ERROR(Health());
   step.lm_loss = Mean(ends[0], counts[0]);
   step.stop = ends[1] > 0;

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "comm/base/communicator.h"
 #include "mimo/autograd/profiler.h"
 #include "mimo/nn/tensor_slice.h"
@@ -101,9 +102,12 @@ class Trainer {
   }
   absl::Status Resume();
   absl::Status OpenLogs();
+  // Measures from now on; null: not any more.
+  void SetProfiler(Profiler* profiler);
   void StartProfile();
   absl::Status EndProfile();
-  absl::Status Health() const;  // of every group of ranks
+  absl::Status Sum(absl::Span<double> values);  // over all ranks
+  absl::Status Health() const;                  // of every group of ranks
   absl::StatusOr<MicroBatch> NextBatch();
   absl::StatusOr<Step> RunIteration();
   absl::Status CountSkipped(const Step& step);
@@ -123,8 +127,9 @@ class Trainer {
   Progress progress_;
   std::optional<MetricsFile> metrics_;
   std::optional<EventFile> events_;
-  std::optional<AppendFile> profile_;
+  std::optional<AppendFile> profile_, trace_;
   std::optional<Profiler> profiler_;  // while it measures
+  std::string traced_;                // what the trace says in short
 
   int64_t iteration_ = 0;
   int64_t consumed_samples_ = 0;

@@ -94,7 +94,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
 
 absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     const RankProgram& program, std::vector<ModelInputs> inputs,
-    double loss_scale, const BeforeLast& before_last) {
+    double loss_scale, const BeforeLast& before_last, int first) {
   const Stream ahead = ahead_memory_.stream();
   Tensor dloss = Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale});
   Pass* pass = nullptr;
@@ -111,7 +111,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
     WaitFor(ctx_.compute, ahead);
-    auto losses = ModelPass(ctx_, model_, links_, program, inputs)
+    auto losses = ModelPass(ctx_, model_, links_, program, inputs, first)
                       .Run(dloss, before_last);
     WaitFor(ahead, ctx_.compute);
     return losses;
@@ -179,7 +179,7 @@ absl::StatusOr<double> MimoStage::ForwardBackward(
     MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           Enqueue(
                               program, std::move(inputs), loss_scale,
-                              last ? around.before_last_backward : [] {}));
+                              last ? around.before_last_backward : [] {}, i));
     const MicroBatch* next = last ? around.next : &batches[i + 1];
     if (next != nullptr && ctx_.profiler == nullptr)
       ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});

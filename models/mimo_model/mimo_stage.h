@@ -59,6 +59,9 @@ class MimoStage : public TrainStage {
       const AroundIteration& around = {}) override;
   absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override;
   bool CountsTokens() const override;
+  double IdealBubble(int micro_batches, const StageTimes& times) override {
+    return links_.Ideal(micro_batches, times).bubble_share;
+  }
   // What is measured runs uncaptured, and nothing ahead.
   void SetProfiler(Profiler* profiler) override {
     ctx_.profiler = profiler;
@@ -85,11 +88,12 @@ class MimoStage : public TrainStage {
   using BeforeLast = std::function<void()>;
 
   absl::StatusOr<ModelInputs> Prepare(const MicroBatch& batch);
-  // A pass, enqueued; its losses.
+  // A pass, enqueued; its losses. `first` as ModelPass's.
   absl::StatusOr<std::vector<Tensor>> Enqueue(const RankProgram& program,
                                               std::vector<ModelInputs> inputs,
                                               double loss_scale,
-                                              const BeforeLast& before_last);
+                                              const BeforeLast& before_last,
+                                              int first = 0);
   absl::StatusOr<std::vector<Tensor>> Capture(const RankProgram& program,
                                               Pass& pass,
                                               std::vector<ModelInputs> inputs,

@@ -6,7 +6,6 @@
 #include "comm/bridge/grid_bridge.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/parallel/sum_over_ranks.h"
-#include "models/parallelism/module_schedule.h"
 
 namespace mimo {
 namespace {
@@ -120,6 +119,14 @@ const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
         StagesOfRank(program.schedule, parallelism_, rank_));
   }
   return at->second;
+}
+
+IdealTime ModelLinks::Ideal(int micro_batches, const StageTimes& times) {
+  const PipelineSchedule& schedule = Program(micro_batches, false).schedule;
+  std::vector<StageTime> of_stages;
+  for (const PipelineStage& at : schedule.stages)
+    of_stages.push_back(times.at({schedule.modules[at.module].name, at.stage}));
+  return IdealIteration(schedule, parallelism_, of_stages, micro_batches);
 }
 
 }  // namespace mimo

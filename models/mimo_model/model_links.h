@@ -16,6 +16,7 @@
 #include "mimo/parallel/pipeline_schedule.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/mimo_parallelism.h"
+#include "models/parallelism/module_schedule.h"
 #include "models/parallelism/topology.h"
 
 namespace mimo {
@@ -51,6 +52,8 @@ class ModelLinks {
   // a pipeline (models/parallelism/module_schedule.h).
   const RankProgram& Program(int micro_batches, bool forward_only);
   const StageLink& link(int edge) const { return links_[edge]; }  // of any
+  // An iteration at best, by the schedule; `times` of its stages.
+  IdealTime Ideal(int micro_batches, const StageTimes& times);
 
  private:
   ModelLinks() = default;

@@ -7,7 +7,6 @@
 #include "comm/bridge/bridge_plan.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/autograd/ops/collectives.h"
-#include "mimo/autograd/profiler.h"
 #include "models/mimo_model/mimo_stage.h"
 
 namespace mimo {
@@ -60,8 +59,25 @@ bool ModelPass::Holds(int stage) const {
              schedule_.stages[stage].stage;
 }
 
+void ModelPass::Describe(ProfileRange& range, int stage, int m) const {
+  range.Set("module", ModuleOf(stage));
+  range.Set("stage", schedule_.stages[stage].stage);
+  range.Set("micro_batch", first_ + m);
+}
+
+void ModelPass::Describe(ProfileRange& range, const PipelineStep& step) const {
+  const auto [from, to] = schedule_.edges[step.at];
+  range.Set("from", ModuleOf(from));
+  range.Set("from_stage", schedule_.stages[from].stage);
+  range.Set("to", ModuleOf(to));
+  range.Set("to_stage", schedule_.stages[to].stage);
+  if (step.forward >= 0) range.Set("forward", first_ + step.forward);
+  if (step.backward >= 0) range.Set("backward", first_ + step.backward);
+}
+
 absl::Status ModelPass::Forward(int stage, int m, const Tensor& dloss) {
-  const ProfileRange range(ctx_, "forward");
+  ProfileRange range(ctx_, "forward");
+  Describe(range, stage, m);
   Call& call = calls_[{stage, m}];
   Context ctx = ctx_;
   ctx.tape = HasBackward(stage) ? &call.tape : nullptr;
@@ -88,7 +104,8 @@ absl::Status ModelPass::Forward(int stage, int m, const Tensor& dloss) {
 }
 
 void ModelPass::Backward(int stage, int m, const Tensor& dloss) {
-  const ProfileRange range(ctx_, "backward");
+  ProfileRange range(ctx_, "backward");
+  Describe(range, stage, m);
   const auto node = calls_.extract({stage, m});
   Call& call = node.mapped();
   std::vector<Tape::Seed> seeds;
@@ -117,7 +134,8 @@ absl::Status ModelPass::Transfer(const PipelineStep& step) {
   const StageLink& link = links_.link(step.at);
   const int from = schedule_.edges[step.at].from;
   if (link.pipeline != nullptr || link.bridge != nullptr) {
-    const ProfileRange range(ctx_, "transfer");
+    ProfileRange range(ctx_, "transfer", RanksOf(step.at));
+    Describe(range, step);
     MIMO_RETURN_IF_ERROR(link.bridge != nullptr
                              ? Cross(step, *link.bridge)
                              : Exchange(step, *link.pipeline));
@@ -129,6 +147,13 @@ absl::Status ModelPass::Transfer(const PipelineStep& step) {
     calls_.erase({from, step.forward});
   if (step.backward >= 0) input_grads_.erase({step.at, step.backward});
   return absl::OkStatus();
+}
+
+absl::Span<const int> ModelPass::RanksOf(int edge) const {
+  const StageLink& link = links_.link(edge);
+  if (link.bridge != nullptr) return link.group->members();
+  const int upper = schedule_.stages[schedule_.edges[edge].from].stage;
+  return link.pipeline->members().subspan(upper, 2);
 }
 
 void ModelPass::Hand(const PipelineStep& step) {

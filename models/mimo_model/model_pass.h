@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "mimo/autograd/profiler.h"
 #include "mimo/autograd/tape.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/mimo_model/model_links.h"
@@ -18,15 +19,18 @@ namespace mimo {
 
 class ModelPass {
  public:
-  // `inputs`: of each micro-batch of the program; all outlive the pass.
+  // `inputs`: of each micro-batch of the program; all outlive the pass. `first`
+  // is the iteration's number of the first one, for a profiler.
   ModelPass(const Context& ctx, const MimoModel& model, const ModelLinks& links,
-            const RankProgram& program, absl::Span<const ModelInputs> inputs)
+            const RankProgram& program, absl::Span<const ModelInputs> inputs,
+            int first = 0)
       : ctx_(ctx),
         model_(model),
         links_(links),
         schedule_(program.schedule),
         steps_(program.steps),
-        inputs_(inputs) {}
+        inputs_(inputs),
+        first_(first) {}
 
   // The loss sums of the micro-batches, [1] float64 each, in order; none
   // without the language model's last stage. Backwards are seeded with `dloss`
@@ -59,10 +63,16 @@ class ModelPass {
     return schedule_.stages[stage].backward && !schedule_.options.forward_only;
   }
 
+  // What a range is of: a stage's micro-batch, a transfer.
+  void Describe(ProfileRange& range, int stage, int micro_batch) const;
+  void Describe(ProfileRange& range, const PipelineStep& transfer) const;
+
   absl::Status Forward(int stage, int micro_batch, const Tensor& dloss);
   void Backward(int stage, int micro_batch, const Tensor& dloss);
   // Each with the micro-batch that moves forward and that which moves back.
   absl::Status Transfer(const PipelineStep& step);
+  // The ranks between which an edge that is not within this one moves.
+  absl::Span<const int> RanksOf(int edge) const;
   void Hand(const PipelineStep& step);
   absl::Status Exchange(const PipelineStep& step, Communicator& pipeline);
   absl::Status Cross(const PipelineStep& step, Bridge& bridge);
@@ -78,6 +88,7 @@ class ModelPass {
   const PipelineSchedule& schedule_;
   const std::vector<PipelineStep>& steps_;
   const absl::Span<const ModelInputs> inputs_;
+  const int first_;
   std::map<At, Call> calls_;  // of stages
   // Gradients of what went along an edge: come back to the sender, and to be
   // sent there.

@@ -51,6 +51,33 @@ TEST(LaunchedRanks, AreTheThreadsOfRanks) {
   EXPECT_TRUE(Tensors(here, 2) == Tensors(there, 2));
 }
 
+// Rank 0 writes what all processes did.
+TEST(LaunchedRanks, OneTrace) {
+  const std::string folder = TestFolder("run");
+  const Words words = TinyTrain(folder, {"--trace=" + folder + "/trace.json"});
+  ASSERT_EQ(Wait(Start(folder, Launched(2, words))), 0)
+      << Read(folder + "/err");
+  const nlohmann::json events =
+      nlohmann::json::parse(Read(folder + "/trace.json"))["traceEvents"];
+  // When each rank's two sums of three iterations were made.
+  std::vector<double> ends[2];
+  for (const nlohmann::json& event : events) {
+    if (event["name"] == "sum") {
+      ends[event["pid"].get<int>()].push_back(event["ts"].get<double>() +
+                                              event["dur"].get<double>());
+    }
+  }
+  ASSERT_EQ(ends[0].size(), 6u);
+  ASSERT_EQ(ends[1].size(), 6u);
+  for (int i = 1; i < 6; ++i) {
+    // On one clock: none begins before the other has left the one before it.
+    EXPECT_LT(ends[0][i - 1], ends[1][i]);
+    EXPECT_LT(ends[1][i - 1], ends[0][i]);
+  }
+  EXPECT_TRUE(absl::StrContains(Read(folder + "/err"), "[0] trace: bubble "))
+      << Read(folder + "/err");
+}
+
 TEST(LaunchedRanks, AUsersMistakeIsSaidOnce) {
   for (const std::string wrong :
        {"train.train_itres=3", "optimizer.modules.x.lr_mult=2"}) {

@@ -26,11 +26,12 @@ struct Ran {
   std::string out, err;
 };
 
-inline Ran RunMimo(const std::vector<std::string>& words) {
+inline Ran RunMimo(const std::vector<std::string>& words,
+                   const ModuleRegistry& registry = BuiltinModules()) {
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
   Ran ran;
-  ran.code = MimoMain(words, BuiltinModules());
+  ran.code = MimoMain(words, registry);
   ran.out = testing::internal::GetCapturedStdout();
   ran.err = testing::internal::GetCapturedStderr();
   return ran;
