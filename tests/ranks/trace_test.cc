@@ -360,6 +360,10 @@ TEST(Trace, TakesWhatTheScheduleSays) {
         "{pipeline_model_parallel_size: $0}}}";
     check(absl::Substitute(colocated, 2), 2, 2);
     check(absl::Substitute(colocated, 3), 3, 3);
+    check(
+        "{modules: {images: {pipeline_model_parallel_size: 2}, language: "
+        "{pipeline_model_parallel_size: 2}}}",
+        2, 1);
   }
 }
 
