@@ -106,16 +106,18 @@ pid_t FindRank(pid_t parent, int rank) {
 
 // A rank is killed in the middle; the others end at once, the launcher names
 // it, and the last checkpoint goes on to where an undisturbed run ends.
-TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
-  const Words more = {"train.train_iters=60", "checkpoint.save_interval=5",
-                      "train.distributed_timeout_minutes=0.5"};
-  const std::string straight = TestFolder("straight");
-  ASSERT_EQ(Wait(Start(straight, Launched(2, TinyTrain(straight, more)))), 0);
-  for (const int victim : {0, 1}) {
-    const std::string folder = TestFolder("killed");
+void ExpectGoesOn(const std::string& name, int ranks, Words more) {
+  more.insert(more.end(), {"train.train_iters=60", "checkpoint.save_interval=5",
+                           "train.distributed_timeout_minutes=0.5"});
+  const std::string straight = TestFolder(name + "_straight");
+  ASSERT_EQ(Wait(Start(straight, Launched(ranks, TinyTrain(straight, more)))),
+            0)
+      << Read(straight + "/err");
+  for (int victim = 0; victim < ranks; ++victim) {
+    const std::string folder = TestFolder(name + "_killed");
     Words words = TinyTrain(folder, more);
     words.push_back("checkpoint.load=" + folder + "/save");
-    const pid_t launcher = Start(folder, Launched(2, words));
+    const pid_t launcher = Start(folder, Launched(ranks, words));
     // Past its first checkpoint.
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
     while (!FindCheckpoint(folder + "/save").ok() && absl::Now() < deadline)
@@ -131,12 +133,22 @@ TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
         absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", victim,
                                          " ended by signal 9 (Killed)\n")))
         << err;
-    ASSERT_EQ(Wait(Start(folder, Launched(2, words))), 0)
+    ASSERT_EQ(Wait(Start(folder, Launched(ranks, words))), 0)
         << Read(folder + "/err");
     EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
                 Untimed(ReadMetrics(straight + "/metrics.jsonl")));
-    EXPECT_TRUE(Tensors(folder, 2) == Tensors(straight, 2));
+    EXPECT_TRUE(Tensors(folder, ranks) == Tensors(straight, ranks));
   }
+}
+
+TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
+  ExpectGoesOn("replicas", 2, {});
+  ExpectGoesOn("apart", 3,
+               {"model.language.num_layers=2",
+                "parallelism={deployment_mode: heterogeneous, modules: "
+                "{images: {data_parallel_size: 1}, language: "
+                "{pipeline_model_parallel_size: 2, data_parallel_size: 1, "
+                "rank_offset: 1}}}"});
 }
 
 }  // namespace
