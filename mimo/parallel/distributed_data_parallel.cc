@@ -229,12 +229,21 @@ absl::Status DistributedDataParallel::CheckReplicas() const {
       MIMO_RETURN_IF_ERROR(
           CheckCopies(module.parameters, *module.group, allocator_));
     }
-    std::vector<Parameter*> tied;
-    std::copy_if(module.parameters.begin(), module.parameters.end(),
-                 std::back_inserter(tied),
-                 [](const Parameter* p) { return Tied(*p); });
-    if (tied.empty()) continue;
-    MIMO_RETURN_IF_ERROR(CheckCopies(tied, *module.embd, allocator_));
+    const auto check = [&](Communicator* group, auto copied) {
+      std::vector<Parameter*> some;
+      std::copy_if(module.parameters.begin(), module.parameters.end(),
+                   std::back_inserter(some), copied);
+      return some.empty() ? absl::OkStatus()
+                          : CheckCopies(some, *group, allocator_);
+    };
+    MIMO_RETURN_IF_ERROR(
+        check(module.embd, [](const Parameter* p) { return Tied(*p); }));
+    if (module.tp == nullptr || module.tp->size() == 1) continue;
+    MIMO_RETURN_IF_ERROR(check(module.tp, [&](const Parameter* p) {
+      return std::ranges::all_of(p->sharding.shards, [&](const Shard& shard) {
+        return shard.copies == module.tp->size();
+      });
+    }));
   }
   return absl::OkStatus();
 }

@@ -95,7 +95,8 @@ class DistributedDataParallel final : public GradObserver {
   // OK, or why a module's group failed.
   absl::Status Health() const;
   // An error, of all ranks of the group, that names the first parameter that is
-  // not bitwise the same on all replicas or stages. Waits for the stream.
+  // not bitwise the same on all replicas, or tp ranks or stages that have
+  // copies of it. Waits for the stream.
   absl::Status CheckReplicas() const;
 
   // A recorded pass holds no use of `parameter` any more.

@@ -300,6 +300,11 @@ TEST(DistributedDataParallel, CopiesOfTpRanksAreSummedAndCountedOnce) {
           EXPECT_EQ(norm.main_grad.span<float>()[i], sum);
         }
       }
+      EXPECT_TRUE(parallel.CheckReplicas().ok());
+      if (tp->rank() == 1) norm.data.span<float>()[5] += 1;
+      EXPECT_EQ(parallel.CheckReplicas().message(),
+                "norm: replicas 0 and 1 of group tp have other bits, wanted "
+                "the same");
       return parallel.Health();
     }));
   }
