@@ -273,7 +273,9 @@ absl::Status Run(const std::vector<std::string>& words,
       const auto model,
       BuildModel(section.model, registry,
                  {.allocator = &allocator, .dtype = compute.dtype, .seed = 1}));
-  MimoStage stage(*model, allocator, run.train.cuda_graph);
+  MimoStage stage(
+      *model, allocator,
+      {.capture = run.train.cuda_graph, .pack = run.train.pack_sequences});
   AdamW optimizer(run.optimizer, model->Parameters(), allocator);
   const std::vector<MicroBatch> batches = RandomBatches(config, size, micro);
   int64_t labelled = 0;

@@ -57,7 +57,7 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   Context ctx = opened.context();
   if (args.Has("grads")) ctx.tape = &tape;
   MIMO_ASSIGN_OR_RETURN(const ModelInputs prepared,
-                        model.Prepare(ctx, batch, /*all_rows=*/true));
+                        model.Prepare(ctx, batch, {.all_rows = true}));
   MIMO_ASSIGN_OR_RETURN(const Var hidden, model.Forward(ctx, prepared));
   out["logits"] = lm.Logits(ctx, hidden.value)
                       .Reshape({batch.batch, batch.seq, lm.vocab_size()});

@@ -250,7 +250,9 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
         ModelLinks::Connect(model, *world, allocator,
                             static_cast<int>(run.train.encoder_run_ahead)));
   }
-  MimoStage stage(model, allocator, Captures(run.train, compute, world),
+  MimoStage stage(model, allocator,
+                  {.capture = Captures(run.train, compute, world),
+                   .pack = run.train.pack_sequences},
                   *std::move(links));
   MIMO_ASSIGN_OR_RETURN(
       Sources sources, MakeSources(data, section.model, run.train.seed,

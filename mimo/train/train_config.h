@@ -21,9 +21,10 @@ struct TrainConfig {
   // A file of GEMM algorithms: a GPU measures those of each new shape and keeps
   // them there; absent: the library's first choice.
   std::optional<std::string> gemm_plans;
-  bool cuda_graph = true;     // a GPU: capture a pass, replay it
-  int64_t eval_interval = 0;  // iterations between validations; 0: none
-  int64_t eval_iters = 10;    // global batches of one validation
+  bool cuda_graph = true;       // a GPU: capture a pass, replay it
+  bool pack_sequences = false;  // no padding between a micro-batch's samples
+  int64_t eval_interval = 0;    // iterations between validations; 0: none
+  int64_t eval_iters = 10;      // global batches of one validation
   // Micro-batches by which frozen modules run ahead of those that they feed,
   // where modules have ranks of their own.
   int64_t encoder_run_ahead = 2;
@@ -41,6 +42,7 @@ struct TrainConfig {
     v("dtype", dtype);
     v("gemm_plans", gemm_plans);
     v("cuda_graph", cuda_graph);
+    v("pack_sequences", pack_sequences);
     v("eval_interval", eval_interval);
     v("eval_iters", eval_iters);
     v("encoder_run_ahead", encoder_run_ahead);

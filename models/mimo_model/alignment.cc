@@ -10,18 +10,28 @@
 
 namespace mimo {
 
-std::vector<int32_t> TokensOfRank(int64_t batch, int64_t seq, int cp_size,
-                                  int cp_rank) {
-  std::vector<int32_t> tokens(batch * seq);
-  std::iota(tokens.begin(), tokens.end(), 0);
-  if (cp_size == 1) return tokens;
-  const int64_t padded = ContextParallelLength(seq, cp_size);
-  std::vector<int32_t> cu_seqlens(batch + 1);
-  for (int64_t b = 0; b <= batch; ++b) cu_seqlens[b] = b * padded;
-  tokens = *ContextParallelRows(cu_seqlens, cp_size, cp_rank);
-  for (int32_t& t : tokens)
-    t = t % padded < seq ? t / padded * seq + t % padded : -1;
-  return tokens;
+RankTokens TokensOfRank(absl::Span<const int32_t> lengths, int64_t seq,
+                        int cp_size, int cp_rank) {
+  std::vector<int32_t> cu_seqlens = {0};  // of the whole
+  for (int32_t length : lengths) {
+    cu_seqlens.push_back(cu_seqlens.back() +
+                         ContextParallelLength(length, cp_size));
+  }
+  std::vector<int32_t> rows(cu_seqlens.back());
+  std::iota(rows.begin(), rows.end(), 0);
+  if (cp_size > 1) rows = *ContextParallelRows(cu_seqlens, cp_size, cp_rank);
+  RankTokens own;
+  for (int32_t row : rows) {
+    const auto next =
+        std::upper_bound(cu_seqlens.begin(), cu_seqlens.end(), row);
+    const int64_t b = next - cu_seqlens.begin() - 1;
+    const int32_t position = row - cu_seqlens[b];
+    own.positions.push_back(position);
+    own.tokens.push_back(position < lengths[b] ? b * seq + position : -1);
+  }
+  const int32_t chunks = cp_size > 1 ? 2 * cp_size : 1;
+  for (int32_t begin : cu_seqlens) own.cu_seqlens.push_back(begin / chunks);
+  return own;
 }
 
 absl::StatusOr<TokenLayout> LayOutTokens(

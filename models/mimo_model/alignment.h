@@ -15,10 +15,16 @@
 
 namespace mimo {
 
-// Which tokens of a batch [B*S] a cp rank has, in the order of its rows
-// (mimo/autograd/ops/ring_attention.h); -1: padding. One rank has all.
-std::vector<int32_t> TokensOfRank(int64_t batch, int64_t seq, int cp_size = 1,
-                                  int cp_rank = 0);
+// What a cp rank has of the `lengths` first tokens of each sample of a batch
+// [B*S], in the order of its rows (mimo/autograd/ops/ring_attention.h). One
+// rank has all.
+struct RankTokens {
+  std::vector<int32_t> tokens;      // which of the batch; -1: padding
+  std::vector<int32_t> positions;   // of each in its sample
+  std::vector<int32_t> cu_seqlens;  // as Packing's
+};
+RankTokens TokensOfRank(absl::Span<const int32_t> lengths, int64_t seq,
+                        int cp_size = 1, int cp_rank = 0);
 
 // Where the embeddings of a rank's T tokens come from; int32, on the device.
 struct TokenLayout {

@@ -229,7 +229,7 @@ absl::StatusOr<Var> MimoModel::ForwardLanguage(
   }
   return language_model_->Forward(
       ctx, x, inputs.batch, inputs.seq, caches, inputs.cached,
-      role().IsLastStage(name) ? inputs.loss_rows : Tensor());
+      role().IsLastStage(name) ? inputs.loss_rows : Tensor(), inputs.packing);
 }
 
 bool MimoModel::HasWholeSamples() const {

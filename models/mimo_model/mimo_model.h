@@ -38,13 +38,15 @@ using ModalityInputs = std::map<std::string, std::map<std::string, Tensor>>;
 // host knows and uploads; running it then reads no value on the host, so that
 // a pass can be captured and replayed.
 struct ModelInputs {
-  int64_t batch, seq;  // B, S; of cp ranks S is this one's tokens of a sample
-  int64_t cached;      // tokens before these, in the caches
+  // B, S, of the longest sample when they are packed; of cp ranks S is this
+  // one's tokens of it.
+  int64_t batch, seq;
+  int64_t cached;  // tokens before these, in the caches
   // Each modality's tokens in each sample of the global micro-batch: how rows
   // are split when they go to other ranks. None of generated tokens.
   std::map<std::string, std::vector<int64_t>> sample_rows;
   std::map<std::string, int64_t> rows;  // that this rank's modalities give
-  TokenLayout layout;  // of the language model's B*S, as are the last two
+  TokenLayout layout;  // of the language model's T, as are the last three
   ModalityInputs modalities;  // raw: e.g. pixels
   // Of modalities that were encoded ahead, in place of their raw inputs: each
   // encoder's features [n, size].
@@ -52,8 +54,17 @@ struct ModelInputs {
   // The rows whose hidden states are wanted, the labelled ones or all, and what
   // these predict (undefined when there are no labels). Behind the labelled
   // ones there may be some of -1, so that batches have few sizes.
-  Tensor loss_rows;  // [L] int32: rows of [B*S]; undefined: L = B*S, all
+  Tensor loss_rows;  // [L] int32: rows of the T; undefined: L = T, all
   Tensor targets;    // [L] int32: the token that follows; -1: no label
+  Packing packing;   // undefined: T = B*S
+};
+
+struct PrepareOptions {
+  // Hidden states of all tokens, not of the labelled ones alone, which cost
+  // less.
+  bool all_rows = false;
+  // The samples' own tokens alone, without the padding that makes them equal.
+  bool packed = false;
 };
 
 // The role of the only rank of a model: every module.
@@ -77,18 +88,17 @@ class MimoModel : public Module {
 
   // A whole batch; every encoder of a modality gets all of its items. Errors:
   // what Forward would, inputs of a modality that the model has not, and a
-  // label that the vocabulary does not have. `all_rows`: hidden states of all
-  // tokens, not of the labelled ones alone, which cost less.
+  // label that the vocabulary does not have.
   absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
                                       const MicroBatch& batch,
-                                      bool all_rows = false) const;
+                                      const PrepareOptions& options = {}) const;
   // Token ids [B*S] with inputs that are on the device already, no labels.
   // After `cached` ones, tokens are generated: text, whatever their id.
-  absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
-                                      absl::Span<const int32_t> input_ids,
-                                      int64_t batch, int64_t seq,
-                                      ModalityInputs modalities = {},
-                                      int64_t cached = 0) const;
+  // `lengths` [B]: packed, so many tokens of each sample.
+  absl::StatusOr<ModelInputs> Prepare(
+      const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
+      int64_t seq, ModalityInputs modalities = {}, int64_t cached = 0,
+      absl::Span<const int32_t> lengths = {}) const;
   // Runs the modalities' frozen encoders: `inputs` has their features then, and
   // no raw inputs of theirs. A pass over it does the rest.
   absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
@@ -110,7 +120,7 @@ class MimoModel : public Module {
                                                const ModelInputs& inputs) const;
   // The language model's stage on this rank. `received`: for the first, the
   // modalities' rows; else, by the language module's name, the hidden states of
-  // the stage before. -> hidden states [B*S, H]; the last stage's [L, H], of
+  // the stage before. -> hidden states [T, H]; the last stage's [L, H], of
   // the rows that are wanted. Loss takes them, with inputs.targets.
   absl::StatusOr<Var> ForwardLanguage(
       const Context& ctx, const ModelInputs& inputs, const ModuleVars& received,
@@ -139,8 +149,10 @@ class MimoModel : public Module {
       : Module(std::move(build)),
         config_(std::move(config)),
         placement_(std::move(placement)) {}
-  // Which tokens of a batch this rank's language model has.
-  std::vector<int32_t> OwnTokens(int64_t batch, int64_t seq) const;
+  // Which tokens of a batch this rank's language model has; no lengths: whole
+  // samples.
+  RankTokens OwnTokens(int64_t batch, int64_t seq,
+                       absl::Span<const int32_t> lengths) const;
   // Where a module of this rank is built; no modality: the language model.
   BuildContext ContextOf(const std::string& path,
                          const std::string& modality = "") const;

@@ -15,7 +15,8 @@ constexpr size_t kMostPasses = 16;
 // Every tensor of the inputs, in a fixed order; some may be undefined.
 std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
   std::vector<const Tensor*> all = {&inputs.layout.text_ids, &inputs.loss_rows,
-                                    &inputs.targets};
+                                    &inputs.targets, &inputs.packing.cu_seqlens,
+                                    &inputs.packing.positions};
   for (const auto& [modality, positions] : inputs.layout.positions)
     all.push_back(&positions);
   for (const auto& [modality, encoders] : inputs.modalities)
@@ -64,9 +65,10 @@ absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
 
 absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
   // A profiler's events are on the compute stream.
-  if (ctx_.profiler != nullptr) return model_.Prepare(ctx_, batch);
+  if (ctx_.profiler != nullptr) return model_.Prepare(ctx_, batch, prepare_);
   const Context ahead{.allocator = &ahead_memory_};
-  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs, model_.Prepare(ahead, batch));
+  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
+                        model_.Prepare(ahead, batch, prepare_));
   MIMO_RETURN_IF_ERROR(model_.EncodeFrozen(ahead, inputs));
   return inputs;
 }
@@ -157,7 +159,8 @@ absl::StatusOr<double> MimoStage::ForwardBackward(
   if (program.schedule.options.micro_batches == count && count > 1) {
     std::vector<ModelInputs> inputs;
     for (const MicroBatch& batch : batches) {
-      MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
+      MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(),
+                            model_.Prepare(ctx_, batch, prepare_));
     }
     MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           Enqueue(program, std::move(inputs), loss_scale,

@@ -26,6 +26,12 @@ double HostValue(const Tensor& loss);
 absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
                                const MicroBatch& batch);
 
+struct MimoStageOptions {
+  bool capture = false;
+  // Batches to train on are packed; others are padded.
+  bool pack = false;
+};
+
 // An iteration is one pass over its micro-batches where a module is a pipeline
 // or has ranks of its own, else a pass for each (ModelPass).
 //
@@ -40,15 +46,17 @@ absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
 class MimoStage : public TrainStage {
  public:
   // Of a model that is whole on this rank.
-  MimoStage(MimoModel& model, Allocator& allocator, bool capture = false)
-      : MimoStage(model, allocator, capture, ModelLinks(model)) {}
+  MimoStage(MimoModel& model, Allocator& allocator,
+            const MimoStageOptions& options = {})
+      : MimoStage(model, allocator, options, ModelLinks(model)) {}
   // Of what this rank has of a model, joined to the other ranks' (ModelLinks::
   // Connect gives the links).
-  MimoStage(MimoModel& model, Allocator& allocator, bool capture,
-            ModelLinks links)
+  MimoStage(MimoModel& model, Allocator& allocator,
+            const MimoStageOptions& options, ModelLinks links)
       : model_(model),
         ctx_{.allocator = &allocator},
-        capture_(capture && ctx_.compute.device != Device::kCpu),
+        capture_(options.capture && ctx_.compute.device != Device::kCpu),
+        prepare_({.packed = options.pack}),
         links_(std::move(links)),
         captured_memory_(ctx_.compute),
         ahead_memory_(NewStream(ctx_.compute.device)) {}
@@ -104,6 +112,7 @@ class MimoStage : public TrainStage {
   MimoModel& model_;
   Context ctx_;
   bool capture_;
+  PrepareOptions prepare_;  // of batches to train on
   ModelLinks links_;
   Allocator captured_memory_;  // what captured work writes is nobody else's
   Allocator ahead_memory_;

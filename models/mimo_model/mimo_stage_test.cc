@@ -1,5 +1,6 @@
 #include "models/mimo_model/mimo_stage.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@ struct How {
   bool capture = false;
   bool ahead = false;  // the stage knows the next batch
   bool frozen_language_model = false, frozen_encoders = false;
+  bool pack = false;
 };
 
 Bytes Train(const Backend& on, const How& how) {
@@ -40,7 +42,8 @@ Bytes Train(const Backend& on, const How& how) {
       config, BuiltinModules(),
       {.allocator = &allocator, .dtype = on.dtype, .seed = 11});
   CHECK_OK(model.status());
-  MimoStage stage(**model, allocator, how.capture);
+  MimoStage stage(**model, allocator,
+                  {.capture = how.capture, .pack = how.pack});
   // Other values of the same shape, and at last other labelled rows.
   std::vector<MicroBatch> batches(8, TwoSamples());
   for (size_t i = 0; i < batches.size(); ++i) {
@@ -48,6 +51,13 @@ Bytes Train(const Backend& on, const How& how) {
       x *= 1 + 0.1f * (i / 2) + i % 2;
   }
   batches.back().labels.assign(batches.back().labels.size(), 5);
+  // As many rows packed, the second sample before the first.
+  for (size_t i = 4; i < 7; ++i) {
+    MicroBatch& batch = batches[i];
+    std::ranges::rotate(batch.input_ids, batch.input_ids.begin() + batch.seq);
+    std::ranges::rotate(batch.labels, batch.labels.begin() + batch.seq);
+    std::ranges::reverse(batch.lengths);
+  }
   Bytes out;
   for (size_t i = 0; i < batches.size(); ++i) {
     const bool announce = how.ahead && i + 1 < batches.size();
@@ -74,7 +84,8 @@ TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
   for (bool frozen_language_model : {false, true}) {
     for (bool frozen_encoders : {false, true}) {
       how = {.frozen_language_model = frozen_language_model,
-             .frozen_encoders = frozen_encoders};
+             .frozen_encoders = frozen_encoders,
+             .pack = frozen_language_model != frozen_encoders};
       const Bytes eager = Train(backend(), how);
       EXPECT_FALSE(eager.gradients.empty());
       for (const auto& [capture, ahead] :

@@ -61,8 +61,8 @@ TEST_F(ModalitiesTest, AlignmentErrors) {
   };
   EXPECT_EQ(message({}, {}), "No modality embeddings provided");
   const TokenLayout layout =
-      *LayOutTokens(allocator_, {1, kImageToken, 2}, TokensOfRank(1, 3),
-                    {{"images", kImageToken}}, 32);
+      *LayOutTokens(allocator_, {1, kImageToken, 2},
+                    TokensOfRank({3}, 3).tokens, {{"images", kImageToken}}, 32);
   const Var one{Tensor::Zeros(allocator_, {1, 24}, DType::kFloat32)};
   const Var two{Tensor::Zeros(allocator_, {2, 24}, DType::kFloat32)};
   EXPECT_EQ(message(layout, {{"sounds", one}}),
@@ -87,7 +87,7 @@ TEST_F(ModalitiesTest, AlignmentPutsRowsInOrder) {
   const Parameter& table = model->language_model().embedding();
   const std::vector<int32_t> ids = {30, 1, 31, 31, 2, 31, 30, 30};
   const TokenLayout layout =
-      *LayOutTokens(allocator_, ids, TokensOfRank(2, 4),
+      *LayOutTokens(allocator_, ids, TokensOfRank({4, 4}, 4).tokens,
                     {{"images", 31}, {"sounds", 30}}, 32);
   auto rows = [&](int64_t n, float base) {
     Tensor t(allocator_, {n, 24}, DType::kFloat32);

@@ -15,17 +15,36 @@ namespace {
 // Labelled rows come in multiples of it on a GPU: few shapes to capture.
 constexpr size_t kRowsStep = 128;
 
+// What packing goes by.
+absl::Status CheckLengths(const MicroBatch& batch) {
+  if (static_cast<int64_t>(batch.lengths.size()) != batch.batch) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lengths: of ", batch.lengths.size(), " samples, wanted ",
+                     batch.batch));
+  }
+  for (int32_t length : batch.lengths) {
+    if (length >= 1 && length <= batch.seq) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "lengths: a sample of ", length, " tokens, wanted 1 to ", batch.seq));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-std::vector<int32_t> MimoModel::OwnTokens(int64_t batch, int64_t seq) const {
+RankTokens MimoModel::OwnTokens(int64_t batch, int64_t seq,
+                                absl::Span<const int32_t> lengths) const {
   const ParallelGroups groups =
       placement_.GroupsOf(role().language_module_name);
-  return TokensOfRank(batch, seq, groups.cp_size(), groups.cp_rank());
+  const std::vector<int32_t> whole(batch, static_cast<int32_t>(seq));
+  return TokensOfRank(lengths.empty() ? whole : lengths, seq, groups.cp_size(),
+                      groups.cp_rank());
 }
 
 absl::StatusOr<ModelInputs> MimoModel::Prepare(
     const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
-    int64_t seq, ModalityInputs modalities, int64_t cached) const {
+    int64_t seq, ModalityInputs modalities, int64_t cached,
+    absl::Span<const int32_t> lengths) const {
   ModelInputs inputs{.batch = batch,
                      .seq = seq,
                      .cached = cached,
@@ -54,24 +73,38 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
   }
   const int cp_size =
       placement_.GroupsOf(role().language_module_name).cp_size();
-  inputs.seq = ContextParallelLength(seq, cp_size) / cp_size;
-  MIMO_ASSIGN_OR_RETURN(
-      inputs.layout,
-      LayOutTokens(*ctx.allocator, input_ids, OwnTokens(batch, seq), special,
-                   language_model_->vocab_size()));
+  const int64_t longest =
+      lengths.empty() ? seq : *std::ranges::max_element(lengths);
+  inputs.seq = ContextParallelLength(longest, cp_size) / cp_size;
+  const RankTokens own = OwnTokens(batch, seq, lengths);
+  MIMO_ASSIGN_OR_RETURN(inputs.layout,
+                        LayOutTokens(*ctx.allocator, input_ids, own.tokens,
+                                     special, language_model_->vocab_size()));
+  if (lengths.empty()) return inputs;
+  const auto upload = [&](const std::vector<int32_t>& values) {
+    return Tensor::From<int32_t>(*ctx.allocator,
+                                 {static_cast<int64_t>(values.size())}, values);
+  };
+  inputs.packing = {upload(own.cu_seqlens), upload(own.positions)};
   return inputs;
 }
 
-absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
-                                               const MicroBatch& batch,
-                                               bool all_rows) const {
+absl::StatusOr<ModelInputs> MimoModel::Prepare(
+    const Context& ctx, const MicroBatch& batch,
+    const PrepareOptions& options) const {
+  absl::Span<const int32_t> lengths;
+  if (options.packed && language_model_ != nullptr) {
+    MIMO_RETURN_IF_ERROR(CheckLengths(batch));
+    lengths = batch.lengths;
+  }
   MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
                         Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
-                                InputsOf(ctx, batch)));
+                                InputsOf(ctx, batch), /*cached=*/0, lengths));
   MIMO_RETURN_IF_ERROR(ShareRows(batch, inputs));
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
-      ShiftLabels(batch.labels, batch.seq, OwnTokens(batch.batch, batch.seq));
+      ShiftLabels(batch.labels, batch.seq,
+                  OwnTokens(batch.batch, batch.seq, lengths).tokens);
   const int64_t vocab = language_model_->vocab_size();
   std::vector<int32_t> rows, targets;
   for (size_t i = 0; i < following.size(); ++i) {
@@ -81,7 +114,7 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(const Context& ctx,
           absl::StrCat("labels: token ", following[i], ", wanted 0 to ",
                        vocab - 1, " or ", kIgnoreLabel));
     }
-    if (!labelled && !all_rows) continue;
+    if (!labelled && !options.all_rows) continue;
     rows.push_back(static_cast<int32_t>(i));
     targets.push_back(labelled ? following[i] : -1);
   }

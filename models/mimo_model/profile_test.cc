@@ -36,7 +36,7 @@ class ProfileTest : public BackendTest {
         LlavaModelConfig(Tiny()), BuiltinModules(),
         {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
     CHECK_OK(model.status());
-    MimoStage stage(**model, allocator, /*capture=*/true);
+    MimoStage stage(**model, allocator, {.capture = true});
     SameBatch source;
     TrainerOptions options;
     options.train = {

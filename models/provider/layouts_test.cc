@@ -35,6 +35,7 @@ struct Options {
   bool images = true;
   bool frozen_encoder = false;
   bool tied = false;
+  bool packed = false;  // on the ranks, and padded on the one
 };
 
 // Sizes that 1 to 3 tensor-parallel ranks share out.
@@ -63,7 +64,7 @@ MimoModelProvider Provider(std::optional<MimoParallelismConfig> parallelism,
   return provider;
 }
 
-// Samples of 0, 1 or 3 images, of different length.
+// Samples of 0, 1 or 3 images, of different length; two are of one token.
 std::vector<Sample> Samples(bool images = true) {
   std::vector<Sample> samples(kSamples);
   PhiloxSequence random(8, 0);
@@ -77,7 +78,7 @@ std::vector<Sample> Samples(bool images = true) {
       for (float& x : item.values) x = random.Normal();
       sample.modalities["images"].push_back(item);
     }
-    for (int t = 0; t < 4 + i % 3; ++t)
+    for (int t = 0; t < (i % 6 == 3 ? 1 : 4 + i % 3); ++t)
       sample.input_ids.push_back(random.Below(kImageToken));
     sample.labels = sample.input_ids;
     for (int32_t& label : sample.labels)
@@ -188,7 +189,8 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
         MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
         MIMO_ASSIGN_OR_RETURN(ModelLinks links,
                               ModelLinks::Connect(model, world, memory));
-        MimoStage stage(model, memory, /*capture=*/false, std::move(links));
+        MimoStage stage(model, memory, {.pack = options.packed},
+                        std::move(links));
         double sum = 0;
         MIMO_ASSIGN_OR_RETURN(
             sum, stage.ForwardBackward({BatchOf(*infra, samples)}, 1,
@@ -344,7 +346,7 @@ TEST(Layouts, ContextParallelLanguageModel) {
   }
 }
 
-// Four to six tokens, and eight chunks.
+// One to six tokens, and eight chunks.
 TEST(Layouts, SamplesShorterThanTheirChunks) {
   ExpectEqualToOneRank({.deployment_mode = DeploymentMode::kColocated,
                         .module_parallelisms = {{"images", Sizes(1, 4)},
@@ -374,6 +376,38 @@ TEST(Layouts, SequenceParallel) {
         {.deployment_mode = DeploymentMode::kColocated,
          .module_parallelisms = {{"images", encoder}, {"language", language}}},
         *language.TotalRanks());
+  }
+}
+
+TEST(Layouts, PackedEqualsPaddedOnOneRank) {
+  const auto homogeneous = DeploymentMode::kHomogeneous;
+  const auto colocated = DeploymentMode::kColocated;
+  const auto apart = DeploymentMode::kHeterogeneous;
+  const Module cp = {.context_parallel_size = 2, .data_parallel_size = 1};
+  const Module pp = {.pipeline_model_parallel_size = 2,
+                     .data_parallel_size = 1};
+  const Module all = {.tensor_model_parallel_size = 2,
+                      .sequence_parallel = true,
+                      .pipeline_model_parallel_size = 2,
+                      .context_parallel_size = 2,
+                      .data_parallel_size = 1,
+                      .rank_offset = 3};
+  for (const auto& [mode, encoder, language] :
+       std::vector<std::tuple<DeploymentMode, Module, Module>>{
+           {homogeneous, Sizes(1, 3), Sizes(1, 3)},
+           {homogeneous, Sizes(2, 1), Sizes(2, 1)},
+           {homogeneous, cp, cp},
+           {homogeneous, pp, pp},
+           {colocated, Sizes(1, 6), Sizes(2, 3)},
+           {apart, Sizes(1, 3), Sizes(1, 2, 3)},
+           {apart, Sizes(1, 3), all}}) {
+    for (bool images : {false, true}) {
+      ExpectEqualToOneRank({.deployment_mode = mode,
+                            .module_parallelisms = {{"images", encoder},
+                                                    {"language", language}}},
+                           language.rank_offset + *language.TotalRanks(),
+                           {.images = images, .packed = true});
+    }
   }
 }
 

@@ -160,6 +160,21 @@ TEST(Layouts, FrozenEncodersRunAhead) {
   }
 }
 
+TEST(Layouts, PackedAsOneRankPadded) {
+  const Trained wanted = TrainOn("one", "", 2, "", 1, 1);
+  for (const Layout& layout :
+       std::vector<Layout>{{"homogeneous", 1, "dp1", "dp1"},
+                           {"homogeneous", 8, "tp2 cp2 dp2", "tp2 cp2 dp2"},
+                           {"colocated", 4, "dp4", "tp2 cp2"},
+                           {"colocated", 4, "tp2 dp2", "pp2 dp2"},
+                           {"heterogeneous", 6, "pp2 dp2", "pp2 dp1 @4"}}) {
+    SCOPED_TRACE(layout.Yaml());
+    ExpectNear(TrainOn("packed", "", 2, layout.Yaml(), layout.ranks,
+                       Dp(layout.language), {"train.pack_sequences=true"}),
+               wanted);
+  }
+}
+
 int Pick(std::mt19937& bits, const std::vector<int>& from) {
   return from[std::uniform_int_distribution<size_t>(0, from.size() - 1)(bits)];
 }
