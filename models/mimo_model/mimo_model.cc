@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 
@@ -69,6 +70,10 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
     BuildContext build, std::optional<ModelPlacement> placement) {
   MIMO_RETURN_IF_ERROR(CheckConfig(config));
   if (!placement) placement.emplace().role = WholeModel(config);
+  if (placement->role.modules.empty()) {
+    return absl::WrapUnique(
+        new MimoStubModel(config, std::move(build), *std::move(placement)));
+  }
   std::unique_ptr<MimoModel> self(
       new MimoModel(config, std::move(build), *std::move(placement)));
   const RankRole& role = self->role();
@@ -246,9 +251,6 @@ bool MimoModel::HasWholeSamples() const {
 absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
                                        const ModelInputs& inputs,
                                        std::vector<KvCache>* caches) const {
-  if (role().modules.empty()) {
-    return absl::FailedPreconditionError("Rank has no modules assigned");
-  }
   if (!HasWholeSamples()) {
     return absl::FailedPreconditionError(
         "a module is not whole on this rank, or not for the samples of its "
@@ -259,6 +261,11 @@ absl::StatusOr<Var> MimoModel::Forward(const Context& ctx,
     MIMO_ASSIGN_OR_RETURN(embeddings, ForwardModalities(ctx, inputs));
   }
   return ForwardLanguage(ctx, inputs, embeddings, caches);
+}
+
+absl::StatusOr<Var> MimoStubModel::Forward(const Context&, const ModelInputs&,
+                                           std::vector<KvCache>*) const {
+  return absl::FailedPreconditionError("Rank has no modules assigned");
 }
 
 }  // namespace mimo

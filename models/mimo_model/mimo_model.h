@@ -79,7 +79,8 @@ uint64_t ModuleRngSeed(uint64_t seed, const MimoModelConfig& config,
 
 class MimoModel : public Module {
  public:
-  // Builds this rank's modules; without a placement, all. Specs are copied;
+  // Builds this rank's modules (none: a MimoStubModel); without a placement,
+  // all. Specs are copied;
   // `config` is not changed. Errors name the module's path.
   static absl::StatusOr<std::unique_ptr<MimoModel>> Build(
       const MimoModelConfig& config, const ModuleRegistry& registry,
@@ -104,8 +105,9 @@ class MimoModel : public Module {
   absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
   // ForwardModalities, then ForwardLanguage: of a rank that has all of every
   // module, for the same samples. An error on others (MimoStage runs those).
-  absl::StatusOr<Var> Forward(const Context& ctx, const ModelInputs& inputs,
-                              std::vector<KvCache>* caches = nullptr) const;
+  virtual absl::StatusOr<Var> Forward(
+      const Context& ctx, const ModelInputs& inputs,
+      std::vector<KvCache>* caches = nullptr) const;
 
   // What a modality of this rank gives: rows [n, H] of its last stage, what
   // others pass on. `received`: those of the stage before, in place of
@@ -143,12 +145,14 @@ class MimoModel : public Module {
   // A batch's items as inputs: every encoder of a modality gets them all.
   ModalityInputs InputsOf(const Context& ctx, const MicroBatch& batch) const;
 
- private:
+ protected:
   MimoModel(MimoModelConfig config, BuildContext build,
             ModelPlacement placement)
       : Module(std::move(build)),
         config_(std::move(config)),
         placement_(std::move(placement)) {}
+
+ private:
   // Which tokens of a batch this rank's language model has; no lengths: whole
   // samples.
   RankTokens OwnTokens(int64_t batch, int64_t seq,
@@ -169,6 +173,20 @@ class MimoModel : public Module {
   // Of this rank: null if it has none, and by name.
   LanguageModel* language_model_ = nullptr;
   std::map<std::string, ModalitySubmodule*> modalities_;
+};
+
+// What Build gives an idle rank: no modules, so nothing that it trains. It
+// takes part in the world's operations (groups, sums, norms) as any rank does.
+class MimoStubModel final : public MimoModel {
+ public:
+  // An error.
+  absl::StatusOr<Var> Forward(
+      const Context& ctx, const ModelInputs& inputs,
+      std::vector<KvCache>* caches = nullptr) const override;
+
+ private:
+  friend class MimoModel;
+  using MimoModel::MimoModel;
 };
 
 }  // namespace mimo

@@ -9,7 +9,7 @@
 // A model is built on the device and in the dtype in which it runs, and frozen
 // there (Megatron builds in the host's memory, then moves and casts): what a
 // pre-wrap hook sees is the model as it trains. A rank of no module gets a
-// model without modules: no parameters, an error of Forward, and its part in
+// MimoStubModel: no parameters, an error of Forward, and its part in
 // what the world does together. Specs are never changed: what a rank adds to
 // them (groups, stages, seeds) is in the BuildContext. Source: Megatron-Bridge,
 // megatron_mimo_provider.py.

@@ -309,6 +309,7 @@ TEST_F(ProviderTest, RanksOfNoModule) {
   provider.parallelism->allow_idle_ranks = true;
   const auto idle = provider.Provide(&world, build());
   ASSERT_TRUE(idle.ok()) << idle.status();
+  EXPECT_NE(dynamic_cast<MimoStubModel*>(idle->get()), nullptr);
   EXPECT_THAT((*idle)->Parameters(), IsEmpty());
   EXPECT_GT(world.splits().size(), 0u);  // it took part in making the groups
   const Context ctx{.allocator = &allocator_};
