@@ -5,6 +5,7 @@
 #include "kernels/base/status_macros.h"
 
 namespace mimo {
+
 absl::StatusOr<Device> ChooseDevice(const std::string& where,
                                     const std::string& name) {
   if (name == "cpu") return Device::kCpu;

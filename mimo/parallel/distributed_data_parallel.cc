@@ -32,7 +32,6 @@ bool Tied(const Parameter& parameter) { return parameter.stage_copies > 1; }
 // As CheckReplicas, of parameters that all ranks of `group` have.
 absl::Status CheckCopies(const std::vector<Parameter*>& parameters,
                          Communicator& group, Allocator& allocator) {
-  if (parameters.empty()) return absl::OkStatus();
   Allocator host;
   const int64_t count = parameters.size();
   std::vector<int64_t> digests;  // [count]
@@ -225,23 +224,21 @@ absl::Status DistributedDataParallel::Health() const {
 
 absl::Status DistributedDataParallel::CheckReplicas() const {
   for (const DataParallelModule& module : modules_) {
-    if (Replicated(module)) {
-      MIMO_RETURN_IF_ERROR(
-          CheckCopies(module.parameters, *module.group, allocator_));
-    }
     const auto check = [&](Communicator* group, auto copied) {
       std::vector<Parameter*> some;
       std::copy_if(module.parameters.begin(), module.parameters.end(),
                    std::back_inserter(some), copied);
-      return some.empty() ? absl::OkStatus()
-                          : CheckCopies(some, *group, allocator_);
+      return group == nullptr || group->size() == 1 || some.empty()
+                 ? absl::OkStatus()
+                 : CheckCopies(some, *group, allocator_);
     };
     MIMO_RETURN_IF_ERROR(
+        check(module.group, [](const Parameter*) { return true; }));
+    MIMO_RETURN_IF_ERROR(
         check(module.embd, [](const Parameter* p) { return Tied(*p); }));
-    if (module.tp == nullptr || module.tp->size() == 1) continue;
     MIMO_RETURN_IF_ERROR(check(module.tp, [&](const Parameter* p) {
       return std::ranges::all_of(p->sharding.shards, [&](const Shard& shard) {
-        return shard.copies == module.tp->size();
+        return module.tp != nullptr && shard.copies == module.tp->size();
       });
     }));
   }

@@ -4,6 +4,13 @@
 
 namespace mimo {
 
+DataSlice SliceOfModule(const MimoInfra& infra, const std::string& module) {
+  const ProcessGroupCollection& groups = *infra.pg_collections.at(module);
+  const bool language = module == infra.parallelism.llm_module_name;
+  const Communicator& lanes = language ? *groups.dp : *groups.dp_cp;
+  return {lanes.rank(), lanes.size()};
+}
+
 DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size,
                       const std::map<std::string, int64_t>& special_token_ids) {
   const MimoParallelismConfig& parallelism = infra.parallelism;
@@ -21,11 +28,10 @@ DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size,
     share.special_token_ids = special_token_ids;
   }
   for (const std::string& name : infra.participating_modules) {
-    const ProcessGroupCollection& groups = *infra.pg_collections.at(name);
     if (name == language) {
-      share.text = DataSlice{groups.dp->rank(), groups.dp->size()};
-    } else if (groups.IsFirstStage()) {
-      share.modalities[name] = {groups.dp_cp->rank(), groups.dp_cp->size()};
+      share.text = SliceOfModule(infra, name);
+    } else if (infra.pg_collections.at(name)->IsFirstStage()) {
+      share.modalities[name] = SliceOfModule(infra, name);
     }
   }
   return share;

@@ -95,11 +95,11 @@ class MimoModel : public Module {
                                       const PrepareOptions& options = {}) const;
   // Token ids [B*S] with inputs that are on the device already, no labels.
   // After `cached` ones, tokens are generated: text, whatever their id.
-  // `lengths` [B]: packed, so many tokens of each sample.
-  absl::StatusOr<ModelInputs> Prepare(
-      const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
-      int64_t seq, ModalityInputs modalities = {}, int64_t cached = 0,
-      absl::Span<const int32_t> lengths = {}) const;
+  absl::StatusOr<ModelInputs> Prepare(const Context& ctx,
+                                      absl::Span<const int32_t> input_ids,
+                                      int64_t batch, int64_t seq,
+                                      ModalityInputs modalities = {},
+                                      int64_t cached = 0) const;
   // Runs the modalities' frozen encoders: `inputs` has their features then, and
   // no raw inputs of theirs. A pass over it does the rest.
   absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
@@ -153,10 +153,18 @@ class MimoModel : public Module {
         placement_(std::move(placement)) {}
 
  private:
-  // Which tokens of a batch this rank's language model has; no lengths: whole
-  // samples.
+  // Which tokens of a batch this rank's language model has, if there is one; no
+  // lengths: whole samples.
   RankTokens OwnTokens(int64_t batch, int64_t seq,
-                       absl::Span<const int32_t> lengths) const;
+                       absl::Span<const int32_t> lengths = {}) const;
+  // Both Prepare's: all but the labels. `own` is what OwnTokens gave for the
+  // `lengths`; with these the inputs are packed.
+  absl::StatusOr<ModelInputs> LayOut(const Context& ctx,
+                                     absl::Span<const int32_t> input_ids,
+                                     int64_t batch, int64_t seq,
+                                     ModalityInputs modalities, int64_t cached,
+                                     absl::Span<const int32_t> lengths,
+                                     const RankTokens& own) const;
   // Where a module of this rank is built; no modality: the language model.
   BuildContext ContextOf(const std::string& path,
                          const std::string& modality = "") const;

@@ -34,6 +34,7 @@ absl::Status CheckLengths(const MicroBatch& batch) {
 
 RankTokens MimoModel::OwnTokens(int64_t batch, int64_t seq,
                                 absl::Span<const int32_t> lengths) const {
+  if (language_model_ == nullptr) return {};
   const ParallelGroups groups =
       placement_.GroupsOf(role().language_module_name);
   const std::vector<int32_t> whole(batch, static_cast<int32_t>(seq));
@@ -43,8 +44,15 @@ RankTokens MimoModel::OwnTokens(int64_t batch, int64_t seq,
 
 absl::StatusOr<ModelInputs> MimoModel::Prepare(
     const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
+    int64_t seq, ModalityInputs modalities, int64_t cached) const {
+  return LayOut(ctx, input_ids, batch, seq, std::move(modalities), cached,
+                /*lengths=*/{}, OwnTokens(batch, seq));
+}
+
+absl::StatusOr<ModelInputs> MimoModel::LayOut(
+    const Context& ctx, absl::Span<const int32_t> input_ids, int64_t batch,
     int64_t seq, ModalityInputs modalities, int64_t cached,
-    absl::Span<const int32_t> lengths) const {
+    absl::Span<const int32_t> lengths, const RankTokens& own) const {
   ModelInputs inputs{.batch = batch,
                      .seq = seq,
                      .cached = cached,
@@ -76,7 +84,6 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
   const int64_t longest =
       lengths.empty() ? seq : *std::ranges::max_element(lengths);
   inputs.seq = ContextParallelLength(longest, cp_size) / cp_size;
-  const RankTokens own = OwnTokens(batch, seq, lengths);
   MIMO_ASSIGN_OR_RETURN(inputs.layout,
                         LayOutTokens(*ctx.allocator, input_ids, own.tokens,
                                      special, language_model_->vocab_size()));
@@ -97,14 +104,15 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
     MIMO_RETURN_IF_ERROR(CheckLengths(batch));
     lengths = batch.lengths;
   }
-  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
-                        Prepare(ctx, batch.input_ids, batch.batch, batch.seq,
-                                InputsOf(ctx, batch), /*cached=*/0, lengths));
+  const RankTokens own = OwnTokens(batch.batch, batch.seq, lengths);
+  MIMO_ASSIGN_OR_RETURN(
+      ModelInputs inputs,
+      LayOut(ctx, batch.input_ids, batch.batch, batch.seq, InputsOf(ctx, batch),
+             /*cached=*/0, lengths, own));
   MIMO_RETURN_IF_ERROR(ShareRows(batch, inputs));
   if (language_model_ == nullptr) return inputs;
   const std::vector<int32_t> following =
-      ShiftLabels(batch.labels, batch.seq,
-                  OwnTokens(batch.batch, batch.seq, lengths).tokens);
+      ShiftLabels(batch.labels, batch.seq, own.tokens);
   const int64_t vocab = language_model_->vocab_size();
   std::vector<int32_t> rows, targets;
   for (size_t i = 0; i < following.size(); ++i) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/base/status_macros.h"
+#include "models/infra/data_share.h"
 
 namespace mimo {
 namespace {
@@ -21,8 +22,9 @@ ParallelGroups ModelPlacement::GroupsOf(const std::string& module) const {
 }
 
 DataSlice ModelPlacement::SliceOf(const std::string& module) const {
-  const auto found = slices.find(module);
-  return found == slices.end() ? DataSlice() : found->second;
+  return infra == nullptr || !role.modules.contains(module)
+             ? DataSlice()
+             : SliceOfModule(*infra, module);
 }
 
 absl::StatusOr<ModelPlacement> PlaceModel(
@@ -45,19 +47,13 @@ absl::StatusOr<ModelPlacement> PlaceModel(
                     : ModuleLayout::kColocated;
   for (const std::string& name : infra->participating_modules) {
     const ProcessGroupCollection& groups = *infra->pg_collections.at(name);
-    const Communicator &dp = *groups.dp, &cp = *groups.cp;
-    ParallelGroups& parallel = placement.parallel[name];
-    parallel = {.tp = Several(groups.tp),
-                .pp = Several(groups.pp),
-                .sequence_parallel = parallelism.Find(name)->sequence_parallel};
-    DataSlice& slice = placement.slices[name];
-    if (name == parallelism.llm_module_name) {
-      parallel.cp = Several(groups.cp);
-      slice = {dp.rank(), dp.size()};
-    } else {
-      // An encoder's cp ranks have items of their own, as its replicas do.
-      slice = {dp.rank() * cp.size() + cp.rank(), dp.size() * cp.size()};
-    }
+    placement.parallel[name] = {
+        .tp = Several(groups.tp),
+        // An encoder's have items of their own, as its replicas do.
+        .cp =
+            name == parallelism.llm_module_name ? Several(groups.cp) : nullptr,
+        .pp = Several(groups.pp),
+        .sequence_parallel = parallelism.Find(name)->sequence_parallel};
   }
   return placement;
 }

@@ -16,15 +16,13 @@ namespace mimo {
 
 struct ModelPlacement {
   RankRole role;
-  // Of this rank's modules, by name, as are the next.
+  // Of this rank's modules, by name.
   std::map<std::string, ParallelGroups> parallel;
-  // Which part of each global micro-batch the module has: the language model a
-  // part for each replica, an encoder one for each replica and cp rank.
-  std::map<std::string, DataSlice> slices;
   std::shared_ptr<const MimoInfra> infra;  // whose groups these are; or none
 
   // Of a module of this rank; one rank's where nothing is said.
   ParallelGroups GroupsOf(const std::string& module) const;
+  // SliceOfModule; all of it where there is no infra, or the module not here.
   DataSlice SliceOf(const std::string& module) const;
 };
 

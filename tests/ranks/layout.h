@@ -59,6 +59,8 @@ struct Layout {
   }
 };
 
+inline const Layout kOneRank = {"homogeneous", 1, "dp1", "dp1"};
+
 // Samples of 0, 1 and 3 pictures.
 inline void WriteSamples(const std::string& path) {
   const std::vector<std::string> names = {"red_apple", "dog_face", "rocket",
@@ -80,6 +82,43 @@ inline void WriteSamples(const std::string& path) {
     lines += sample.dump() + "\n";
   }
   Write(path, lines);
+}
+
+// Layers for four stages, heads for four tp ranks, two groups of them.
+inline constexpr char kLayoutConfig[] = R"(
+model:
+  type: llava
+  language: {num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
+             num_attention_heads: 4, num_query_groups: 2, vocab_size: 400,
+             max_sequence_length: 96}
+  vision: {num_layers: 3, hidden_size: 24, ffn_hidden_size: 40,
+           num_attention_heads: 4, image_size: 16, patch_size: 8,
+           feature_layer: -1, position_embedding_std: 0.5}
+  special_token_ids: {images: 4}
+$0
+data: {type: llava_json, path: $1/samples.jsonl, image_root: tests/fixtures,
+       tokenizer_vocab_size: 320}
+train: {train_iters: 20, micro_batch_size: $2, global_batch_size: $3, seed: 7,
+        check_replicas_interval: 10}
+optimizer: {lr: 2.0e-3, min_lr: 1.0e-4, lr_warmup_iters: 2, lr_decay_iters: 20,
+            weight_decay: 0.1, clip_grad: 1.0}
+checkpoint: {save: $1/save}
+logging: {metrics: $1/metrics.jsonl, progress: false}
+)";
+
+// Writes samples and config of a run in `folder`, of `micro_batches` global
+// micro-batches an iteration, and `more` lines of the model's; what `mimo`
+// wants to hear.
+inline std::vector<std::string> LayoutRun(const std::string& folder,
+                                          const Layout& layout,
+                                          int micro_batches,
+                                          const std::string& more = "") {
+  WriteSamples(folder + "/samples.jsonl");
+  const std::string config = absl::Substitute(kLayoutConfig, more, folder,
+                                              kSamples / Dp(layout.language),
+                                              kSamples * micro_batches);
+  return {"train", "--config",
+          Write(folder + "/config.yaml", config + layout.Yaml())};
 }
 
 }  // namespace mimo

@@ -70,28 +70,6 @@ const std::vector<Layout>& Layouts() {
   return layouts;
 }
 
-// Layers for four stages, heads for four tp ranks, two groups of them.
-constexpr char kConfig[] = R"(
-model:
-  type: llava
-  language: {num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
-             num_attention_heads: 4, num_query_groups: 2, vocab_size: 400,
-             max_sequence_length: 96}
-  vision: {num_layers: 3, hidden_size: 24, ffn_hidden_size: 40,
-           num_attention_heads: 4, image_size: 16, patch_size: 8,
-           feature_layer: -1, position_embedding_std: 0.5}
-  special_token_ids: {images: 4}
-$0
-data: {type: llava_json, path: $1/samples.jsonl, image_root: tests/fixtures,
-       tokenizer_vocab_size: 320}
-train: {train_iters: 20, micro_batch_size: $2, global_batch_size: $3, seed: 7,
-        check_replicas_interval: 10}
-optimizer: {lr: 2.0e-3, min_lr: 1.0e-4, lr_warmup_iters: 2, lr_decay_iters: 20,
-            weight_decay: 0.1, clip_grad: 1.0}
-checkpoint: {save: $1/save}
-logging: {metrics: $1/metrics.jsonl, progress: false}
-)";
-
 const std::vector<std::string>& FrozenParts() {
   static const auto& parts = *new std::vector<std::string>{
       "", "  freeze_modality_encoders: {images: true}",
@@ -101,18 +79,12 @@ const std::vector<std::string>& FrozenParts() {
   return parts;
 }
 
-// Of `micro_batches` global micro-batches an iteration.
-Trained TrainOn(const std::string& name, const std::string& frozen,
-                int micro_batches, const std::string& yaml, int ranks, int dp,
-                Words overrides = {}) {
-  const std::string folder = TestFolder(name);
-  WriteSamples(folder + "/samples.jsonl");
-  const std::string config = absl::Substitute(
-      kConfig, frozen, folder, kSamples / dp, kSamples * micro_batches);
-  Words words = {"train", "--config",
-                 Write(folder + "/config.yaml", config + yaml)};
+Trained TrainOn(const std::string& folder, const Layout& layout,
+                int micro_batches, const std::string& frozen = "",
+                const Words& overrides = {}) {
+  Words words = LayoutRun(folder, layout, micro_batches, frozen);
   words.insert(words.end(), overrides.begin(), overrides.end());
-  return Train(words, ranks, folder);
+  return Train(words, layout.ranks, folder);
 }
 
 TEST(Layouts, TrainAsOneRank) {
@@ -124,10 +96,11 @@ TEST(Layouts, TrainAsOneRank) {
     SCOPED_TRACE(
         absl::StrCat(layout.Yaml(), micro_batches, " micro-batches\n", frozen));
     const auto [one, first] = wanted.try_emplace({micro_batches, part});
-    if (first) one->second = TrainOn("one", frozen, micro_batches, "", 1, 1);
+    if (first) {
+      one->second = TrainOn(TestFolder("one"), kOneRank, micro_batches, frozen);
+    }
     const auto run = [&] {
-      return TrainOn("many", frozen, micro_batches, layout.Yaml(), layout.ranks,
-                     Dp(layout.language));
+      return TrainOn(TestFolder("many"), layout, micro_batches, frozen);
     };
     const Trained got = run();
     ExpectNear(got, one->second);
@@ -152,8 +125,7 @@ TEST(Layouts, FrozenEncodersRunAhead) {
     std::vector<Trained> trained;
     for (int ahead : {0, 1, 3}) {
       trained.push_back(
-          TrainOn("ahead", FrozenParts()[part], 8, layout.Yaml(), layout.ranks,
-                  Dp(layout.language),
+          TrainOn(TestFolder("ahead"), layout, 8, FrozenParts()[part],
                   {absl::StrCat("train.encoder_run_ahead=", ahead)}));
       EXPECT_TRUE(trained.back() == trained[0]) << ahead;
     }
@@ -161,16 +133,16 @@ TEST(Layouts, FrozenEncodersRunAhead) {
 }
 
 TEST(Layouts, PackedAsOneRankPadded) {
-  const Trained wanted = TrainOn("one", "", 2, "", 1, 1);
+  const Trained wanted = TrainOn(TestFolder("one"), kOneRank, 2);
   for (const Layout& layout :
-       std::vector<Layout>{{"homogeneous", 1, "dp1", "dp1"},
+       std::vector<Layout>{kOneRank,
                            {"homogeneous", 8, "tp2 cp2 dp2", "tp2 cp2 dp2"},
                            {"colocated", 4, "dp4", "tp2 cp2"},
                            {"colocated", 4, "tp2 dp2", "pp2 dp2"},
                            {"heterogeneous", 6, "pp2 dp2", "pp2 dp1 @4"}}) {
     SCOPED_TRACE(layout.Yaml());
-    ExpectNear(TrainOn("packed", "", 2, layout.Yaml(), layout.ranks,
-                       Dp(layout.language), {"train.pack_sequences=true"}),
+    ExpectNear(TrainOn(TestFolder("packed"), layout, 2, "",
+                       {"train.pack_sequences=true"}),
                wanted);
   }
 }
@@ -226,13 +198,12 @@ TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   const auto train = [](const std::string& name, const Layout& layout,
                         int micro_batches) {
-    return TrainOn(name, "", micro_batches, layout.Yaml(), layout.ranks,
-                   Dp(layout.language), {"train.train_iters=1"});
+    return TrainOn(TestFolder(name), layout, micro_batches, "",
+                   {"train.train_iters=1"});
   };
   std::vector<Trained> wanted;
   for (int micro_batches : {1, 2, 3})
-    wanted.push_back(
-        train("one", {"homogeneous", 1, "dp1", "dp1"}, micro_batches));
+    wanted.push_back(train("one", kOneRank, micro_batches));
   for (int i = 0; i < 200; ++i) {
     const Layout layout = RandomLayout(bits);
     SCOPED_TRACE(layout.Yaml());
@@ -257,33 +228,25 @@ TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
 // A run that goes on under another layout after every few iterations.
 TEST(Layouts, AnyOtherGoesOn) {
   const std::string whole = TestFolder("whole"), parts = TestFolder("parts");
-  for (const std::string& folder : {whole, parts})
-    WriteSamples(folder + "/samples.jsonl");
   const auto train = [&](const std::string& folder, const Layout& layout,
                          int until) {
-    const std::string config =
-        absl::Substitute(kConfig, "", folder, kSamples / Dp(layout.language),
-                         2 * kSamples) +
-        layout.Yaml();
-    return Train({"train", "--config", Write(folder + "/config.yaml", config),
-                  absl::StrCat("train.train_iters=", until),
-                  "checkpoint.load=" + folder + "/save"},
-                 layout.ranks, folder);
+    return TrainOn(folder, layout, 2, "",
+                   {absl::StrCat("train.train_iters=", until),
+                    "checkpoint.load=" + folder + "/save"});
   };
-  const Trained wanted = train(whole, {"homogeneous", 1, "dp1", "dp1"}, 20);
+  const Trained wanted = train(whole, kOneRank, 20);
   const std::vector<Layout> layouts = {
       {"heterogeneous", 5, "dp2", "dp3 @2"},
       {"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
       {"heterogeneous", 5, "tp4 dp1 @1", "dp1"},
-      {"homogeneous", 1, "dp1", "dp1"},
+      kOneRank,
       {"heterogeneous", 4, "dp2", "pp2 dp1 @2"},
       {"colocated", 4, "dp4", "tp2 dp2"},
       {"colocated", 4, "tp4", "dp4"},
       {"heterogeneous", 3, "dp2", "dp2 @1"}};
-  Trained got;
   for (size_t i = 0; i < layouts.size(); ++i) {
     SCOPED_TRACE(layouts[i].Yaml());
-    got = train(parts, layouts[i], 2 * (i + 1));
+    train(parts, layouts[i], 2 * (i + 1));
   }
   // What a layout has saved it goes on from exactly.
   std::vector<Trained> ends;
