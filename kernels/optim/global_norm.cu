@@ -1,3 +1,5 @@
+#include <math_constants.h>
+
 #include <cmath>
 
 #include "absl/log/check.h"
@@ -35,8 +37,10 @@ __global__ void SquaresKernel(const AdamWTensor* tensors,
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-__global__ void ClipFactorKernel(AdamWControl* control, double max_norm) {
-  const double norm = sqrt(control->squares);
+__global__ void ClipFactorKernel(AdamWControl* control, const double* loss,
+                                 double max_norm) {
+  const double norm =
+      loss == nullptr || isfinite(*loss) ? sqrt(control->squares) : CUDART_NAN;
   control->norm = norm;
   control->grad_scale = max_norm == 0 ? 1 : fmin(1.0, max_norm / (norm + 1e-6));
 }
@@ -60,7 +64,8 @@ void SumSquaresCuda(const SumSquaresArgs& args, Stream stream) {
 
 void ClipFactorCuda(const ClipFactorArgs& args, Stream stream) {
   CHECK_GE(args.max_norm, 0);
-  ClipFactorKernel<<<1, 1, 0, RawStream(stream)>>>(args.control, args.max_norm);
+  ClipFactorKernel<<<1, 1, 0, RawStream(stream)>>>(args.control, args.loss,
+                                                   args.max_norm);
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
 

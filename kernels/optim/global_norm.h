@@ -1,6 +1,6 @@
 // The L2 norm over all gradients, and the factor that clips it, in two ops:
 //   SumSquares  squares    = sum over counted tensors of sum grad^2
-//   ClipFactor  norm       = sqrt(squares)
+//   ClipFactor  norm       = sqrt(squares), NaN if the loss is not finite
 //               grad_scale = min(1, max_norm / (norm + 1e-6)), 1 if max_norm =
 //               0
 // Ranks that share a model out add up their squares in between.
@@ -25,7 +25,8 @@ MIMO_OP(SumSquares, SumSquaresArgs);
 
 struct ClipFactorArgs {
   double max_norm;
-  AdamWControl* control;  // [1] norm and grad_scale are written
+  const double* loss = nullptr;  // [1]
+  AdamWControl* control;         // [1] norm and grad_scale are written
 };
 MIMO_OP(ClipFactor, ClipFactorArgs);
 

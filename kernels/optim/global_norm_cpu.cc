@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/log/check.h"
 #include "kernels/optim/blocks.h"
@@ -32,7 +33,9 @@ void SumSquaresCpu(const SumSquaresArgs& args) {
 void ClipFactorCpu(const ClipFactorArgs& args) {
   CHECK_GE(args.max_norm, 0);
   AdamWControl& control = *args.control;
-  control.norm = std::sqrt(control.squares);
+  control.norm = args.loss == nullptr || std::isfinite(*args.loss)
+                     ? std::sqrt(control.squares)
+                     : std::numeric_limits<double>::quiet_NaN();
   control.grad_scale =
       args.max_norm == 0 ? 1
                          : std::min(1.0, args.max_norm / (control.norm + 1e-6));

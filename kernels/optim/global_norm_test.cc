@@ -88,6 +88,24 @@ TEST_P(GlobalNormTest, NanAndInfinityShow) {
   }
 }
 
+TEST_P(GlobalNormTest, ALossThatIsNotFiniteMakesItNan) {
+  const ControlOn control(backend(), {.squares = 9});
+  for (double loss : {-1e300, std::numeric_limits<double>::quiet_NaN(), 2.0,
+                      std::numeric_limits<double>::infinity()}) {
+    const Array copy(backend(), DType::kFloat64, Values{loss});
+    ClipFactor({.max_norm = 0,
+                .loss = static_cast<const double*>(copy.data()),
+                .control = control.data()},
+               StreamOf(backend()));
+    const double norm = control.Get().norm;
+    if (std::isfinite(loss)) {
+      EXPECT_EQ(norm, 3) << loss;
+    } else {
+      EXPECT_TRUE(std::isnan(norm)) << loss;
+    }
+  }
+}
+
 TEST_P(GlobalNormTest, IsDeterministic) {
   const std::vector<Values> grads = {RandomValues(100003, 1),
                                      RandomValues(40009, 2)};

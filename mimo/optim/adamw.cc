@@ -1,7 +1,6 @@
 #include "mimo/optim/adamw.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
@@ -118,16 +117,8 @@ AdamW::AdamW(const OptimizerConfig& config,
     : AdamW(config, {{.shards = WholeShards(parameters)}}, nullptr, allocator) {
 }
 
-void AdamW::Step(double lr) {
-  SetLearningRate(lr);
-  Update();
-}
-
-void AdamW::SetLearningRate(double lr) {
+void AdamW::Step(double lr, const Tensor& loss) {
   CopyBytes(&control()->lr, &lr, sizeof(lr), stream_);
-}
-
-void AdamW::Update() {
   for (Parameter* parameter : parameters_) parameter->Grad();
   kernels::SumSquares({.tensors = &*tensors_, .control = control()}, stream_);
   if (world_ != nullptr) {
@@ -135,21 +126,17 @@ void AdamW::Update() {
     world_->AllReduce(squares, squares, 1, DType::kFloat64, ReduceOp::kSum,
                       stream_);
   }
-  kernels::ClipFactor({.max_norm = config_.clip_grad, .control = control()},
-                      stream_);
+  kernels::ClipFactor(
+      {.max_norm = config_.clip_grad,
+       .loss = loss.defined() ? loss.pointer<double>() : nullptr,
+       .control = control()},
+      stream_);
   kernels::AdamW({.tensors = &*tensors_,
                   .beta1 = config_.adam_beta1,
                   .beta2 = config_.adam_beta2,
                   .eps = config_.adam_eps,
                   .control = control()},
                  stream_);
-}
-
-void AdamW::Skip() {
-  kernels::AdamWControl value = Control();
-  value.norm = std::numeric_limits<double>::quiet_NaN();
-  ++value.skipped;
-  SetControl(value);
 }
 
 const SliceMap& AdamW::State() {

@@ -45,17 +45,12 @@ class AdamW {
 
   // Updates every shard with its gradient and learning rate `lr`, times its
   // group's lr_mult. Weight decay falls on parameters with two or more
-  // dimensions. If the gradients' norm is not finite nothing changes but
-  // skipped().
-  void Step(double lr);
-  // Its two halves: a CUDA graph of a step holds the second.
-  void SetLearningRate(double lr);
-  void Update();
-  // Counts an update that is not made; norm() is NaN.
-  void Skip();
+  // dimensions. If the gradients' norm or `loss` is not finite nothing changes
+  // but skipped(). loss: [1] float64, of all ranks; undefined: none.
+  void Step(double lr, const Tensor& loss = {});
 
-  // The gradients' global L2 norm before clipping, of the last step. This and
-  // the next two wait for the stream.
+  // The gradients' global L2 norm before clipping, of the last step; NaN if its
+  // loss was not finite. This and the next two wait for the stream.
   double norm() const { return Control().norm; }
   int64_t steps() const { return Control().steps; }      // updates made
   int64_t skipped() const { return Control().skipped; }  // updates not made

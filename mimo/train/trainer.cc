@@ -258,12 +258,10 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
       LearningRate(options_.optimizer, options_.train.train_iters, iteration_);
   {
     const ProfileRange update(ctx_, "update");
-    if (std::isfinite(ends[0])) {
-      optimizer_.Step(step.learning_rate);
-      parallel_.GatherParameters();
-    } else {
-      optimizer_.Skip();
-    }
+    optimizer_.Step(
+        step.learning_rate,
+        Tensor::From<double>(*ctx_.allocator, {1}, absl::MakeSpan(ends, 1)));
+    parallel_.GatherParameters();
     step.grad_norm = optimizer_.norm();
   }
   MIMO_RETURN_IF_ERROR(Health());
