@@ -13,6 +13,9 @@
 namespace mimo {
 namespace {
 
+// A copy of less is done before another stream has been told of it.
+constexpr int64_t kLeastBeside = 4 << 20;
+
 // Memory that holds a lane: pieces packed, from the lane's element `begin` on;
 // or the tensor [outer, pitch].
 struct View {
@@ -63,7 +66,7 @@ struct Bridge::Prepared {
 
 // What the end of a call needs of its beginning.
 struct Bridge::Moving {
-  View to, payload;
+  View own, to, payload;
 };
 
 Bridge::Bridge(const BridgeSide& source, const BridgeSide& destination,
@@ -165,8 +168,7 @@ absl::StatusOr<std::shared_ptr<const Bridge::Prepared>> Bridge::Prepare(
   return prepared;
 }
 
-// Sums and packs what this rank sends, copies what it keeps, and adds its
-// transfers to the batch.
+// Sums and packs what this rank sends and adds its transfers to the batch.
 Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
                              Stream stream) {
   const bool backward = direction.backward;
@@ -184,7 +186,8 @@ Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
   const auto staging = [&](Stage stage, int64_t begin) {
     return View{static_cast<char*>(memory[stage].data), true, begin, 0};
   };
-  View own;  // what this rank has of its lane to send
+  Moving moving;
+  View& own = moving.own;  // what this rank has of its lane to send
   if (const BridgeDirection::End& from = direction.from; from.on) {
     CHECK(pass.send != nullptr)
         << "bridge " << groups_.bridge->name() << ": rank " << rank_
@@ -235,7 +238,6 @@ Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
     }
   }
 
-  Moving moving;
   if (const BridgeDirection::End& to = direction.to; to.on) {
     CHECK(pass.recv != nullptr)
         << "bridge " << groups_.bridge->name() << ": rank " << rank_
@@ -246,11 +248,6 @@ Bridge::Moving Bridge::Begin(const BridgeDirection& direction, const Pass& pass,
       transfers_.push_back({Transfer::kRecv,
                             moving.to.data + slice.begin * size, slice.count,
                             dtype, slice.peer});
-    }
-    const bool direct = routing_ == BridgeRouting::kDirect;
-    for (const auto& [from, at] : direction.copies) {
-      CopyRange(direct ? moving.payload : moving.to, at, own, from, size,
-                stream);
     }
   }
   return moving;
@@ -268,7 +265,7 @@ void Bridge::Finish(const BridgeDirection& direction, const Moving& moving,
   const int cp = to_source ? 1 : destination_.cp;
   Communicator* tp_group =
       to_source ? groups_.source_tp : groups_.destination_tp;
-  if (routing_ == BridgeRouting::kShared) {
+  if (routing_ == BridgeRouting::kShared && !direction.direct) {
     char* block = moving.to.data + to.block * size;
     if (cp > 1 && to.block < to.count) {
       groups_.destination_cp->AllGather(
@@ -304,12 +301,29 @@ absl::Status Bridge::Run(const Pass* forward, const Pass* backward,
   };
   transfers_.clear();
   Moving moving[2];
+  int64_t copied_bytes = 0;
   for (int i = 0; i < 2; ++i) {
     if (passes[i] != nullptr) {
       moving[i] = Begin(direction(i), *passes[i], stream);
+      copied_bytes += direction(i).copied_bytes;
     }
   }
+  Stream copying = stream;
+  if (!transfers_.empty() && copied_bytes >= kLeastBeside) {
+    if (copying_.raw == nullptr) copying_ = NewStream(stream.device);
+    copying = copying_;
+  }
+  WaitFor(copying, stream);
+  // First: a copy that fills the GPU would hold it up.
   if (!transfers_.empty()) groups_.bridge->Exchange(transfers_, stream);
+  for (int i = 0; i < 2; ++i) {
+    if (passes[i] == nullptr) continue;
+    for (const auto& [from, at] : direction(i).copies) {
+      CopyRange(direction(i).direct ? moving[i].payload : moving[i].to, at,
+                moving[i].own, from, SizeOf(direction(i).dtype), copying);
+    }
+  }
+  WaitFor(stream, copying);
   for (int i = 0; i < 2; ++i) {
     if (passes[i] != nullptr) Finish(direction(i), moving[i], stream);
   }

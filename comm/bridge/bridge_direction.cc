@@ -98,8 +98,8 @@ BridgeDirection DirectionOf(const BridgePlan& plan, bool backward, DType dtype,
     std::swap(from, to);
     std::swap(from_lane, to_lane);
   }
-  const bool shared = plan.routing == BridgeRouting::kShared;
-  const bool direct = plan.routing == BridgeRouting::kDirect;
+  direction.direct = to.on && to_lane->direct;
+  const int64_t size = SizeOf(dtype);
 
   std::map<int, int> peers;
   for (size_t i = 0; i < members.size(); ++i) {
@@ -115,6 +115,7 @@ BridgeDirection DirectionOf(const BridgePlan& plan, bool backward, DType dtype,
     };
     if (m.from == rank && m.to == rank) {
       direction.copies.push_back({range_in(*from_lane), range_in(*to_lane)});
+      direction.copied_bytes += m.count * size;
     } else if (m.from == rank) {
       from.slices.push_back(
           {peers.at(m.to), m.begin - from_lane->begin, m.count});
@@ -126,8 +127,7 @@ BridgeDirection DirectionOf(const BridgePlan& plan, bool backward, DType dtype,
     }
   }
 
-  const int64_t size = SizeOf(dtype);
-  if (from.on && backward && cp > 1 && direct) {
+  if (from.on && backward && cp > 1 && plan.routing == BridgeRouting::kDirect) {
     direction.sum = Sum::kTensor;
     direction.sum_bytes = from.count * size;
   } else if (from.on && backward && cp > 1 && from.block < from.count) {
@@ -150,17 +150,19 @@ BridgeDirection DirectionOf(const BridgePlan& plan, bool backward, DType dtype,
     from.ranges = std::move(sent);
   }
   if (to.on) {
+    const bool gathers =
+        plan.routing == BridgeRouting::kShared && !direction.direct;
     const int64_t room =
-        shared ? to.share * static_cast<int64_t>(to_lane->ranks.size())
-               : to.count;
+        gathers ? to.share * static_cast<int64_t>(to_lane->ranks.size())
+                : to.count;
     // A leader's peers receive the tensor itself, by broadcast; what comes only
     // from this rank is copied to its place.
-    const bool receives = shared || !to.slices.empty();
+    const bool receives = gathers || !to.slices.empty();
     direction.staged = receives && (!to.packed || room != to.count);
     if (direction.staged) {
       direction.recv_bytes = room * size;
-      to.ranges =
-          direct ? std::move(received) : RangesIn(plan, *to_lane, 0, to.count);
+      to.ranges = direction.direct ? std::move(received)
+                                   : RangesIn(plan, *to_lane, 0, to.count);
     }
   }
   return direction;

@@ -47,6 +47,7 @@ struct BridgeDirection {
   };
   End from, to;
   std::vector<std::pair<BridgeRange, BridgeRange>> copies;  // (from, to)
+  int64_t copied_bytes = 0;
   bool backward;
   DType dtype;
 
@@ -59,6 +60,7 @@ struct BridgeDirection {
   // What is sent is packed first, from this element of the lane on.
   bool packs = false;
   int64_t pack_begin = 0;
+  bool direct = false;  // the receiving lane
   bool staged = false;  // received in staging memory, then unpacked
 
   int64_t sum_bytes = 0, pack_bytes = 0, recv_bytes = 0;  // of staging memory

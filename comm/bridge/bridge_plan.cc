@@ -144,35 +144,64 @@ std::vector<BridgeMessage> Overlaps(const BridgePlan& plan,
   return messages;
 }
 
-// kDirect: every rank of a receiving lane gets all its pieces. A piece's
-// holders answer in equal parts for all that is asked of them.
+// The lane that a piece comes from, and the one that it goes to.
+std::pair<const BridgeLane&, const BridgeLane&> LanesOf(const BridgePlan& plan,
+                                                        int piece,
+                                                        bool backward) {
+  const BridgeLane& source = plan.source[plan.pieces[piece].source];
+  const BridgeLane& destination =
+      plan.destination[plan.pieces[piece].destination];
+  if (backward) return {destination, source};
+  return {source, destination};
+}
+
+// The ranks of `to` that do not hold what `from` does.
+std::vector<int> Lacking(const BridgeLane& from, const BridgeLane& to) {
+  std::vector<int> ranks;
+  absl::c_copy_if(to.ranks, std::back_inserter(ranks), [&](int rank) {
+    return !absl::c_linear_search(from.ranks, rank);
+  });
+  return ranks;
+}
+
+// Of kShared: whether ranks of the lane hold all that it gets, and no holder
+// would send more than the lane's rows, which each rank that lacks them
+// receives anyhow. Parts of a sum over cp are not held.
+bool IsDirect(const BridgePlan& plan, const BridgeLane& lane, bool backward) {
+  if (backward && plan.destination_cp > 1) return false;
+  return absl::c_all_of(lane.pieces, [&](int piece) {
+    const BridgeLane& from = LanesOf(plan, piece, backward).first;
+    const size_t lacking = Lacking(from, lane).size();
+    return lacking < lane.ranks.size() &&
+           plan.pieces[piece].rows * lacking <= lane.rows * from.ranks.size();
+  });
+}
+
+// Every rank of a direct lane gets all its pieces. A piece's holders answer in
+// equal parts for all that is asked of them.
 std::vector<BridgeMessage> DirectMessages(const BridgePlan& plan, bool backward,
                                           DType dtype) {
   const int64_t row_elements = plan.outer * plan.inner;
   std::vector<BridgeMessage> messages;
   for (size_t p = 0; p < plan.pieces.size(); ++p) {
     const int piece = static_cast<int>(p);
-    const std::vector<int>* from = &plan.source[plan.pieces[p].source].ranks;
-    const std::vector<int>* to =
-        &plan.destination[plan.pieces[p].destination].ranks;
-    if (backward) std::swap(from, to);
+    const auto [from, to] = LanesOf(plan, piece, backward);
+    if (!to.direct) continue;
     const int64_t begin = plan.pieces[p].first_row * row_elements;
     const int64_t count = plan.pieces[p].rows * row_elements;
-    std::vector<int> lacking;
-    for (int rank : *to) {
-      if (absl::c_linear_search(*from, rank)) {
+    for (int rank : to.ranks) {
+      if (absl::c_linear_search(from.ranks, rank)) {
         messages.push_back({rank, rank, piece, begin, count});
-      } else {
-        lacking.push_back(rank);
       }
     }
     // The pieces that are asked for, one behind another, cut in equal parts.
+    const std::vector<int> lacking = Lacking(from, to);
     const int64_t asked = count * static_cast<int64_t>(lacking.size());
-    const int64_t part = EqualPart(asked, from->size(), dtype);
+    const int64_t part = EqualPart(asked, from.ranks.size(), dtype);
     for (int64_t x = 0; x < asked;) {
       const int64_t end =
           std::min({(x / part + 1) * part, (x / count + 1) * count, asked});
-      messages.push_back({(*from)[x / part], lacking[x / count], piece,
+      messages.push_back({from.ranks[x / part], lacking[x / count], piece,
                           begin + x % count, end - x});
       x = end;
     }
@@ -314,17 +343,25 @@ absl::StatusOr<BridgePlan> PlanBridge(const BridgeSide& source,
     if (to_end == end) ++d;
   }
 
-  if (routing == BridgeRouting::kDirect) {
-    plan.forward = DirectMessages(plan, false, payload.dtype);
-    plan.backward = DirectMessages(plan, true, payload.dtype);
-  } else {
-    plan.forward =
-        Overlaps(plan, CutLine(plan.source, shares ? -1 : source.tp - 1),
-                 CutLine(plan.destination, shares ? -1 : 0));
-    plan.backward = plan.forward;
-    for (BridgeMessage& message : plan.backward) {
-      std::swap(message.from, message.to);
+  const bool leads = routing == BridgeRouting::kLeader;
+  plan.forward =
+      Overlaps(plan, CutLine(plan.source, leads ? source.tp - 1 : -1),
+               CutLine(plan.destination, leads ? 0 : -1));
+  plan.backward = plan.forward;
+  for (BridgeMessage& message : plan.backward) {
+    std::swap(message.from, message.to);
+  }
+  for (const bool backward : {false, true}) {
+    for (BridgeLane& lane : backward ? plan.source : plan.destination) {
+      lane.direct = routing == BridgeRouting::kDirect ||
+                    (shares && IsDirect(plan, lane, backward));
     }
+    auto& messages = backward ? plan.backward : plan.forward;
+    std::erase_if(messages, [&](const BridgeMessage& message) {
+      return LanesOf(plan, message.piece, backward).second.direct;
+    });
+    absl::c_move(DirectMessages(plan, backward, payload.dtype),
+                 std::back_inserter(messages));
   }
   return plan;
 }

@@ -25,7 +25,9 @@
 //            The destination then all-gathers the shares on its own groups:
 //            over cp within a tp rank's block, then over tp. Backward is the
 //            mirror: reduce-scatter over cp, send one's own share, and the
-//            source all-gathers over tp.
+//            source all-gathers over tp. A lane whose ranks hold already all
+//            that it gets receives as in kDirect, where that costs no holder
+//            more than the lane's bytes: nothing else need cross.
 //   kDirect  Both modules on the same ranks. A rank copies what it needs and
 //            holds, and receives just what it lacks, from the holders in equal
 //            parts. Backward likewise, after an all-reduce over cp.
@@ -88,6 +90,7 @@ struct BridgeLane {
   // kShared: share k is elements [k * share, (k + 1) * share) of the lane, and
   // ends where the lane ends: a buffer to gather into has room for all in full.
   int64_t share;
+  bool direct;             // it receives as in kDirect
   std::vector<int> ranks;  // by share: tp for a source, tp * cp, cp fast, else
   std::vector<int> pieces;
 };

@@ -59,7 +59,7 @@ std::map<int, Line> Simulate(const BridgePlan& plan, bool backward, F&& value) {
     }
   }
   for (const BridgeLane& lane : to) {
-    if (plan.routing == BridgeRouting::kDirect) break;
+    if (lane.direct) continue;
     const int size = lane.ranks.size();
     Line whole(lane.count);
     for (int64_t i = 0; i < lane.count; ++i) {
@@ -86,12 +86,6 @@ void ExpectDelivers(const BridgePlan& plan) {
       }
     }
   }
-}
-
-int64_t Elements(const BridgePlan& plan) {
-  int64_t elements = 0;
-  for (const BridgeLane& lane : plan.source) elements += lane.count;
-  return elements;
 }
 
 std::vector<std::pair<int, int>> Pairs(
@@ -167,6 +161,70 @@ TEST(BridgePlan, DirectRoutingSpreadsTheHolders) {
   for (const BridgeMessage& m : plan->backward) EXPECT_EQ(m.from, m.to);
 }
 
+TEST(BridgePlan, RanksThatHoldTheirLaneGatherNothing) {
+  const BridgePayload payload{
+      .inner = 64, .source_rows = {8}, .destination_rows = {8}};
+  // tp2 to one of them: it keeps its copy, and gives the other the gradient.
+  auto plan = PlanBridge(Stage(0, 1, 1, 2), Stage(1, 1, 1, 1), payload,
+                         BridgeRouting::kShared);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->ToString(),
+            "bridge, shared routing: [1, 8, 64] from 1 lanes of 2 ranks to 1 "
+            "of 1\n"
+            "forward\n"
+            "  rank 0 (source lane 0, rows [0, 8)) sends nothing\n"
+            "  rank 1 (source lane 0, rows [0, 8)) sends [0, 512) to itself\n"
+            "  rank 1 (destination lane 0, rows [0, 8)) receives [0, 512) from "
+            "itself\n"
+            "backward\n"
+            "  rank 1 (destination lane 0, rows [0, 8)) sends [0, 512) to "
+            "itself, [0, 512) to 0\n"
+            "  rank 0 (source lane 0, rows [0, 8)) receives [0, 512) from 1\n"
+            "  rank 1 (source lane 0, rows [0, 8)) receives [0, 512) from "
+            "itself\n");
+  // To two of four, shifted: both holders give the third a half.
+  plan = PlanBridge(Stage(0, 1, 1, 2), Stage(1, 1, 1, 2), payload,
+                    BridgeRouting::kShared);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->forward, ElementsAre(BridgeMessage{1, 1, 0, 0, 512},
+                                         BridgeMessage{0, 2, 0, 0, 256},
+                                         BridgeMessage{1, 2, 0, 256, 256}));
+  // One rank to itself and three others: it would send all of it thrice, so
+  // shares it is.
+  plan = PlanBridge(Stage(0, 1, 1, 1), Stage(0, 1, 1, 4), payload,
+                    BridgeRouting::kShared);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->forward, ElementsAre(BridgeMessage{0, 0, 0, 0, 128},
+                                         BridgeMessage{0, 1, 0, 128, 128},
+                                         BridgeMessage{0, 2, 0, 256, 128},
+                                         BridgeMessage{0, 3, 0, 384, 128}));
+  // Parts of a sum over cp are held by nobody.
+  plan = PlanBridge(Stage(0, 1, 1, 2), Stage(0, 1, 2, 1), payload,
+                    BridgeRouting::kShared);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->destination[0].direct);
+  EXPECT_FALSE(plan->source[0].direct);
+}
+
+// What goes over links to the lanes that gather, or to the others.
+struct Load {
+  int64_t total = 0;
+  std::map<int, int64_t> sent, received;  // by rank; copies too
+};
+Load LoadOf(const BridgePlan& plan, bool backward, bool direct) {
+  Load load;
+  for (const BridgeMessage& m : backward ? plan.backward : plan.forward) {
+    const BridgePiece& piece = plan.pieces[m.piece];
+    const BridgeLane& to = backward ? plan.source[piece.source]
+                                    : plan.destination[piece.destination];
+    if (to.direct != direct) continue;
+    load.total += m.count;
+    if (m.from != m.to || !direct) load.sent[m.from] += m.count;
+    load.received[m.to] += m.count;
+  }
+  return load;
+}
+
 TEST(BridgePlan, RandomLayoutsDeliverEachElementOnce) {
   std::mt19937 random(1);
   for (int round = 0; round < 4000; ++round) {
@@ -175,33 +233,40 @@ TEST(BridgePlan, RandomLayoutsDeliverEachElementOnce) {
     const auto plan = PlanBridge(c.source, c.destination, c.payload, c.routing);
     ASSERT_TRUE(plan.ok()) << plan.status();
     ExpectDelivers(*plan);
-    std::map<int, int64_t> sent, received;
-    for (const BridgeMessage& m : plan->forward) {
-      sent[m.from] += m.count;
-      received[m.to] += m.count;
-    }
-    int64_t total = 0;
-    for (const auto& [rank, count] : sent) total += count;
-    if (c.routing == BridgeRouting::kDirect) {
-      // Each rank receives what it lacks, once, and what it has, by a copy.
-      for (const BridgeLane& lane : plan->destination) {
-        for (int rank : lane.ranks) EXPECT_EQ(received[rank], lane.count);
-      }
-      continue;
-    }
-    EXPECT_EQ(total, Elements(*plan)) << plan->ToString();
-    if (c.routing == BridgeRouting::kLeader) continue;
-    // No rank carries more than its share: an equal part, rounded up to whole
-    // units of 16 bytes.
     const int64_t unit = 16 / SizeOf(c.payload.dtype);
-    for (const auto* lanes : {&plan->source, &plan->destination}) {
-      for (const BridgeLane& lane : *lanes) {
-        const int64_t size = lane.ranks.size();
+    for (const bool backward : {false, true}) {
+      const auto& from = backward ? plan->destination : plan->source;
+      const auto& to = backward ? plan->source : plan->destination;
+      // Each rank of a direct lane receives what it lacks, once, and what it
+      // has, by a copy.
+      Load direct = LoadOf(*plan, backward, true);
+      int64_t most = 0;
+      for (const BridgeLane& lane : to) {
+        if (!lane.direct) continue;
+        most += lane.count;
         for (int rank : lane.ranks) {
-          const auto& carried = lanes == &plan->source ? sent : received;
-          const auto it = carried.find(rank);
-          if (it != carried.end()) {
-            EXPECT_LE(it->second, (lane.count + size - 1) / size + unit - 1);
+          EXPECT_EQ(direct.received[rank], lane.count);
+        }
+      }
+      if (c.routing == BridgeRouting::kDirect) continue;
+      for (const auto& [rank, count] : direct.sent) {
+        EXPECT_LE(count, most + unit * to.size()) << plan->ToString();
+      }
+      // To the others goes each element once.
+      Load shared = LoadOf(*plan, backward, false);
+      for (const BridgeLane& lane : to) {
+        if (!lane.direct) shared.total -= lane.count;
+      }
+      EXPECT_EQ(shared.total, 0) << plan->ToString();
+      if (c.routing == BridgeRouting::kLeader) continue;
+      // No rank carries more than its share: an equal part, rounded up to whole
+      // units of 16 bytes.
+      for (const auto* lanes : {&from, &to}) {
+        auto& carried = lanes == &from ? shared.sent : shared.received;
+        for (const BridgeLane& lane : *lanes) {
+          const int64_t size = lane.ranks.size();
+          for (int rank : lane.ranks) {
+            EXPECT_LE(carried[rank], (lane.count + size - 1) / size + unit - 1);
           }
         }
       }

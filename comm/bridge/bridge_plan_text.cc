@@ -51,8 +51,7 @@ std::string BridgePlan::ToString() const {
       const BridgeLane& lane = lanes[i];
       const int size = static_cast<int>(lane.ranks.size());
       const bool sums = sends && to_source && destination_cp > 1;
-      const bool gathers = !sends && size > 1 && lane.count > 0 &&
-                           routing != BridgeRouting::kDirect;
+      const bool gathers = !sends && size > 1 && lane.count > 0 && !lane.direct;
       for (int rank : lane.ranks) {
         absl::StrAppend(
             &text, "  rank ", rank, " (", name, " lane ", i, ", rows [",

@@ -217,9 +217,25 @@ absl::Status CheckPayload(Bridge& bridge, const BridgeSide& source,
   return status;
 }
 
+// Even, uneven and empty lanes, batch axis first or not.
+std::vector<BridgePayload> SmallPayloads(const BridgeSide& source,
+                                         const BridgeSide& destination) {
+  std::vector<BridgePayload> payloads;
+  for (const int64_t rows : {0, 5, 96})
+    for (const bool evenly : {true, false})
+      for (const int64_t outer : {1, 3})
+        payloads.push_back(
+            {.outer = outer,
+             .inner = 7,
+             .source_rows = Deal(rows, source.dp * source.cp, evenly),
+             .destination_rows = Deal(rows, destination.dp, true)});
+  return payloads;
+}
+
 absl::Status CheckLayout(Groups& groups, const BridgeSide& source,
                          const BridgeSide& destination, BridgeRouting routing,
-                         int rank, Stream stream, absl::Status& verdict) {
+                         const std::vector<BridgePayload>& payloads, int rank,
+                         Stream stream, absl::Status& verdict) {
   BridgeGroups own{};
   MIMO_ASSIGN_OR_RETURN(own.bridge,
                         groups.Get({BridgeRanks(source, destination)}));
@@ -237,23 +253,15 @@ absl::Status CheckLayout(Groups& groups, const BridgeSide& source,
   if (own.bridge == nullptr) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const auto bridge,
                         Bridge::Create(source, destination, routing, own));
-  for (const int64_t rows : {0, 5, 96})
-    for (const bool evenly : {true, false})
-      for (const int64_t outer : {1, 3}) {
-        BridgePayload payload{
-            .outer = outer,
-            .inner = 7,
-            .source_rows = Deal(rows, source.dp * source.cp, evenly),
-            .destination_rows = Deal(rows, destination.dp, true)};
-        verdict.Update(CheckPayload(
-            *bridge, source, destination, payload, rank,
-            absl::StrCat(
-                "bridge of ", ToString(source), " to ", ToString(destination),
-                ", routing ", static_cast<int>(routing), ", outer ", outer,
-                ", rows [", absl::StrJoin(payload.source_rows, ", "), "] to [",
-                absl::StrJoin(payload.destination_rows, ", "), "]"),
-            stream));
-      }
+  for (const BridgePayload& payload : payloads)
+    verdict.Update(CheckPayload(
+        *bridge, source, destination, payload, rank,
+        absl::StrCat(
+            "bridge of ", ToString(source), " to ", ToString(destination),
+            ", routing ", static_cast<int>(routing), ", outer ", payload.outer,
+            ", rows [", absl::StrJoin(payload.source_rows, ", "), "] to [",
+            absl::StrJoin(payload.destination_rows, ", "), "]"),
+        stream));
   return absl::OkStatus();
 }
 
@@ -270,9 +278,18 @@ absl::Status CheckBridges(Communicator& world, Stream stream) {
             BridgeRouting::kLeader}) {
         if (!CheckBridgeSides(source, destination, routing).ok()) continue;
         MIMO_RETURN_IF_ERROR(CheckLayout(groups, source, destination, routing,
+                                         SmallPayloads(source, destination),
                                          world.rank(), stream, verdict));
         MIMO_RETURN_IF_ERROR(world.Health());
       }
+  // From all ranks to the last, which copies beside the exchange.
+  const int last = world.size() - 1;
+  BridgeSide all{1, 1, world.size(), std::vector<int>(world.size())};
+  std::iota(all.ranks.begin(), all.ranks.end(), 0);
+  MIMO_RETURN_IF_ERROR(CheckLayout(
+      groups, all, {1, 1, 1, {last}}, BridgeRouting::kShared,
+      {{.inner = 1 << 19, .source_rows = {3}, .destination_rows = {3}}},
+      world.rank(), stream, verdict));
   world.Barrier(stream);
   MIMO_RETURN_IF_ERROR(world.Health());
   return verdict;

@@ -10,8 +10,9 @@ namespace mimo {
 
 // Called by every rank of a world. All modules of [dp, cp, tp] on consecutive
 // ranks of it, each as the source of each, by every routing that joins them,
-// with even, uneven and empty lanes, batch axis first or not; forward, backward
-// and both at once; each bit compared. Error: this rank's first difference.
+// with even, uneven and empty lanes, batch axis first or not, and a large
+// payload; forward, backward and both at once; each bit compared. Error: this
+// rank's first difference.
 absl::Status CheckBridges(Communicator& world, Stream stream);
 
 }  // namespace mimo
