@@ -45,6 +45,10 @@ ncclDataType_t ToNccl(DType dtype) {
       return ncclInt64;
     case DType::kUInt8:
       return ncclUint8;
+    case DType::kFloat8E4M3:
+      return ncclFloat8e4m3;
+    case DType::kFloat8E5M2:
+      return ncclFloat8e5m2;
   }
   LOG(FATAL) << "no such dtype: " << static_cast<int>(dtype);
 }

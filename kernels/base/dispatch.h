@@ -8,6 +8,7 @@
 #include "kernels/base/bfloat16.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/float16.h"
+#include "kernels/base/float8.h"
 
 namespace mimo {
 
@@ -29,6 +30,10 @@ decltype(auto) DispatchDType(DType dtype, F&& f) {
       return f.template operator()<int64_t>();
     case DType::kUInt8:
       return f.template operator()<uint8_t>();
+    case DType::kFloat8E4M3:
+      return f.template operator()<Float8E4M3>();
+    case DType::kFloat8E5M2:
+      return f.template operator()<Float8E5M2>();
   }
   LOG(FATAL) << "no such dtype: " << static_cast<int>(dtype);
 }

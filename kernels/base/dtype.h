@@ -3,7 +3,8 @@
 // float32 and bfloat16 train. float64 is the oracle's dtype: every op runs in
 // it on the CPU through the same entry point, by the plainest correct code, so
 // a kernel or a whole model is checked against itself in higher precision
-// (docs/adr/0004).
+// (docs/adr/0004). The 8-bit floats are operands of products
+// (kernels/quantise).
 #ifndef MIMO_KERNELS_BASE_DTYPE_H_
 #define MIMO_KERNELS_BASE_DTYPE_H_
 
@@ -23,7 +24,9 @@ enum class DType : uint8_t {
   kFloat16,
   kInt32,
   kInt64,
-  kUInt8
+  kUInt8,
+  kFloat8E4M3,
+  kFloat8E5M2
 };
 
 inline int64_t SizeOf(DType dtype) {
@@ -38,6 +41,8 @@ inline int64_t SizeOf(DType dtype) {
     case DType::kFloat16:
       return 2;
     case DType::kUInt8:
+    case DType::kFloat8E4M3:
+    case DType::kFloat8E5M2:
       return 1;
   }
   LOG(FATAL) << "no such dtype: " << static_cast<int>(dtype);
@@ -59,8 +64,16 @@ inline absl::string_view Name(DType dtype) {
       return "int64";
     case DType::kUInt8:
       return "uint8";
+    case DType::kFloat8E4M3:
+      return "float8_e4m3";
+    case DType::kFloat8E5M2:
+      return "float8_e5m2";
   }
   LOG(FATAL) << "no such dtype: " << static_cast<int>(dtype);
+}
+
+inline bool IsFloat8(DType dtype) {
+  return dtype == DType::kFloat8E4M3 || dtype == DType::kFloat8E5M2;
 }
 
 // The dtype of sums, statistics and main gradients of `dtype` values.

@@ -2,35 +2,16 @@
 
 #include <cmath>
 #include <random>
+#include <type_traits>
 
 #include "absl/log/check.h"
 #include "absl/log/log.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/bfloat16.h"
 #include "kernels/base/device.h"
+#include "kernels/base/dispatch.h"
 
 namespace mimo {
-namespace {
-
-// Calls f.template operator()<T>() with the host type of `dtype`.
-template <typename F>
-auto Dispatch(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f.template operator()<float>();
-    case DType::kFloat64:
-      return f.template operator()<double>();
-    case DType::kBFloat16:
-      return f.template operator()<BFloat16>();
-    case DType::kInt32:
-      return f.template operator()<int32_t>();
-    default:
-      LOG(FATAL) << "no test array of " << Name(dtype);
-  }
-}
-
-}  // namespace
-
 std::ostream& operator<<(std::ostream& out, const Backend& backend) {
   return out << (backend.device == Device::kCpu ? "Cpu" : "Cuda") << "_"
              << Name(backend.dtype);
@@ -91,13 +72,13 @@ Array::Array(const Backend& backend, DType dtype, int64_t n, int fill)
 Array::Array(const Backend& backend, DType dtype,
              const std::vector<double>& values)
     : Array(backend, dtype, values.size(), 0) {
-  Dispatch(dtype, [&]<typename T>() {
+  DispatchDType(dtype, [&]<typename T>() {
     std::vector<T> rounded;
     for (double v : values) {
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        rounded.push_back(BFloat16(static_cast<float>(v)));
-      } else {
+      if constexpr (std::is_arithmetic_v<T>) {
         rounded.push_back(static_cast<T>(v));
+      } else {
+        rounded.push_back(T(static_cast<float>(v)));
       }
     }
     CopyBytes(data(), rounded.data(), size_ * sizeof(T), StreamOf(backend_));
@@ -114,16 +95,16 @@ Array Array::Workspace(const Backend& backend, int64_t bytes) {
 }
 
 std::vector<double> Array::Values() const {
-  return Dispatch(dtype_, [&]<typename T>() {
+  return DispatchDType(dtype_, [&]<typename T>() {
     std::vector<T> raw(size_);
     CopyBytes(raw.data(), data(), size_ * sizeof(T), StreamOf(backend_));
     Synchronize(StreamOf(backend_));
     std::vector<double> values;
     for (const T& v : raw) {
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        values.push_back(static_cast<float>(v));
-      } else {
+      if constexpr (std::is_arithmetic_v<T>) {
         values.push_back(v);
+      } else {
+        values.push_back(static_cast<float>(v));
       }
     }
     return values;

@@ -7,15 +7,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/base/bfloat16.h"
 #include "kernels/base/dispatch.h"
-#include "kernels/base/float16.h"
 
 namespace mimo {
 namespace {
-
-template <typename T>
-concept Half = std::same_as<T, BFloat16> || std::same_as<T, Float16>;
 
 template <typename From, typename To>
 absl::Status Convert(const char* from, char* to, int64_t count) {
@@ -33,7 +28,8 @@ absl::Status Convert(const char* from, char* to, int64_t count) {
                            Name(DTypeOf<To>::value)));
         }
         converted = static_cast<To>(value);
-      } else if constexpr (Half<From> || Half<To>) {
+      } else if constexpr (!std::is_arithmetic_v<From> ||
+                           !std::is_arithmetic_v<To>) {
         converted = static_cast<To>(static_cast<float>(value));
       } else {
         converted = static_cast<To>(value);

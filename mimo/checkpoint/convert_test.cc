@@ -106,6 +106,18 @@ TEST(Convert, BetweenAllAndUnaligned) {
   }
 }
 
+TEST(Convert, EightBits) {
+  for (DType dtype : {DType::kFloat8E4M3, DType::kFloat8E5M2}) {
+    for (float value : {0.0f, -0x1p-6f, 1.25f, 5.0f, -448.0f}) {
+      const auto code =
+          ConvertOne<float, uint8_t>(value, DType::kFloat32, dtype);
+      EXPECT_EQ((ConvertOne<uint8_t, double>(code, dtype, DType::kFloat64)),
+                value)
+          << Name(dtype);
+    }
+  }
+}
+
 TEST(Convert, Errors) {
   const double value = 1.0;
   int64_t out = 7;

@@ -32,10 +32,11 @@ struct DTypeRow {
 };
 // In the reference's order; files hold the last ones first.
 constexpr DTypeRow kDTypes[] = {
-    {"BOOL", DType::kUInt8},  {"U8", DType::kUInt8},
-    {"F16", DType::kFloat16}, {"BF16", DType::kBFloat16},
-    {"I32", DType::kInt32},   {"F32", DType::kFloat32},
-    {"F64", DType::kFloat64}, {"I64", DType::kInt64},
+    {"BOOL", DType::kUInt8},         {"U8", DType::kUInt8},
+    {"F8_E5M2", DType::kFloat8E5M2}, {"F8_E4M3", DType::kFloat8E4M3},
+    {"F16", DType::kFloat16},        {"BF16", DType::kBFloat16},
+    {"I32", DType::kInt32},          {"F32", DType::kFloat32},
+    {"F64", DType::kFloat64},        {"I64", DType::kInt64},
 };
 
 int Rank(DType dtype) {

@@ -59,9 +59,9 @@ TEST(SafeTensors, WritesAndReadsEveryDType) {
   Allocator allocator;
   std::mt19937 rng(3);
   std::map<std::string, Tensor> tensors;
-  for (DType dtype :
-       {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16,
-        DType::kInt32, DType::kInt64, DType::kUInt8}) {
+  for (DType dtype : {DType::kFloat32, DType::kFloat64, DType::kBFloat16,
+                      DType::kFloat16, DType::kInt32, DType::kInt64,
+                      DType::kUInt8, DType::kFloat8E4M3, DType::kFloat8E5M2}) {
     int i = 0;
     for (const Shape& shape :
          {Shape{}, Shape{1}, Shape{0, 7}, Shape{3, 5, 7}, Shape{13}}) {
@@ -191,8 +191,8 @@ TEST(SafeTensors, HeadersThatLie) {
       R"("a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]})";
   EXPECT_EQ(HeaderError(R"({"a":5})", 0), "tensor a: its header is no object");
   EXPECT_EQ(HeaderError(R"({"a":{"shape":[],"data_offsets":[0,4]}})", 4),
-            "tensor a: dtype none, wanted BOOL | U8 | F16 | BF16 | I32 | F32 | "
-            "F64 | I64");
+            "tensor a: dtype none, wanted BOOL | U8 | F8_E5M2 | F8_E4M3 | F16 "
+            "| BF16 | I32 | F32 | F64 | I64");
   EXPECT_NE(
       HeaderError(R"({"a":{"dtype":"F33","shape":[],"data_offsets":[0,4]}})", 4)
           .find("tensor a: dtype F33, wanted"),
