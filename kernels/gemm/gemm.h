@@ -7,6 +7,11 @@
 //   y  [T, F] = act(x w^T + bias)  transpose_b
 //   dx [T, H] = dz w
 //   dw [F, H] = dz^T x + beta dw   transpose_a, straight into main_grad
+// Operands in 8-bit floats (kernels/quantise) come with the scales that make
+// them numbers again, and lie as tensor cores read them, K adjacent:
+//   c = a_scale b_scale (a b^T) + beta * c
+// The sums are float32 (cuBLASLt's fast accumulation is left off), or float64
+// where c is. Not both operands are float8_e5m2.
 // Flops (the floor): 2 M N K. K = 0 gives beta * c; beta = 0 never reads c.
 // CPU: OpenBLAS on one thread a block, the blocks shared out by ParallelFor.
 // CUDA: cuBLASLt; true float32, or bfloat16 with float32 sums; deterministic.
@@ -38,10 +43,16 @@ struct GemmArgs {
   int64_t lda = 0, ldb = 0, ldc = 0;
   float beta = 0;  // 0 or 1
   DType dtype;
-  std::optional<DType> c_dtype = {};  // dtype if not set; or its accumulator
-  const void* bias = nullptr;         // [N] dtype; null: zero
+  // dtype if not set; or its accumulator. Of 8-bit operands, any that trains.
+  std::optional<DType> c_dtype = {};
+  const void* bias = nullptr;  // [N] c_dtype; null: zero
   Activation activation = Activation::kIdentity;
-  void* z = nullptr;  // [M, N] dtype, kept for the backward; null: not kept
+  void* z = nullptr;  // [M, N] c_dtype, kept for the backward; null: not kept
+  // Of 8-bit operands, with transpose_b, adjacent rows, N and K multiples of
+  // 16:
+  std::optional<DType> b_dtype = {};  // dtype if not set
+  const float* a_scale = nullptr;     // [1]
+  const float* b_scale = nullptr;     // [1]
 };
 MIMO_OP(Gemm, GemmArgs);
 

@@ -2,6 +2,8 @@
 // of its own, reaches on the same product in the same run (blas%).
 // CUDA: TFLOP/s, and the share of the 8192 x 8192 x 8192 product of the same
 // run (floor%), by cuBLASLt's first choice (first) and by the tuned (tuned).
+// fp8: the forward of operands in 8 bits, without and with (x) quantising x,
+// and how many times as fast as the bfloat16 product beside it (bf16x).
 #include <cblas.h>
 
 #include <algorithm>
@@ -15,6 +17,7 @@
 #include "kernels/base/parallel.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_floor.h"
+#include "kernels/quantise/quantise.h"
 #include "kernels/testing/cuda_bench.h"
 #include "kernels/testing/testing.h"
 
@@ -172,8 +175,55 @@ void BenchCuda(benchmark::State& state, const Layer& l, const Form& form,
   AutotuneGemm("", Device::kCuda);
 }
 
+void BenchFloat8(benchmark::State& state, const Layer& l, bool quantise_x) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const auto in_8_bits = [&](int64_t rows) {
+    return QuantiseArgs{
+        .x = gpu.Random(DType::kBFloat16, rows * l.hidden),
+        .codes = gpu.Allocate(rows * l.hidden),
+        .scale = static_cast<float*>(gpu.Allocate(2 * sizeof(float))),
+        .rows = rows,
+        .columns = l.hidden,
+        .dtype = DType::kBFloat16,
+        .code_dtype = DType::kFloat8E4M3};
+  };
+  const QuantiseArgs x = in_8_bits(l.tokens), w = in_8_bits(l.features);
+  Quantise(x, gpu.stream());
+  Quantise(w, gpu.stream());
+  const GemmArgs wide =
+      kForms[0].args(l, x.x, w.x, nullptr,
+                     gpu.Random(DType::kBFloat16, l.tokens * l.features));
+  GemmArgs args = wide;
+  args.a = x.codes;
+  args.b = w.codes;
+  args.dtype = DType::kFloat8E4M3;
+  args.c_dtype = DType::kBFloat16;
+  args.a_scale = x.scale;
+  args.b_scale = w.scale;
+  const double bfloat16 = MedianCudaSeconds(
+      gpu.stream(), 30, [&](Stream stream) { Gemm(wide, stream); });
+  gpu.Run([&](Stream stream) {
+    if (quantise_x) Quantise(x, stream);
+    Gemm(args, stream);
+  });
+  gpu.ReportFlops(2.0 * args.m * args.n * args.k,
+                  CudaMatmulFlopsPerSecond(gpu));
+  state.counters["bf16x"] = bfloat16 / gpu.median_seconds();
+}
+
 const bool registered = [] {
   for (const Layer& l : kLayers) {
+    for (bool quantise_x : {false, true}) {
+      benchmark::RegisterBenchmark(
+          absl::StrCat("cuda/", l.name, "/fp8", quantise_x ? "/x" : "").c_str(),
+          [&l, quantise_x](benchmark::State& state) {
+            BenchFloat8(state, l, quantise_x);
+          })
+          ->UseManualTime()
+          ->Unit(benchmark::kMicrosecond)
+          ->Iterations(30);
+    }
     for (const Form& form : kForms) {
       for (bool tuned : {false, true}) {
         benchmark::RegisterBenchmark(

@@ -30,11 +30,24 @@ inline GemmArgs Checked(GemmArgs args) {
            int64_t{std::numeric_limits<int>::max()});
   CHECK(args.beta == 0 || args.beta == 1) << "Gemm: beta " << args.beta;
   if (!args.c_dtype.has_value()) args.c_dtype = args.dtype;
-  CHECK(*args.c_dtype == args.dtype ||
-        *args.c_dtype == AccumulatorOf(args.dtype))
-      << "Gemm of " << Name(args.dtype) << " into " << Name(*args.c_dtype);
+  if (!args.b_dtype.has_value()) args.b_dtype = args.dtype;
+  const DType a = args.dtype, b = *args.b_dtype, c = *args.c_dtype;
+  if (IsFloat8(a)) {
+    CHECK(IsFloat8(b) && !IsFloat8(c) &&
+          (a == DType::kFloat8E4M3 || b == DType::kFloat8E4M3))
+        << "Gemm of " << Name(a) << " and " << Name(b) << " into " << Name(c);
+    CHECK(!args.transpose_a && args.transpose_b && args.lda == k &&
+          args.ldb == k && args.a_scale != nullptr && args.b_scale != nullptr)
+        << "Gemm of " << Name(a) << " wants a b^T, adjacent rows and scales";
+    CHECK(n % 16 == 0 && k % 16 == 0)
+        << "Gemm of " << Name(a) << ": " << m << " x " << n << " x " << k
+        << ", wanted multiples of 16";
+  } else {
+    CHECK(a == b && (c == a || c == AccumulatorOf(a)))
+        << "Gemm of " << Name(a) << " and " << Name(b) << " into " << Name(c);
+  }
   if (HasEpilogue(args)) {
-    CHECK(args.beta == 0 && args.ldc == n && *args.c_dtype == args.dtype)
+    CHECK(args.beta == 0 && args.ldc == n && (c == a || IsFloat8(a)))
         << "Gemm: an epilogue wants beta 0, adjacent rows and c of dtype";
   }
   CHECK(args.z == nullptr || args.activation != Activation::kIdentity)

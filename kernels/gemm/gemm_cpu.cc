@@ -1,7 +1,10 @@
 #include <cblas.h>
 
 #include <algorithm>
+#include <array>
+#include <vector>
 
+#include "kernels/base/float8.h"
 #include "kernels/base/parallel.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/gemm/gemm_checked.h"
@@ -10,14 +13,16 @@ namespace mimo::kernels {
 namespace {
 
 void Blas(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k,
-          const float* a, int lda, const float* b, int ldb, float beta,
-          float* c, int ldc) {
-  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+          float alpha, const float* a, int lda, const float* b, int ldb,
+          float beta, float* c, int ldc) {
+  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c,
+              ldc);
 }
 void Blas(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k,
-          const double* a, int lda, const double* b, int ldb, float beta,
-          double* c, int ldc) {
-  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+          double alpha, const double* a, int lda, const double* b, int ldb,
+          float beta, double* c, int ldc) {
+  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c,
+              ldc);
 }
 
 // Into how many blocks to cut `size` rows (or columns) of a product of `flops`:
@@ -40,10 +45,10 @@ int64_t BlockSize(int64_t size, int64_t cuts) {
   return ((size + cuts - 1) / cuts + kTile - 1) / kTile * kTile;
 }
 
-// out = op(a) op(b) + beta * out. The blocks depend on the shape alone and K is
-// never cut: the result is the same whatever the number of threads.
+// out = alpha op(a) op(b) + beta * out. The blocks depend on the shape alone
+// and K is never cut: the result is the same whatever the number of threads.
 template <typename T>
-void Product(const GemmArgs& args, void* out) {
+void Product(const GemmArgs& args, void* out, T alpha = 1) {
   const int64_t m = args.m, n = args.n, k = args.k;
   const int64_t lda = args.lda, ldb = args.ldb, ldc = args.ldc;
   T* c = static_cast<T*>(out);
@@ -76,13 +81,47 @@ void Product(const GemmArgs& args, void* out) {
       const int64_t j = block % n_blocks * n_block;
       Blas(args.transpose_a ? CblasTrans : CblasNoTrans,
            args.transpose_b ? CblasTrans : CblasNoTrans,
-           std::min(m_block, m - i), std::min(n_block, n - j), k,
+           std::min(m_block, m - i), std::min(n_block, n - j), k, alpha,
            static_cast<const T*>(args.a) + (args.transpose_a ? i : i * lda),
            lda,
            static_cast<const T*>(args.b) + (args.transpose_b ? j * ldb : j),
            ldb, args.beta, c + i * ldc + j, ldc);
     }
   });
+}
+
+// The values of 8-bit floats.
+template <typename T, typename Code>
+std::vector<T> Decoded(const void* codes, int64_t size) {
+  static const auto values = [] {
+    std::array<float, 256> table;
+    for (int i = 0; i < 256; ++i) {
+      Code code;
+      code.bits = i;
+      table[i] = static_cast<float>(code);
+    }
+    return table;
+  }();
+  std::vector<T> decoded(size);
+  const uint8_t* bits = static_cast<const uint8_t*>(codes);
+  ParallelFor(size, 1 << 15, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) decoded[i] = values[bits[i]];
+  });
+  return decoded;
+}
+template <typename T>
+std::vector<T> Decoded(DType dtype, const void* codes, int64_t size) {
+  return dtype == DType::kFloat8E4M3 ? Decoded<T, Float8E4M3>(codes, size)
+                                     : Decoded<T, Float8E5M2>(codes, size);
+}
+
+template <typename T>
+void ProductOfFloat8(GemmArgs args, void* out) {
+  const std::vector<T> a = Decoded<T>(args.dtype, args.a, args.m * args.k);
+  const std::vector<T> b = Decoded<T>(*args.b_dtype, args.b, args.n * args.k);
+  args.a = a.data();
+  args.b = b.data();
+  Product<T>(args, out, static_cast<T>(*args.a_scale) * *args.b_scale);
 }
 
 }  // namespace
@@ -93,8 +132,10 @@ void GemmCpu(const GemmArgs& unchecked) {
   static_cast<void>(once);
   const GemmArgs args = Checked(unchecked);
   void* product = args.z != nullptr ? args.z : args.c;
-  DispatchCpuFloat(args.dtype,
-                   [&]<typename T>() { Product<T>(args, product); });
+  DispatchCpuFloat(*args.c_dtype, [&]<typename T>() {
+    IsFloat8(args.dtype) ? ProductOfFloat8<T>(args, product)
+                         : Product<T>(args, product);
+  });
   if (!HasEpilogue(args) || args.n == 0) return;
   BiasActivationForwardCpu({.x = product,
                             .bias = args.bias,
@@ -103,7 +144,7 @@ void GemmCpu(const GemmArgs& unchecked) {
                             .activation = args.activation,
                             .tokens = args.m,
                             .features = args.n,
-                            .dtype = args.dtype});
+                            .dtype = *args.c_dtype});
 }
 
 }  // namespace mimo::kernels

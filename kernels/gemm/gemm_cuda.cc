@@ -35,8 +35,8 @@ bool HasCublasLt(const GemmArgs& args) {
 
 void GemmCuda(const GemmArgs& unchecked, Stream stream) {
   const GemmArgs args = Checked(unchecked);
-  CHECK(args.dtype == DType::kFloat32 || args.dtype == DType::kBFloat16)
-      << "a GPU computes in float32 or bfloat16, not " << Name(args.dtype);
+  CHECK(*args.c_dtype == DType::kFloat32 || *args.c_dtype == DType::kBFloat16)
+      << "a GPU computes in float32 or bfloat16, not " << Name(*args.c_dtype);
   if (args.m == 0 || args.n == 0) return;
   if (HasCublasLt(args) && Product(args, stream)) return;
   // The bias with the product if cuBLASLt can, the activation after it.
@@ -58,7 +58,7 @@ void GemmCuda(const GemmArgs& unchecked, Stream stream) {
                          .activation = args.activation,
                          .tokens = args.m,
                          .features = args.n,
-                         .dtype = args.dtype},
+                         .dtype = *args.c_dtype},
                         stream);
 }
 

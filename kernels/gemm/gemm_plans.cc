@@ -22,7 +22,18 @@ constexpr int64_t kWorkspaceBytes = 32 << 20;  // what Hopper's kernels ask for
 constexpr int kCandidates = 16;
 
 cudaDataType_t TypeOf(DType dtype) {
-  return dtype == DType::kFloat32 ? CUDA_R_32F : CUDA_R_16BF;
+  switch (dtype) {
+    case DType::kFloat32:
+      return CUDA_R_32F;
+    case DType::kBFloat16:
+      return CUDA_R_16BF;
+    case DType::kFloat8E4M3:
+      return CUDA_R_8F_E4M3;
+    case DType::kFloat8E5M2:
+      return CUDA_R_8F_E5M2;
+    default:
+      LOG(FATAL) << "Gemm of " << Name(dtype);
+  }
 }
 
 // The largest power of two up to 16 that divides the address; 16 for null.
@@ -112,7 +123,8 @@ void* Allocate(int64_t bytes) {
 }  // namespace
 
 GemmProblem::GemmProblem(const GemmArgs& args) {
-  const cudaDataType_t type = TypeOf(args.dtype),
+  const cudaDataType_t a_type = TypeOf(args.dtype),
+                       b_type = TypeOf(*args.b_dtype),
                        c_type = TypeOf(*args.c_dtype);
   const cublasLtEpilogue_t epilogue = EpilogueOf(args);
   // True float32: CUBLAS_COMPUTE_32F does not round inputs to TF32.
@@ -130,14 +142,18 @@ GemmProblem::GemmProblem(const GemmArgs& args) {
     Set(product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.z);
     Set(product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, args.n);
   }
+  if (args.a_scale != nullptr) {
+    Set(product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, args.b_scale);
+    Set(product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, args.a_scale);
+  }
   const auto layout = [](cublasLtMatrixLayoutOpaque_t& matrix,
                          cudaDataType_t of, int64_t rows, int64_t columns,
                          int64_t ld, bool transpose) {
     if (transpose) std::swap(rows, columns);
     MIMO_CUBLAS_CHECK(cublasLtMatrixLayoutInit(&matrix, of, rows, columns, ld));
   };
-  layout(a, type, args.n, args.k, args.ldb, args.transpose_b);
-  layout(b, type, args.k, args.m, args.lda, args.transpose_a);
+  layout(a, b_type, args.n, args.k, args.ldb, args.transpose_b);
+  layout(b, a_type, args.k, args.m, args.lda, args.transpose_a);
   layout(c, c_type, args.n, args.m, args.ldc, false);
   alignments[0] = AlignmentOf(args.b);
   alignments[1] = AlignmentOf(args.a);
@@ -150,7 +166,8 @@ GemmProblem::GemmProblem(const GemmArgs& args) {
          args.lda,
          args.ldb,
          args.ldc,
-         type,
+         a_type,
+         b_type,
          c_type,
          args.beta != 0,
          epilogue,
@@ -297,7 +314,7 @@ void GemmPlans::Autotune(const std::string& path) {
 std::string GemmPlans::FileHeader() const {
   cudaDeviceProp gpu;
   MIMO_CUDA_CHECK(cudaGetDeviceProperties(&gpu, 0));
-  return absl::StrCat("mimo-gemm 1 cublasLt ", cublasLtGetVersion(), " ",
+  return absl::StrCat("mimo-gemm 2 cublasLt ", cublasLtGetVersion(), " ",
                       gpu.name);
 }
 

@@ -25,7 +25,7 @@ namespace mimo::kernels {
 
 // All that an algorithm may depend on: sizes, leading dimensions, transposes,
 // dtypes, beta, epilogue, alignments of the pointers.
-using GemmKey = std::array<int64_t, 16>;
+using GemmKey = std::array<int64_t, 17>;
 
 // A product in cuBLASLt's words, for `args` that are Checked and not empty.
 // cuBLASLt is column-major: it computes c^T = op(b)^T op(a)^T.
@@ -62,7 +62,7 @@ class GemmPlans {
               const std::vector<cublasLtMatmulAlgo_t>& candidates,
               const GemmArgs& args, cudaStream_t stream);
   void* Workspace(cudaStream_t stream);
-  // "mimo-gemm 1", the library's version, the GPU's name.
+  // "mimo-gemm 2", the library's version, the GPU's name.
   std::string FileHeader() const;
   void Load();
   void Save() const;

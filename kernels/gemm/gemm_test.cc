@@ -307,7 +307,7 @@ TEST_P(GemmTest, TuningIsKeptInAFile) {
   EXPECT_EQ(contents(), "");
   // Of another machine, or cut off: ignored, and written anew.
   for (const std::string& damaged :
-       {std::string("mimo-gemm 1 cublasLt 0 another GPU\n1 2 3\n"),
+       {std::string("mimo-gemm 2 cublasLt 0 another GPU\n1 2 3\n"),
         written.substr(0, written.size() - std::min<size_t>(9, written.size())),
         std::string("\x01\xff", 2)}) {
     std::ofstream(path) << damaged;
