@@ -30,6 +30,7 @@ LinearLayer::LinearLayer(BuildContext build, int64_t in, int64_t out, bool bias,
                        {0, kind == LinearSplit::kColumn ? shards
                                                         : std::vector<Shard>()})
                  : nullptr) {
+  weight_.quantization = this->build().quantization;
   if (kind != LinearSplit::kColumn) return;
   weight_.reduce_grad_over_tp =
       std::any_of(shards.begin(), shards.end(),

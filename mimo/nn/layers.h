@@ -11,7 +11,8 @@
 
 namespace mimo {
 
-// y = act(x w^T + b).  `weight` [F, H], `bias` [F] when asked for.
+// y = act(x w^T + b).  `weight` [F, H], `bias` [F] when asked for; multiplied
+// as the BuildContext's quantization says.
 //
 // Split over the tp ranks (LinearSplit; on one rank all kinds are one), a
 // column layer has `shards` of its outputs, a row layer of its inputs; even

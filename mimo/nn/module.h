@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "mimo/nn/parallel_groups.h"
 #include "mimo/nn/parameter.h"
+#include "mimo/nn/quantization.h"
 #include "mimo/tensor/tensor.h"
 
 namespace mimo {
@@ -32,6 +33,7 @@ struct BuildContext {
   bool meta = false;  // parameters have shapes only: a model to count, not run
   bool initialize = true;  // false: parameters are about to be loaded
   bool trainable = true;   // false: every parameter is frozen from the start
+  Quantization quantization = Quantization::kNone;  // of linear layers
   ParallelGroups parallel = {};
   // Of what is drawn at run time (dropout): the same on a module's tp, cp and
   // dp ranks, another in each stage and module.

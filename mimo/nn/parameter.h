@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "mimo/nn/quantization.h"
 #include "mimo/tensor/tensor.h"
 
 namespace mimo {
@@ -26,6 +27,12 @@ struct Shard {
 struct Sharding {
   int dim = 0;
   std::vector<Shard> shards;
+};
+
+// A matrix in 8-bit floats (kernels/quantise).
+struct Quantised {
+  Tensor codes;
+  Tensor scale;  // [2] float32
 };
 
 struct Parameter;
@@ -49,6 +56,10 @@ struct Parameter {
   // The copies of a shard have gradients of different tokens or heads each:
   // only their sum is the shard's (SumGradsOverTp).
   bool reduce_grad_over_tp = false;
+  Quantization quantization = Quantization::kNone;  // of products with it
+  // With fp8: kept from the first use of a frozen weight, which changes no
+  // more. codes [F, H], of `transposed` [H, F].
+  Quantised quantised, transposed;
   // How many pipeline stages have it (a tied embedding: the first and the last)
   // and which of them this one is. Their gradients' sum is its gradient. What
   // counts an element once counts those of copy 0.

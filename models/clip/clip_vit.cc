@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -87,10 +88,14 @@ ClipVit::ClipVit(BuildContext build, const ClipVitConfig& config)
     class_token_ = &AddParameter("class_token", {config.hidden_size}, init);
     position_ = &AddParameter("position_embedding.weight",
                               {1 + config.patches(), config.hidden_size}, init);
-    patch_ = &AddChild<LinearLayer>(
-        "patch_embedding",
+    BuildContext patch = this->build().Child("patch_embedding");
+    patch.quantization = Quantization::kNone;  // pixels are no layer's output
+    auto embedding = std::make_unique<LinearLayer>(
+        std::move(patch),
         config.num_channels * config.patch_size * config.patch_size,
         config.hidden_size, /*bias=*/false, config.init_std);
+    patch_ = embedding.get();
+    AdoptChild(std::move(embedding));
     pre_norm_ = &AddChild<NormLayer>("pre_norm", NormKind::kLayer,
                                      config.hidden_size, config.norm_epsilon);
   }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "mimo/nn/quantization.h"
 #include "models/clip/config.h"
 #include "models/gpt/config.h"
 #include "models/projector/config.h"
@@ -21,6 +22,7 @@ struct LlavaConfig {
   bool freeze_language_model = false;
   std::map<std::string, bool> freeze_modality_encoders;
   std::map<std::string, bool> freeze_modality_projections;
+  std::map<std::string, Quantization> quantization;
 
   template <typename V>
   void Fields(V& v) {
@@ -31,6 +33,7 @@ struct LlavaConfig {
     v("freeze_language_model", freeze_language_model);
     v("freeze_modality_encoders", freeze_modality_encoders);
     v("freeze_modality_projections", freeze_modality_projections);
+    v("quantization", quantization);
   }
   absl::Status Validate() const;
 };

@@ -54,6 +54,7 @@ MimoModelConfig LlavaModelConfig(const LlavaConfig& config,
   model.freeze_language_model = config.freeze_language_model;
   model.freeze_modality_encoders = config.freeze_modality_encoders;
   model.freeze_modality_projections = config.freeze_modality_projections;
+  model.quantization = config.quantization;
   return model;
 }
 

@@ -39,8 +39,13 @@ absl::Status CheckConfig(const MimoModelConfig& config) {
   MIMO_RETURN_IF_ERROR(check_names("freeze_modality_encoders",
                                    config.freeze_modality_encoders,
                                    ": no such modality"));
-  return check_names("freeze_modality_projections",
-                     config.freeze_modality_projections, ": no such modality");
+  MIMO_RETURN_IF_ERROR(check_names("freeze_modality_projections",
+                                   config.freeze_modality_projections,
+                                   ": no such modality"));
+  std::map<std::string, Quantization> of_modalities = config.quantization;
+  of_modalities.erase("language");
+  return check_names("quantization", of_modalities,
+                     ": no such module, wanted language or a modality");
 }
 
 }  // namespace
@@ -100,6 +105,7 @@ BuildContext MimoModel::ContextOf(const std::string& path,
   const std::string& name =
       modality.empty() ? role().language_module_name : modality;
   BuildContext context = build().Child(path);
+  context.quantization = config_.QuantizationOf(modality);
   context.parallel = placement_.GroupsOf(name);
   context.rng_seed = ModuleRngSeed(context.seed, config_, modality,
                                    context.parallel.pp_rank());

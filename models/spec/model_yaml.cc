@@ -18,6 +18,7 @@ struct PlainFields {
     v("freeze_language_model", config.freeze_language_model);
     v("freeze_modality_encoders", config.freeze_modality_encoders);
     v("freeze_modality_projections", config.freeze_modality_projections);
+    v("quantization", config.quantization);
   }
 };
 

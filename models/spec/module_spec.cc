@@ -44,6 +44,13 @@ absl::StatusOr<std::unique_ptr<Module>> ModuleRegistry::BuildModule(
     return absl::InvalidArgumentError(absl::StrCat(
         build.path, ": the config is not one of type ", spec.type));
   }
+  for (const Parameter* p : module->Parameters()) {
+    if (p->quantization == Quantization::kNone) continue;
+    if (p->data.dim(0) % 16 == 0 && p->data.dim(1) % 16 == 0) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(p->name, ": ", ToString(p->data.shape()), " on a rank, ",
+                     "wanted multiples of 16 with quantization fp8"));
+  }
   return module;
 }
 

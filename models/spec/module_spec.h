@@ -141,6 +141,13 @@ struct MimoModelConfig {
   bool freeze_language_model = false;
   std::map<std::string, bool> freeze_modality_encoders;
   std::map<std::string, bool> freeze_modality_projections;
+  // `language` or a modality, with its encoders and projections.
+  std::map<std::string, Quantization> quantization;
+  // Of a modality; of the language model if that is "".
+  Quantization QuantizationOf(const std::string& modality) const {
+    const auto at = quantization.find(modality.empty() ? "language" : modality);
+    return at == quantization.end() ? Quantization::kNone : at->second;
+  }
   bool operator==(const MimoModelConfig& other) const = default;
 };
 
@@ -209,7 +216,7 @@ class ModuleRegistry {
 //       input_projections: [{module: projector, type: mlp, ...}]
 //   special_token_ids: {images: 32000}
 //   freeze_language_model, freeze_modality_encoders,
-//   freeze_modality_projections
+//   freeze_modality_projections, quantization
 absl::StatusOr<MimoModelConfig> ReadModelConfig(const ConfigNode& node,
                                                 const ModuleRegistry& registry);
 ConfigNode ToNode(const MimoModelConfig& config);

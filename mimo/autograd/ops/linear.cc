@@ -6,10 +6,67 @@
 #include "absl/log/check.h"
 #include "kernels/base/device.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/quantise/quantise.h"
 #include "mimo/autograd/ops/collectives.h"
 
 namespace mimo {
 namespace {
+
+Quantised Quantise(const Context& ctx, const Tensor& x, DType code_dtype,
+                   bool transpose = false) {
+  const Quantised q = {
+      ctx.Empty(transpose ? Shape{x.dim(1), x.dim(0)} : x.shape(), code_dtype),
+      ctx.Empty({2}, DType::kFloat32)};
+  kernels::Quantise({.x = x.data(),
+                     .codes = q.codes.data(),
+                     .scale = q.scale.pointer<float>(),
+                     .transpose = transpose,
+                     .rows = x.dim(0),
+                     .columns = x.dim(1),
+                     .dtype = x.dtype(),
+                     .code_dtype = code_dtype},
+                    ctx.compute);
+  return q;
+}
+
+// The weight as a product reads it; a frozen one's is kept.
+Quantised QuantisedWeight(const Context& ctx, Parameter& weight,
+                          bool transpose) {
+  Quantised& kept = transpose ? weight.transposed : weight.quantised;
+  if (weight.frozen && kept.codes.defined()) return kept;
+  Quantised q = Quantise(ctx, weight.data, DType::kFloat8E4M3, transpose);
+  if (weight.frozen) kept = q;
+  return q;
+}
+
+// args.c = in w^T (kForward) or in w (kBackward) as the weight's quantization
+// says, with what else is in `args`.
+enum Direction { kForward, kBackward };
+void Multiply(const Context& ctx, const Tensor& in, Parameter& weight,
+              Direction direction, kernels::GemmArgs args) {
+  args.m = in.dim(0);
+  args.k = in.dim(1);
+  args.n = weight.data.dim(direction == kForward ? 0 : 1);
+  if (weight.quantization == Quantization::kNone) {
+    args.a = in.data();
+    args.b = weight.data.data();
+    args.transpose_b = direction == kForward;
+    args.dtype = in.dtype();
+    return kernels::Gemm(args, ctx.compute);
+  }
+  const Quantised a = Quantise(
+      ctx, in, direction == kForward ? DType::kFloat8E4M3 : DType::kFloat8E5M2);
+  const Quantised w = QuantisedWeight(ctx, weight, direction == kBackward);
+  args.a = a.codes.data();
+  args.b = w.codes.data();
+  args.transpose_b = true;
+  args.dtype = a.codes.dtype();
+  args.b_dtype = w.codes.dtype();
+  args.c_dtype = in.dtype();
+  args.a_scale = a.scale.pointer<float>();
+  args.b_scale = w.scale.pointer<float>();
+  kernels::Gemm(args, ctx.compute);
+}
 
 struct LinearNode final : Node {
   Slot x_slot, y_slot;
@@ -87,15 +144,8 @@ struct LinearNode final : Node {
 
   void Dx(const Context& exec, const Tensor& dy, const Tensor& dx,
           bool accumulate) const {
-    kernels::Gemm({.a = dy.data(),
-                   .b = weight->data.data(),
-                   .c = dx.data(),
-                   .m = dy.dim(0),
-                   .n = dx.dim(1),
-                   .k = dy.dim(1),
-                   .beta = accumulate ? 1.0f : 0.0f,
-                   .dtype = dy.dtype()},
-                  exec.compute);
+    Multiply(exec, dy, *weight, kBackward,
+             {.c = dx.data(), .beta = accumulate ? 1.0f : 0.0f});
   }
 
   void Dweight(const Context& exec, const Tensor& dy, const Tensor& in) const {
@@ -139,18 +189,11 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
       z = ctx.Empty(y.value.shape(), y.value.dtype());
     // Of a sum over ranks one has the bias.
     const bool with_bias = bias != nullptr && (!row || split.tp->rank() == 0);
-    kernels::Gemm({.a = in.data(),
-                   .b = weight.data.data(),
-                   .c = y.value.data(),
-                   .m = in.dim(0),
-                   .n = y.value.dim(1),
-                   .k = in.dim(1),
-                   .transpose_b = true,
-                   .dtype = y.value.dtype(),
-                   .bias = with_bias ? bias->data.data() : nullptr,
-                   .activation = activation,
-                   .z = z.defined() ? z.data() : nullptr},
-                  ctx.compute);
+    Multiply(ctx, in, weight, kForward,
+             {.c = y.value.data(),
+              .bias = with_bias ? bias->data.data() : nullptr,
+              .activation = activation,
+              .z = z.defined() ? z.data() : nullptr});
     if (row) {
       const Tensor part = std::move(y.value);
       y.value = split.tokens ? ReduceTokens(ctx, part, *split.tp)

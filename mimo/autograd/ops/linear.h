@@ -27,7 +27,10 @@ struct LinearSplit {
 };
 
 // y = act(x w^T + b).  x [T, H], weight [F, H], bias [F] or null -> [T, F]
-// A row-split layer has no activation.
+// A row-split layer has no activation. A weight with a quantization is
+// multiplied in 8 bits, H and F multiples of 16. Of tp ranks each scales what
+// it multiplies: its part of the weight, and of x or of the gradient where
+// these are split.
 Var Linear(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
            Activation activation = Activation::kIdentity,
            const LinearSplit& split = {});
