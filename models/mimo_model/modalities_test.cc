@@ -1,13 +1,18 @@
 // Modality submodules, the alignment of their embeddings, and what is refused.
 #include <algorithm>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "comm/base/planned_communicator.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "mimo/checkpoint/checkpoint.h"
 #include "models/mimo_model/mimo_stage.h"
 #include "models/mimo_model/tiny_llava.h"
 
@@ -15,6 +20,7 @@ namespace mimo {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 using ModalitiesTest = MimoModelTest;
 
 TEST_F(ModalitiesTest, BatchesThatDoNotFitAreErrors) {
@@ -233,6 +239,62 @@ TEST_F(ModalitiesTest, AProjectionForEachEncoder) {
   EXPECT_EQ(BuildError(config),
             "modality_submodules.images.input_projections.1: output_size: 20, "
             "wanted 24 as of the first projection");
+}
+
+// Built where they would run, though nothing runs them.
+TEST_F(ModalitiesTest, DecodersAndOutputProjections) {
+  MimoModelConfig config = LlavaModelConfig(Tiny());
+  auto& images = config.modality_submodules_spec["images"];
+  images.decoders = {{"painter", config.language_model_spec}};
+  images.output_projections = images.input_projections;
+  for (int stage : {0, 1}) {
+    PlannedCommunicator tp(1, 2), pp(stage, 2);
+    const BuildContext build{.allocator = &allocator_,
+                             .parallel = {.tp = &tp, .pp = &pp},
+                             .path = "images"};
+    const auto submodule =
+        ModalitySubmodule::Build(images, BuiltinModules(), build);
+    ASSERT_TRUE(submodule.ok()) << submodule.status();
+    std::set<std::string> parts;
+    for (const Parameter* p : (*submodule)->Parameters()) {
+      const std::vector<std::string> names = absl::StrSplit(p->name, '.');
+      parts.insert(names[1] + "." + names[2]);
+      if (p->name == absl::StrCat("images.decoders.painter.layers.", stage,
+                                  ".mlp.fc2.weight")) {
+        EXPECT_EQ(p->data.shape(), Shape({24, 40 / 2}));  // its tp rank's
+        parts.insert("layer");
+      }
+    }
+    EXPECT_THAT(parts,
+                UnorderedElementsAre(
+                    "decoders.painter", "encoders.clip_encoder",
+                    stage == 0 ? "output_projections.0" : "input_projections.0",
+                    "layer"));
+  }
+  // Frozen and saved; the model trains as without them.
+  auto model = MimoModel::Build(config, BuiltinModules(),
+                                {.allocator = &allocator_, .seed = 11});
+  ASSERT_TRUE(model.ok()) << model.status();
+  const SliceMap saved = SlicesOf((*model)->Parameters());
+  for (const Parameter* p : (*model)->Parameters()) {
+    EXPECT_TRUE(saved.contains(p->name)) << p->name;
+    EXPECT_TRUE(p->frozen || (!absl::StrContains(p->name, "decoders") &&
+                              !absl::StrContains(p->name, "output_")));
+  }
+  const auto without = Build(Tiny());
+  MimoStage stage(**model, allocator_), stage_without(*without, allocator_);
+  const auto loss = stage.ForwardBackward({TwoSamples()}, 1);
+  ASSERT_TRUE(loss.ok()) << loss.status();
+  EXPECT_EQ(*loss, *stage_without.ForwardBackward({TwoSamples()}, 1));
+
+  const Context ctx{.allocator = &allocator_};
+  EXPECT_EQ((*model)->modality("images").Decode(ctx, Var()).status().message(),
+            "modality_submodules.images: decode: other modalities than text "
+            "are not generated");
+  images.output_projections.push_back(images.output_projections[0]);
+  EXPECT_EQ(BuildError(config),
+            "modality_submodules.images: 2 output projections, wanted at most "
+            "one");
 }
 
 TEST_F(ModalitiesTest, SpecErrorsNameTheModule) {

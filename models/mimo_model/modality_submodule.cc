@@ -36,6 +36,11 @@ absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
                                 "or one for each of ",
                                 spec.encoders.size(), " encoders"));
   }
+  if (spec.output_projections.size() > 1) {
+    return Invalid(build.path, absl::StrCat(spec.output_projections.size(),
+                                            " output projections, wanted at "
+                                            "most one"));
+  }
   const BuildContext encoders = build.Child("encoders");
   for (const auto& [name, module] : spec.encoders) {
     MIMO_ASSIGN_OR_RETURN(auto encoder, registry.Build<ModalityEncoder>(
@@ -54,6 +59,7 @@ absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
   if (build.parallel.IsLastStage()) {
     MIMO_RETURN_IF_ERROR(self->BuildProjections(spec, registry));
   }
+  MIMO_RETURN_IF_ERROR(self->BuildDecoders(spec, registry));
   return self;
 }
 
@@ -83,6 +89,33 @@ absl::Status ModalitySubmodule::BuildProjections(
     AdoptChild(std::move(projection));
   }
   return absl::OkStatus();
+}
+
+absl::Status ModalitySubmodule::BuildDecoders(const ModalitySpec& spec,
+                                              const ModuleRegistry& registry) {
+  BuildContext frozen = build();
+  frozen.trainable = false;
+  for (const auto& [name, module] : spec.decoders) {
+    MIMO_ASSIGN_OR_RETURN(
+        auto decoder, registry.Build<Module>(module, frozen.Child(absl::StrCat(
+                                                         "decoders.", name))));
+    AdoptChild(std::move(decoder));
+  }
+  if (!build().parallel.IsFirstStage()) return absl::OkStatus();
+  frozen.parallel.pp = nullptr;
+  for (const ModuleSpec& module : spec.output_projections) {
+    MIMO_ASSIGN_OR_RETURN(auto projection,
+                          registry.Build<Projection>(
+                              module, frozen.Child("output_projections.0")));
+    AdoptChild(std::move(projection));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Var> ModalitySubmodule::Decode(const Context& /*ctx*/,
+                                              const Var& /*hidden*/) const {
+  return absl::UnimplementedError(absl::StrCat(
+      path(), ": decode: other modalities than text are not generated"));
 }
 
 std::vector<std::string> ModalitySubmodule::encoder_names() const {

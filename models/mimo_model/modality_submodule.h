@@ -1,4 +1,5 @@
-// ModalitySubmodule: the encoders and the projections of one modality.
+// ModalitySubmodule: the encoders and the projections of one modality; and its
+// decoders and the projection to them, which nothing runs.
 #ifndef MIMO_MODELS_MIMO_MODEL_MODALITY_SUBMODULE_H_
 #define MIMO_MODELS_MIMO_MODEL_MODALITY_SUBMODULE_H_
 
@@ -20,8 +21,8 @@ absl::Status Invalid(absl::string_view path, absl::string_view why);
 
 class ModalitySubmodule : public Module {
  public:
-  // The last stage of the modality's pipeline has the projections. One of
-  // several stages has one encoder.
+  // The last stage of the modality's pipeline has the input projections, the
+  // first the output projection. One of several stages has one encoder.
   static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
       const ModalitySpec& spec, const ModuleRegistry& registry,
       BuildContext build);
@@ -49,6 +50,9 @@ class ModalitySubmodule : public Module {
   absl::StatusOr<Var> Continue(const Context& ctx, const Var& passed,
                                int64_t rows) const;
 
+  // Of hidden states [tokens, H] of the language model: an error.
+  absl::StatusOr<Var> Decode(const Context& ctx, const Var& hidden) const;
+
   std::vector<std::string> encoder_names() const;
   int64_t output_size() const;  // of this stage
   bool EncodersTrainable() const;
@@ -59,6 +63,8 @@ class ModalitySubmodule : public Module {
   using Module::Module;
   absl::Status BuildProjections(const ModalitySpec& spec,
                                 const ModuleRegistry& registry);
+  absl::Status BuildDecoders(const ModalitySpec& spec,
+                             const ModuleRegistry& registry);
 
   std::vector<std::pair<std::string, ModalityEncoder*>> encoders_;
   std::vector<Projection*> projections_;  // none: features pass as they are

@@ -1,6 +1,7 @@
 // The memory of a plan, counted by hand.
 #include "models/plan/plan.h"
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -267,6 +268,40 @@ TEST(Plan, AProjectionForEachEncoder) {
     EXPECT_EQ(Stage(*plan, 0).activations,
               4 * (tokens[0] * 2 * kVisionKept + tokens[1] * (48 + 2 * 64)));
   }
+}
+
+// Weights alone: the decoder's where its stages are, the projection's on the
+// first.
+TEST(Plan, DecodersAndOutputProjections) {
+  MimoModelConfig model = LlavaModelConfig(Llava());
+  ModalitySpec& images = model.modality_submodules_spec.at("images");
+  MimoParallelismConfig config = {
+      .deployment_mode = DeploymentMode::kHeterogeneous,
+      .module_parallelisms = {
+          {"images",
+           {.pipeline_model_parallel_size = 2, .data_parallel_size = 1}},
+          {"language", {.data_parallel_size = 1, .rank_offset = 2}}}};
+  CHECK_OK(config.Finalize(3));
+  const auto before =
+      MakePlan(model, BuiltinModules(), config, 3, Batches(1, 1));
+  ASSERT_TRUE(before.ok()) << before.status();
+  images.decoders.emplace_back("painter", model.language_model_spec);
+  images.output_projections = images.input_projections;
+  const auto plan = MakePlan(model, BuiltinModules(), config, 3, Batches(1, 1));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  std::map<std::string, ParameterCount> parts(plan->modules[0].parts.begin(),
+                                              plan->modules[0].parts.end());
+  const std::string path = "modality_submodules.images.";
+  const ParameterCount projection = parts[path + "output_projections.0"];
+  EXPECT_EQ(projection.parameters,
+            parts[path + "input_projections.0"].parameters);
+  EXPECT_EQ(projection.trainable, 0);
+  EXPECT_EQ(parts[path + "decoders.painter"].trainable, 0);
+  RankMemory first = Stage(*before, 0, 0), last = Stage(*before, 0, 1);
+  first.weights += 4 * (kV * kH + 2 * kLayer + projection.parameters);
+  last.weights += 4 * (2 * kLayer + kH + kV * kH);
+  EXPECT_EQ(Stage(*plan, 0, 0), first);
+  EXPECT_EQ(Stage(*plan, 0, 1), last);
 }
 
 TEST(Plan, Refuses) {

@@ -38,15 +38,24 @@ absl::StatusOr<ModuleSpec> ReadModule(const ConfigNode& node,
 
 absl::StatusOr<ModalitySpec> ReadModality(const ConfigNode& node,
                                           const ModuleRegistry& registry) {
-  MIMO_RETURN_IF_ERROR(CheckKeys(node, {"encoders", "input_projections"}));
+  MIMO_RETURN_IF_ERROR(CheckKeys(
+      node,
+      {"encoders", "decoders", "input_projections", "output_projections"}));
   ModalitySpec spec;
-  for (const ConfigNode& child : node["encoders"].children) {
-    MIMO_ASSIGN_OR_RETURN(ModuleSpec encoder, ReadModule(child, registry));
-    spec.encoders.emplace_back(child.key, std::move(encoder));
+  for (const auto& [key, named] :
+       {std::pair("encoders", &spec.encoders), {"decoders", &spec.decoders}}) {
+    for (const ConfigNode& child : node[key].children) {
+      MIMO_ASSIGN_OR_RETURN(ModuleSpec module, ReadModule(child, registry));
+      named->emplace_back(child.key, std::move(module));
+    }
   }
-  for (const ConfigNode& child : node["input_projections"].children) {
-    MIMO_ASSIGN_OR_RETURN(ModuleSpec projection, ReadModule(child, registry));
-    spec.input_projections.push_back(std::move(projection));
+  for (const auto& [key, list] :
+       {std::pair("input_projections", &spec.input_projections),
+        {"output_projections", &spec.output_projections}}) {
+    for (const ConfigNode& child : node[key].children) {
+      MIMO_ASSIGN_OR_RETURN(ModuleSpec module, ReadModule(child, registry));
+      list->push_back(std::move(module));
+    }
   }
   return spec;
 }
@@ -64,6 +73,21 @@ ConfigNode ModuleNode(const ModuleSpec& spec, std::string key) {
   type.key = "module";
   node.children.insert(node.children.begin(), std::move(type));
   node.key = std::move(key);
+  return node;
+}
+
+ConfigNode NamedNode(const ModalitySpec::Named& specs, std::string key) {
+  ConfigNode node = MapNode(std::move(key));
+  for (const auto& [name, spec] : specs)
+    node.children.push_back(ModuleNode(spec, name));
+  return node;
+}
+
+ConfigNode ListNode(const std::vector<ModuleSpec>& specs, std::string key) {
+  ConfigNode node = MapNode(std::move(key));
+  node.kind = ConfigNode::Kind::kList;
+  for (const ModuleSpec& spec : specs)
+    node.children.push_back(ModuleNode(spec, ""));
   return node;
 }
 
@@ -91,16 +115,11 @@ ConfigNode ToNode(const MimoModelConfig& config) {
   ConfigNode modalities = MapNode("modalities");
   for (const auto& [name, spec] : config.modality_submodules_spec) {
     ConfigNode modality = MapNode(name);
-    ConfigNode encoders = MapNode("encoders");
-    for (const auto& [key, encoder] : spec.encoders) {
-      encoders.children.push_back(ModuleNode(encoder, key));
-    }
-    ConfigNode projections = MapNode("input_projections");
-    projections.kind = ConfigNode::Kind::kList;
-    for (const ModuleSpec& projection : spec.input_projections) {
-      projections.children.push_back(ModuleNode(projection, ""));
-    }
-    modality.children = {std::move(encoders), std::move(projections)};
+    modality.children = {
+        NamedNode(spec.encoders, "encoders"),
+        NamedNode(spec.decoders, "decoders"),
+        ListNode(spec.input_projections, "input_projections"),
+        ListNode(spec.output_projections, "output_projections")};
     modalities.children.push_back(std::move(modality));
   }
   node.children.push_back(ModuleNode(config.language_model_spec, "language"));

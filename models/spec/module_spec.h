@@ -127,10 +127,13 @@ struct ModuleSpec {
 };
 
 // One modality: encoders side by side, their features joined along the tokens,
-// before the projection or, with one for each encoder, behind.
+// before the projection or, with one for each encoder, behind. Decoders and the
+// projection to them are for generating it, which nothing here does yet: they
+// are built, frozen.
 struct ModalitySpec {
-  std::vector<std::pair<std::string, ModuleSpec>> encoders;  // in order
-  std::vector<ModuleSpec> input_projections;
+  using Named = std::vector<std::pair<std::string, ModuleSpec>>;  // in order
+  Named encoders, decoders;
+  std::vector<ModuleSpec> input_projections, output_projections;
   bool operator==(const ModalitySpec& other) const = default;
 };
 
@@ -214,6 +217,7 @@ class ModuleRegistry {
 //     images:
 //       encoders: {clip_encoder: {module: clip_vit, ...}}
 //       input_projections: [{module: projector, type: mlp, ...}]
+//       decoders, output_projections: likewise
 //   special_token_ids: {images: 32000}
 //   freeze_language_model, freeze_modality_encoders,
 //   freeze_modality_projections, quantization

@@ -20,6 +20,8 @@ modalities:
       first: {module: clip_vit, num_layers: 2, hidden_size: 16,
               num_attention_heads: 2, image_size: 8, patch_size: 4}
     input_projections: [{module: projector, input_size: 16, output_size: 32}]
+    output_projections: [{module: projector, input_size: 32, output_size: 16}]
+    decoders: {painter: {module: gpt, num_layers: 3}}
 special_token_ids: {images: 49}
 freeze_modality_encoders: {images: true}
 )";
@@ -50,6 +52,10 @@ TEST(ModelYaml, ReadsTypedSpecs) {
   EXPECT_EQ(images.encoders[0].first, "second");  // the file's order
   EXPECT_EQ(images.encoders[1].second.config.As<ClipVitConfig>()->num_layers,
             2);
+  EXPECT_EQ(images.decoders[0].second.config.As<GptConfig>()->num_layers, 3);
+  EXPECT_EQ(
+      images.output_projections[0].config.As<ProjectorConfig>()->output_size,
+      16);
   EXPECT_EQ(config->special_token_ids.at("images"), 49);
   EXPECT_TRUE(config->freeze_modality_encoders.at("images"));
 }
