@@ -259,7 +259,10 @@ std::string Table(const MimoPlan& plan, const TrainConfig& train,
   for (const RankMemory& rank : plan.MemoryOfRanks()) {
     if (rank.Total() > most.Total()) most = rank;
   }
-  return out + MemoryRow("the fullest rank", most);
+  return absl::StrCat(
+      out, MemoryRow("the fullest rank", most),
+      "activations of samples of max_sequence_length tokens and one image; "
+      "shorter ones, padded or packed, keep less\n");
 }
 
 }  // namespace

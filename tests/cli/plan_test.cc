@@ -313,7 +313,7 @@ TEST_F(PlanTest, TablesShowTheSame) {
         "(idle)           ranks 3-4", "  embd                   [1,2]",
         "language, stage 1, rank 2 ",
         "modality_submodules.images.encoders.clip_encoder", "trainable",
-        "the fullest rank"}) {
+        "the fullest rank", "padded or packed, keep less\n"}) {
     EXPECT_TRUE(absl::StrContains(ran.out, part)) << part << "\n" << ran.out;
   }
 }
