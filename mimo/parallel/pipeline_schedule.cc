@@ -97,17 +97,18 @@ absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
   MIMO_ASSIGN_OR_RETURN(const std::vector<int> order,
                         TopologicalOrder(modules, receivers));
 
-  std::vector<int> begin(modules.size());  // longest path before it
-  std::vector<uint8_t> backward(modules.size());
+  std::vector<int> begin(modules.size());    // longest path before it
+  std::vector<uint8_t> fed(modules.size());  // by a stage with a backward
   PipelineSchedule schedule = {
       .options = options, .total_stages = 0, .warm = options.micro_batches};
   for (int m : order) {
-    backward[m] |= modules[m].trained;
+    const bool backward =
+        fed[m] || modules[m].frozen_stages < modules[m].stages;
     const int end = begin[m] + modules[m].stages;
     schedule.total_stages = std::max(schedule.total_stages, end);
     for (int r : receivers[m]) {
       begin[r] = std::max(begin[r], end);
-      backward[r] |= backward[m];
+      fed[r] |= backward;
     }
   }
   std::vector<int> first;  // [modules] stages
@@ -115,11 +116,10 @@ absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
   for (int m = 0; m < modules.size(); ++m) {
     first.push_back(schedule.stages.size());
     for (int s = 0; s < modules[m].stages; ++s) {
-      schedule.stages.push_back(
-          {m, s, begin[m] + s, backward[m] && !options.forward_only});
-    }
-    if (schedule.stages.back().backward) {
-      trained_from = std::min(trained_from, begin[m]);
+      const bool backward =
+          !options.forward_only && (fed[m] || s >= modules[m].frozen_stages);
+      schedule.stages.push_back({m, s, begin[m] + s, backward});
+      if (backward) trained_from = std::min(trained_from, begin[m] + s);
     }
   }
   for (int i = 0; i < schedule.stages.size(); ++i) {

@@ -29,10 +29,10 @@
 // the senders all backwards. Where nobody has a pipeline, the program of one
 // micro-batch, run for each in turn, keeps the least.
 //
-// A module is without backward where neither it nor what feeds it is trained.
-// In 1F1B it runs ahead of its receivers by up to `run_ahead` micro-batches:
-// two forwards a turn until it does, and none too early while they warm up,
-// when they would wait for them.
+// A stage is without backward where nothing is trained in it and in what comes
+// before it. In 1F1B it runs ahead of those that it feeds by up to `run_ahead`
+// micro-batches: two forwards a turn until it does, and none too early while
+// they warm up, when they would wait for them.
 //
 // Source: Narayanan et al. 2021, arXiv:2104.04473, sec. 2.2; W as in
 // Megatron-Core, schedules.py and multimodule_communicator.py.
@@ -53,7 +53,7 @@ struct PipelineModule {
   std::string name;
   int stages = 1;                      // PP
   std::vector<std::string> receivers;  // modules
-  bool trained = true;                 // false: all of it is frozen
+  int frozen_stages = 0;               // so many of the first: all frozen
 };
 
 struct PipelineScheduleOptions {

@@ -180,7 +180,7 @@ TEST(Program, EvaluationSendsThenReceives) {
 
 TEST(Program, FrozenEncoderHasNoBackward) {
   const PipelineSchedule schedule =
-      Schedule({{"images", 1, {"llm"}, /*trained=*/false}, {"llm", 1, {}}},
+      Schedule({{"images", 1, {"llm"}, /*frozen_stages=*/1}, {"llm", 1, {}}},
                {.micro_batches = 2});
   EXPECT_THAT(Text(schedule, {0}),
               ElementsAre("images.0 forward 0", "images.0 -> llm.0 forward 0",
@@ -192,16 +192,36 @@ TEST(Program, FrozenEncoderHasNoBackward) {
 }
 
 TEST(Program, FrozenModulePassesGradientsOn) {
-  const PipelineSchedule schedule =
-      Schedule({{"images", 1, {"llm"}}, {"llm", 1, {}, /*trained=*/false}}, {});
+  const PipelineSchedule schedule = Schedule(
+      {{"images", 1, {"llm"}}, {"llm", 1, {}, /*frozen_stages=*/1}}, {});
   EXPECT_THAT(Text(schedule, {1}),
               ElementsAre("images.0 -> llm.0 forward 0", "llm.0 forward 0",
                           "llm.0 backward 0", "images.0 -> llm.0 backward 0"));
 }
 
+TEST(Program, FrozenFirstStageGetsNoGradients) {
+  const PipelineSchedule schedule =
+      Schedule({{"images", 2, {"llm"}, /*frozen_stages=*/1}, {"llm", 1, {}}},
+               {.micro_batches = 2, .run_ahead = 1});
+  EXPECT_EQ(schedule.warm, 2);
+  EXPECT_EQ(schedule.InFlight(0), 1);
+  EXPECT_THAT(
+      Text(schedule, {0}),
+      ElementsAre("images.0 forward 0", "images.0 -> images.1 forward 0",
+                  "images.0 forward 1", "images.0 -> images.1 forward 1"));
+  EXPECT_THAT(
+      Text(schedule, {1}),
+      ElementsAre("images.0 -> images.1 forward 0", "images.1 forward 0",
+                  "images.1 -> llm.0 forward 0",
+                  "images.0 -> images.1 forward 1", "images.1 forward 1",
+                  "images.1 -> llm.0 forward 1 backward 0",
+                  "images.1 backward 0", "images.1 -> llm.0 backward 1",
+                  "images.1 backward 1"));
+}
+
 TEST(Program, FrozenEncoderRunsAhead) {
   const PipelineSchedule schedule =
-      Schedule({{"images", 1, {"llm"}, /*trained=*/false}, {"llm", 1, {}}},
+      Schedule({{"images", 1, {"llm"}, /*frozen_stages=*/1}, {"llm", 1, {}}},
                {.micro_batches = 6, .run_ahead = 2});
   std::string order;  // f: a forward, s: sent
   for (const PipelineStep& step : schedule.Program({0})) {

@@ -262,11 +262,11 @@ void ExpectRuns(const std::vector<Module>& modules,
 }
 
 Module Encoder(const char* name, int offset, int pp, int dp, int tp,
-               bool trained = true) {
-  return {{name, pp, {"llm"}, trained}, offset, dp, tp};
+               int frozen_stages = 0) {
+  return {{name, pp, {"llm"}, frozen_stages}, offset, dp, tp};
 }
-Module Llm(int offset, int pp, int dp, int tp, bool trained = true) {
-  return {{"llm", pp, {}, trained}, offset, dp, tp};
+Module Llm(int offset, int pp, int dp, int tp, int frozen_stages = 0) {
+  return {{"llm", pp, {}, frozen_stages}, offset, dp, tp};
 }
 
 TEST(Execution, OneModule) { ExpectRuns({Llm(0, 3, 2, 1)}); }
@@ -322,14 +322,20 @@ TEST(Execution, ThreePhasesPipelinedEncoder) {
 }
 TEST(Execution, FrozenEncoderRunsAhead) {
   for (int ahead : {0, 1, 3}) {
-    ExpectRuns({Encoder("images", 0, 2, 2, 1, /*trained=*/false),
+    ExpectRuns({Encoder("images", 0, 2, 2, 1, /*frozen_stages=*/2),
                 Encoder("audio", 4, 1, 1, 1), Llm(5, 2, 1, 1)},
                {.run_ahead = ahead});
+    ExpectRuns(
+        {Encoder("images", 0, 3, 1, 2, /*frozen_stages=*/2), Llm(6, 2, 1, 1)},
+        {.run_ahead = ahead});
   }
+  ExpectRuns(
+      {Encoder("images", 0, 2, 1, 2, /*frozen_stages=*/1), Llm(0, 2, 2, 1)},
+      {.three_phases = true});
 }
 TEST(Execution, FrozenLanguageModel) {
   ExpectRuns(
-      {Encoder("images", 0, 1, 2, 1), Llm(2, 2, 1, 2, /*trained=*/false)});
+      {Encoder("images", 0, 1, 2, 1), Llm(2, 2, 1, 2, /*frozen_stages=*/2)});
 }
 TEST(Execution, Evaluation) {
   ExpectRuns({Encoder("images", 0, 2, 2, 1), Llm(4, 2, 1, 2)},

@@ -1,5 +1,6 @@
-// What holds of every schedule, on random ones: any graph of modules, any of
-// them frozen, stages on ranks of their own or shared at random, any times.
+// What holds of every schedule, on random ones: any graph of modules, any first
+// stages of them frozen, stages on ranks of their own or shared at random, any
+// times.
 #include <algorithm>
 #include <map>
 #include <random>
@@ -23,8 +24,11 @@ struct Draw {
 PipelineSchedule RandomSchedule(Draw& draw) {
   std::vector<PipelineModule> modules(1 + draw.Below(6));
   for (int i = 0; i < modules.size(); ++i) {
-    modules[i] = {
-        "m" + std::to_string(i), 1 + draw.Below(5), {}, !draw.OneIn(3)};
+    const int stages = 1 + draw.Below(5);
+    const int frozen = draw.OneIn(3)   ? stages
+                       : draw.OneIn(3) ? draw.Below(stages)
+                                       : 0;
+    modules[i] = {"m" + std::to_string(i), stages, {}, frozen};
     for (int j = 0; j < i; ++j) {  // the last sends to none
       if (draw.OneIn(2)) modules[j].receivers.push_back(modules[i].name);
     }
@@ -199,10 +203,31 @@ TEST(ScheduleProperty, NeverADeadlockEachMicroBatchOnce) {
         std::string to;
         for (const std::string& name : module.receivers) to += " " + name;
         ADD_FAILURE() << "schedule " << i << ": " << module.name << " PP "
-                      << module.stages << " trained " << module.trained << " to"
-                      << to;
+                      << module.stages << " frozen " << module.frozen_stages
+                      << " to" << to;
       }
       return;
+    }
+  }
+}
+
+// Backwards are of what is trained and all that comes behind it, no other.
+TEST(ScheduleProperty, GradientsGoWhereSomethingIsTrained) {
+  Draw draw{std::mt19937(13)};
+  for (int i = 0; i < 1000; ++i) {
+    const PipelineSchedule schedule = RandomSchedule(draw);
+    std::vector<bool> wanted;
+    for (const PipelineStage& at : schedule.stages) {
+      wanted.push_back(!schedule.options.forward_only &&
+                       at.stage >= schedule.modules[at.module].frozen_stages);
+    }
+    for (size_t turn = 0; turn < wanted.size(); ++turn) {
+      for (const auto [from, to] : schedule.edges) {
+        if (wanted[from]) wanted[to] = true;
+      }
+    }
+    for (size_t s = 0; s < wanted.size(); ++s) {
+      EXPECT_EQ(schedule.stages[s].backward, wanted[s]) << i;
     }
   }
 }

@@ -231,7 +231,7 @@ TEST(Time, OfTransfers) {
 TEST(Time, OfAFrozenEncoder) {
   for (int ahead = 0; ahead <= 4; ++ahead) {
     const PipelineSchedule schedule =
-        Schedule({{"images", 1, {"llm"}, /*trained=*/false}, {"llm", 2, {}}},
+        Schedule({{"images", 1, {"llm"}, /*frozen_stages=*/1}, {"llm", 2, {}}},
                  {.micro_batches = 9, .run_ahead = ahead});
     EXPECT_EQ(
         Simulate(schedule, OneEach(schedule), Uniform(schedule, 1, 2)).total,

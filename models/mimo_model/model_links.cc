@@ -1,5 +1,7 @@
 #include "models/mimo_model/model_links.h"
 
+#include <algorithm>
+
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
@@ -10,20 +12,30 @@
 namespace mimo {
 namespace {
 
-// The modules of which no rank of `world` has anything to train.
-absl::StatusOr<std::set<std::string>> FrozenModules(
-    const MimoModel& model, const std::vector<std::string>& names,
+// How many of each module's first stages no rank of `world` has anything to
+// train of.
+absl::StatusOr<std::map<std::string, int>> FrozenStages(
+    const MimoModel& model, const MimoParallelismConfig& parallelism,
     Communicator* world, Allocator& allocator) {
-  std::vector<double> trained;
-  for (const std::string& name : names) {
-    const bool here = model.role().modules.contains(name);
-    trained.push_back(here && model.module(name).Trainable() ? 1 : 0);
+  std::vector<double> trained;  // ranks, by module, then stage
+  for (const auto& [name, sizes] : parallelism.module_parallelisms) {
+    const bool trains =
+        model.role().modules.contains(name) && model.module(name).Trainable();
+    for (int stage = 0; stage < sizes.pipeline_model_parallel_size; ++stage) {
+      const bool here = model.placement().GroupsOf(name).pp_rank() == stage;
+      trained.push_back(trains && here ? 1 : 0);
+    }
   }
   MIMO_RETURN_IF_ERROR(SumOverRanks(world, allocator, absl::MakeSpan(trained)));
-  std::set<std::string> frozen;
-  for (size_t i = 0; i < names.size(); ++i)
-    if (trained[i] == 0) frozen.insert(names[i]);
-  return frozen;
+  std::map<std::string, int> frozen_stages;
+  auto at = trained.begin();
+  for (const auto& [name, sizes] : parallelism.module_parallelisms) {
+    const auto end = at + sizes.pipeline_model_parallel_size;
+    frozen_stages[name] =
+        std::find_if(at, end, [](double n) { return n > 0; }) - at;
+    at = end;
+  }
+  return frozen_stages;
 }
 
 // Between two modules.
@@ -65,7 +77,7 @@ ModelLinks::ModelLinks(const MimoModel& model) {
   CHECK_OK(parallelism_.Finalize(1));
   topology_ = DefaultTopology(parallelism_);
   Allocator none;
-  frozen_ = *FrozenModules(model, parallelism_.ModuleNames(), nullptr, none);
+  frozen_stages_ = *FrozenStages(model, parallelism_, nullptr, none);
   links_.resize(Program(1, false).schedule.edges.size());
 }
 
@@ -81,8 +93,8 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
   self.rank_ = world.rank();
   self.run_ahead_ = run_ahead;
   MIMO_ASSIGN_OR_RETURN(
-      self.frozen_,
-      FrozenModules(model, infra.parallelism.ModuleNames(), &world, allocator));
+      self.frozen_stages_,
+      FrozenStages(model, infra.parallelism, &world, allocator));
   const PipelineSchedule& schedule = self.Program(1, false).schedule;
   for (const auto [from, to] : schedule.edges) {
     StageLink& link = self.links_.emplace_back();
@@ -109,7 +121,7 @@ const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
   const auto [at, added] = programs_.try_emplace({micro_batches, forward_only});
   if (added) {
     RankProgram& program = at->second;
-    auto schedule = MakeModuleSchedule(parallelism_, topology_, frozen_,
+    auto schedule = MakeModuleSchedule(parallelism_, topology_, frozen_stages_,
                                        {.micro_batches = micro_batches,
                                         .forward_only = forward_only,
                                         .run_ahead = run_ahead_});

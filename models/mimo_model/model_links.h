@@ -5,7 +5,6 @@
 
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,7 +60,7 @@ class ModelLinks {
   // Who is where: of one rank, homogeneous modules.
   MimoParallelismConfig parallelism_;
   ModuleTopology topology_;
-  std::set<std::string> frozen_;  // modules
+  std::map<std::string, int> frozen_stages_;  // the first of each module
   int rank_ = 0, run_ahead_ = 0;
   std::vector<StageLink> links_;  // by edge
   std::map<std::pair<int, bool>, RankProgram> programs_;

@@ -8,12 +8,15 @@ namespace mimo {
 
 absl::StatusOr<PipelineSchedule> MakeModuleSchedule(
     const MimoParallelismConfig& parallelism, const ModuleTopology& topology,
-    const std::set<std::string>& frozen, PipelineScheduleOptions options) {
+    const std::map<std::string, int>& frozen_stages,
+    PipelineScheduleOptions options) {
   std::vector<PipelineModule> modules;
   int longest = 1;
   for (const auto& [name, receivers] : topology) {
     const int stages = parallelism.Find(name)->pipeline_model_parallel_size;
-    modules.push_back({name, stages, receivers, !frozen.contains(name)});
+    const auto frozen = frozen_stages.find(name);
+    modules.push_back({name, stages, receivers,
+                       frozen == frozen_stages.end() ? 0 : frozen->second});
     longest = std::max(longest, stages);
   }
   options.three_phases =

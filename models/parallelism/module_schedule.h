@@ -6,7 +6,6 @@
 #define MIMO_MODELS_PARALLELISM_MODULE_SCHEDULE_H_
 
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -19,12 +18,13 @@
 
 namespace mimo {
 
-// `parallelism` is finalized, `topology` checked for it; `frozen` modules have
-// no trained parameter. three_phases is set here. Errors: fewer than one
-// micro-batch.
+// `parallelism` is finalized, `topology` checked for it. `frozen_stages`: of
+// modules, how many of the first have no trained parameter; of others none.
+// three_phases is set here. Errors: fewer than one micro-batch.
 absl::StatusOr<PipelineSchedule> MakeModuleSchedule(
     const MimoParallelismConfig& parallelism, const ModuleTopology& topology,
-    const std::set<std::string>& frozen, PipelineScheduleOptions options);
+    const std::map<std::string, int>& frozen_stages,
+    PipelineScheduleOptions options);
 
 // The stages that `rank` has, one of each module that it is part of.
 std::vector<int> StagesOfRank(const PipelineSchedule& schedule,

@@ -22,9 +22,10 @@ MimoParallelismConfig Config(DeploymentMode mode, Module images,
 }
 
 PipelineSchedule Make(const MimoParallelismConfig& config, int micro_batches,
-                      const std::set<std::string>& frozen = {}) {
-  auto schedule = MakeModuleSchedule(config, DefaultTopology(config), frozen,
-                                     {.micro_batches = micro_batches});
+                      const std::map<std::string, int>& frozen_stages = {}) {
+  auto schedule =
+      MakeModuleSchedule(config, DefaultTopology(config), frozen_stages,
+                         {.micro_batches = micro_batches});
   CHECK_OK(schedule.status());
   return *std::move(schedule);
 }
@@ -61,7 +62,7 @@ TEST(ModuleSchedule, HeterogeneousIsOnePipeline) {
 
 // 2 of 10 ranks have a third of the others' work.
 TEST(ModuleSchedule, BubbleCountsRanks) {
-  const PipelineSchedule schedule = Make(Heterogeneous(), 5, {"images"});
+  const PipelineSchedule schedule = Make(Heterogeneous(), 5, {{"images", 1}});
   const IdealTime ideal = IdealIteration(
       schedule, Heterogeneous(),
       TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {1, 2}}}), 5);

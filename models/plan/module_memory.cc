@@ -89,8 +89,8 @@ class StageCounter {
   void AddActivations(int stage, int64_t tokens_of_sample, KeptElements kept) {
     const int64_t tokens =
         CeilDiv(load_.micro_batch_size * tokens_of_sample, cp_);
-    stages_[stage].activations += load_.micro_batches[stage] * tokens * size_ *
-                                  (kept.whole + CeilDiv(kept.split, tp_));
+    stages_[stage].activations +=
+        tokens * size_ * (kept.whole + CeilDiv(kept.split, tp_));
   }
 
   int last_stage() const { return pp_ - 1; }

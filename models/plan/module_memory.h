@@ -8,14 +8,15 @@
 //   optimizer    8 bytes of each that is trained: AdamW's moments; 2 more for
 //                the rest of a bfloat16 weight's float32 master; a DP * CP-th
 //                of them
-//   activations  m * T * (whole + split / TP) elements of the run's dtype for
-//                each layer of the stage; the elements are those of
+//   activations  T * (whole + split / TP) elements of the run's dtype for each
+//                layer of the stage; the elements are those of
 //                models/transformer/recompute.h. With sequence parallelism
 //                whole / TP
 //
-// m: micro-batches under way at once. T: tokens of a micro-batch on the rank,
-// samples * S / CP; S is the language model's max_sequence_length, and of an
-// encoder the tokens of one image a sample. A projection keeps its input and
+// T: tokens of a micro-batch on the rank,
+// samples * S / CP; S is the language model's max_sequence_length, which is
+// more than batches have, padded or packed, and of an encoder the tokens of one
+// image a sample. A projection keeps its input and
 // its hidden layer twice. An encoder without trained parameters keeps nothing.
 // Not counted: the norms' and attention's statistics, the embedding's output,
 // the head's logits, buffers of a pass, activations of module types of one's
@@ -52,14 +53,13 @@ std::string PartOf(const std::string& parameter);
 struct ModuleLoad {
   std::string modality;  // "": the language model
   ModuleParallelismConfig parallelism;
-  int64_t micro_batch_size;            // samples of a replica
-  std::vector<int64_t> micro_batches;  // [PP] under way at once
+  int64_t micro_batch_size;  // samples of a replica
   DType dtype;
 };
 
-// [PP]: of each rank of a stage. `model` is `config` built whole, for what is
-// frozen. Errors: a module that cannot be split over so many ranks
-// or stages.
+// [PP]: of each rank of a stage, with one micro-batch under way. `model` is
+// `config` built whole, for what is frozen. Errors: a module that cannot be
+// split over so many ranks or stages.
 absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
     const ModuleLoad& load, const MimoModel& model,
     const ModuleRegistry& registry);

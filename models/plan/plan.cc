@@ -1,8 +1,9 @@
 #include "models/plan/plan.h"
 
-#include <set>
+#include <map>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "kernels/base/status_macros.h"
 #include "models/parallelism/module_grid.h"
@@ -11,16 +12,12 @@
 namespace mimo {
 namespace {
 
-// [PP]: micro-batches of which a stage of `module` keeps activations at once.
-std::vector<int64_t> InFlight(const PipelineSchedule& schedule,
-                              const ModulePlan& module) {
-  std::vector<int64_t> in_flight;
-  const int stages = module.parallelism.pipeline_model_parallel_size;
-  for (int stage = 0; stage < stages; ++stage) {
-    in_flight.push_back(
-        schedule.InFlight(schedule.StageOf(module.name, stage)));
-  }
-  return in_flight;
+// The first stages of a module that have nothing to train.
+int FrozenStages(const ModulePlan& module) {
+  return absl::c_find_if(
+             module.stages,
+             [](const RankMemory& stage) { return stage.gradients > 0; }) -
+         module.stages.begin();
 }
 
 }  // namespace
@@ -64,7 +61,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       const auto model,
       MimoModel::Build(config, registry,
                        {.allocator = &allocator, .meta = true}));
-  std::set<std::string> frozen;
+  std::map<std::string, int> frozen_stages;
   for (const auto& [name, module] : parallelism.module_parallelisms) {
     const bool language = name == parallelism.llm_module_name;
     MIMO_ASSIGN_OR_RETURN(
@@ -88,25 +85,27 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       parts.back().second +=
           ParameterCount{p->data.numel(), p->frozen ? 0 : p->data.numel()};
     }
-    if (of_module.Total().trainable == 0) frozen.insert(name);
+    MIMO_ASSIGN_OR_RETURN(
+        of_module.stages,
+        ModuleMemory({.modality = language ? "" : name,
+                      .parallelism = module,
+                      .micro_batch_size = samples,
+                      .dtype = train.dtype == "bfloat16" ? DType::kBFloat16
+                                                         : DType::kFloat32},
+                     *model, registry));
+    frozen_stages[name] = FrozenStages(of_module);
   }
   MIMO_ASSIGN_OR_RETURN(
       plan.schedule,
       MakeModuleSchedule(
-          parallelism, plan.topology, frozen,
+          parallelism, plan.topology, frozen_stages,
           {.micro_batches = static_cast<int>(plan.micro_batches),
            .run_ahead = static_cast<int>(train.encoder_run_ahead)}));
   for (ModulePlan& module : plan.modules) {
-    const bool language = module.name == parallelism.llm_module_name;
-    MIMO_ASSIGN_OR_RETURN(
-        module.stages,
-        ModuleMemory({.modality = language ? "" : module.name,
-                      .parallelism = module.parallelism,
-                      .micro_batch_size = module.micro_batch_size,
-                      .micro_batches = InFlight(plan.schedule, module),
-                      .dtype = train.dtype == "bfloat16" ? DType::kBFloat16
-                                                         : DType::kFloat32},
-                     *model, registry));
+    for (size_t i = 0; i < module.stages.size(); ++i) {
+      module.stages[i].activations *=
+          plan.schedule.InFlight(plan.schedule.StageOf(module.name, i));
+    }
   }
   return plan;
 }

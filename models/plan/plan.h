@@ -31,7 +31,9 @@ struct ModulePlan {
   int64_t micro_batch_size;  // samples of a replica
   // Of the whole module, by part (PartOf), in the model's order.
   std::vector<std::pair<std::string, ParameterCount>> parts;
-  std::vector<RankMemory> stages;  // [PP]: of each rank of a stage
+  // [PP]: of each rank of a stage; activations of all micro-batches that are
+  // under way at once.
+  std::vector<RankMemory> stages;
 
   ParameterCount Total() const;
 };

@@ -129,6 +129,18 @@ TEST(Plan, FrozenModules) {
   EXPECT_EQ(Stage(Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1), 0)
                 .activations,
             0);
+  // Of a pipelined encoder the stage that trains the projection keeps it, of
+  // two micro-batches: one is with the language model.
+  llava = Llava();
+  llava.freeze_modality_encoders = {{"images", true}};
+  const MimoPlan stages =
+      Plan(llava, DeploymentMode::kHeterogeneous,
+           {.pipeline_model_parallel_size = 2, .data_parallel_size = 1},
+           {.data_parallel_size = 1, .rank_offset = 2}, 3, Batches(1, 4));
+  EXPECT_FALSE(
+      stages.schedule.stages[stages.schedule.StageOf("images", 0)].backward);
+  EXPECT_EQ(Stage(stages, 0, 0).activations, 0);
+  EXPECT_EQ(Stage(stages, 0, 1).activations, 2 * 4 * 4 * (48 + 2 * 64));
 }
 
 // Three stages hold 2, 1 and 1 layers; the first has the embedding, the last

@@ -189,6 +189,13 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
         MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
         MIMO_ASSIGN_OR_RETURN(ModelLinks links,
                               ModelLinks::Connect(model, world, memory));
+        // Projections are trained, on the last stage.
+        const PipelineSchedule& schedule = links.Program(1, false).schedule;
+        const PipelineStage& first =
+            schedule.stages[schedule.StageOf("images")];
+        EXPECT_EQ(first.backward,
+                  !options.frozen_encoder ||
+                      schedule.modules[first.module].stages == 1);
         MimoStage stage(model, memory, {.pack = options.packed},
                         std::move(links));
         double sum = 0;

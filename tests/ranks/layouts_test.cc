@@ -118,17 +118,21 @@ TEST(Layouts, TrainAsOneRank) {
   }
 }
 
-// How far ahead changes nothing but the time.
+// How far ahead changes nothing but the time. Where the projection is trained,
+// the encoder's first stage runs ahead, its last does not.
 TEST(Layouts, FrozenEncodersRunAhead) {
   const Layout layout = {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"};
   for (int part : {1, 3}) {
     std::vector<Trained> trained;
+    const Trained one =
+        TrainOn(TestFolder("one"), kOneRank, 8, FrozenParts()[part]);
     for (int ahead : {0, 1, 3}) {
       trained.push_back(
           TrainOn(TestFolder("ahead"), layout, 8, FrozenParts()[part],
                   {absl::StrCat("train.encoder_run_ahead=", ahead)}));
       EXPECT_TRUE(trained.back() == trained[0]) << ahead;
     }
+    ExpectNear(trained[0], one);
   }
 }
 
@@ -144,6 +148,42 @@ TEST(Layouts, PackedAsOneRankPadded) {
     ExpectNear(TrainOn(TestFolder("packed"), layout, 2, "",
                        {"train.pack_sequences=true"}),
                wanted);
+  }
+}
+
+// The job that `mimo` has by default: flags, drawn by four artists.
+TEST(Layouts, DefaultData) {
+  const std::string config = Read("configs/flags.yaml");
+  // The checkout, for the drawings in .deps: a test's files are links into it.
+  setenv("BUILD_WORKSPACE_DIRECTORY",
+         std::filesystem::canonical("configs/flags.yaml")
+             .parent_path()
+             .parent_path()
+             .c_str(),
+         1);
+  const std::string data = TestFolder("data");
+  const auto run = [&](const Layout& layout) {
+    const std::string folder = TestFolder("run");
+    return Train(
+        {"train", "--config",
+         Write(folder + "/config.yaml", config + layout.Yaml()),
+         absl::StrCat("train.micro_batch_size=", 8 / Dp(layout.language)),
+         "train.global_batch_size=8", "train.train_iters=20",
+         "data.data_dir=" + data, "checkpoint.save=" + folder + "/save",
+         "logging.metrics=" + folder + "/metrics.jsonl",
+         "logging.log_interval=1", "logging.progress=false",
+         "logging.tensorboard_dir=null"},
+        layout.ranks, folder);
+  };
+  const Trained wanted = run(kOneRank);
+  ASSERT_EQ(wanted.metrics.size(), 20u);
+  for (const Layout& layout :
+       std::vector<Layout>{{"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"},
+                           {"homogeneous", 2, "cp2", "cp2"},
+                           {"colocated", 4, "dp4", "tp2 cp2"},
+                           {"heterogeneous", 4, "pp2 dp1", "dp2 @2"}}) {
+    SCOPED_TRACE(layout.Yaml());
+    ExpectNear(run(layout), wanted);
   }
 }
 
