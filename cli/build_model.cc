@@ -12,7 +12,11 @@ absl::Status CheckFits(const MimoModel& counted, Device device) {
   double bytes = 0;
   for (const Parameter* p : counted.Parameters()) {
     bytes += p->data.bytes();
-    if (p->frozen) continue;
+    if (p->frozen) {
+      // Kept in 8 bits too, and transposed.
+      if (p->quantization != Quantization::kNone) bytes += 2 * p->data.numel();
+      continue;
+    }
     // A gradient and two moments, and the rest of a 16-bit weight's master.
     bytes += 3 * p->main_grad.bytes();
     if (p->data.dtype() == DType::kBFloat16) bytes += p->data.bytes();

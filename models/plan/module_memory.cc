@@ -66,10 +66,15 @@ class StageCounter {
         size_(SizeOf(load.dtype)),
         stages_(pp_) {}
 
-  void AddParameter(int stage, int64_t count, bool trained) {
+  void AddParameter(int stage, const Parameter& parameter, bool trained) {
     RankMemory& memory = stages_[stage];
+    const int64_t count = parameter.data.numel();
     memory.weights += count * size_;
-    if (!trained) return;
+    if (!trained) {
+      if (parameter.quantization != Quantization::kNone)
+        memory.weights += count * 2;
+      return;
+    }
     memory.gradients += count * 4;
     memory.optimizer +=
         CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 10 : 8);
@@ -142,10 +147,12 @@ absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
   StageCounter counter(load);
   for (int stage = 0; stage <= counter.last_stage(); ++stage) {
     PlannedCommunicator pp(stage, counter.last_stage() + 1);
-    const BuildContext build = {.allocator = &allocator,
-                                .dtype = load.dtype,
-                                .meta = true,
-                                .parallel = {.tp = &tp, .pp = &pp}};
+    const BuildContext build = {
+        .allocator = &allocator,
+        .dtype = load.dtype,
+        .meta = true,
+        .quantization = config.QuantizationOf(load.modality),
+        .parallel = {.tp = &tp, .pp = &pp}};
     std::unique_ptr<Module> module;
     if (language) {
       MIMO_ASSIGN_OR_RETURN(
@@ -159,7 +166,7 @@ absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
               build.Child("modality_submodules." + load.modality)));
     }
     for (const Parameter* p : module->Parameters())
-      counter.AddParameter(stage, p->data.numel(), trained.at(p->name));
+      counter.AddParameter(stage, *p, trained.at(p->name));
   }
 
   if (language) {

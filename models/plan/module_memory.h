@@ -3,7 +3,9 @@
 // P, the rank's parameters: those that the module builds for its pipeline stage
 // and tensor-parallel part.
 //
-//   weights      P of the run's dtype
+//   weights      P of the run's dtype; of each that is frozen and multiplied in
+//   8
+//                bits 2 bytes more, its codes as they are and transposed
 //   gradients    4 bytes of each that is trained
 //   optimizer    8 bytes of each that is trained: AdamW's moments; 2 more for
 //                the rest of a bfloat16 weight's float32 master; a DP * CP-th

@@ -143,6 +143,20 @@ TEST(Plan, FrozenModules) {
   EXPECT_EQ(Stage(stages, 0, 1).activations, 2 * 4 * 4 * (48 + 2 * 64));
 }
 
+// A trained weight is quantised anew for each product; norms never are.
+TEST(Plan, FrozenModulesInEightBits) {
+  LlavaConfig llava = Llava();
+  const auto weights = [&] {
+    return Stage(Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1), 1)
+        .weights;
+  };
+  const int64_t plain = weights();
+  llava.quantization = {{"language", Quantization::kFp8}};
+  EXPECT_EQ(weights(), plain);
+  llava.freeze_language_model = true;
+  EXPECT_EQ(weights(), plain + 2 * 4 * (kLayer - 2 * kH));
+}
+
 // Three stages hold 2, 1 and 1 layers; the first has the embedding, the last
 // norm and head. Each keeps as many micro-batches as there are stages from it
 // on, the encoder in front one more.
@@ -332,6 +346,18 @@ TEST(Plan, Refuses) {
                   .status()
                   .message(),
               HasSubstr("5"));
+  LlavaConfig llava = Llava();
+  llava.language.ffn_hidden_size = 80;
+  llava.quantization = {{"language", Quantization::kFp8}};
+  config.module_parallelisms[0].second =
+      config.module_parallelisms[1].second = {.tensor_model_parallel_size = 2};
+  CHECK_OK(config.Finalize(2));
+  EXPECT_EQ(MakePlan(LlavaModelConfig(llava), BuiltinModules(), config, 2,
+                     TrainConfig())
+                .status()
+                .message(),
+            "language_model.layers.0.mlp.fc2.weight: [64, 40] on a rank, "
+            "wanted multiples of 16 with quantization fp8");
   config.module_parallelisms[0].second =
       config.module_parallelisms[1].second = {.pipeline_model_parallel_size =
                                                   5};

@@ -192,6 +192,25 @@ TEST_P(Resume, KeepsTheMasters) {
             backend().dtype == DType::kBFloat16 ? state.size() / 3 : 0);
 }
 
+// The recipe is how a module multiplies, not what its weights are.
+TEST_P(Resume, ACheckpointDoesNotKnowOfQuantization) {
+  const std::string recipe = "model.quantization={language: fp8}";
+  Words words = {"train.train_iters=6", recipe};
+  const Outcome straight = Train(backend(), TestFolder("straight"), words);
+  const std::string folder = TestFolder("stopped");
+  words[0] = "train.train_iters=3";
+  Train(backend(), folder, words);
+  words[0] = "train.train_iters=6";
+  words.push_back(absl::StrCat("checkpoint.load=", folder, "/save"));
+  ExpectSame(straight, Train(backend(), folder, words));
+  // The same tensors as without, of other values.
+  const Outcome plain = Train(backend(), TestFolder("plain"));
+  const size_t header = plain.model.find("}}") + 2;
+  EXPECT_EQ(straight.model.substr(0, header), plain.model.substr(0, header));
+  EXPECT_EQ(straight.model.size(), plain.model.size());
+  EXPECT_FALSE(straight.model == plain.model);
+}
+
 pid_t Start(const Words& words) {
   const pid_t child = fork();
   if (child != 0) return child;
