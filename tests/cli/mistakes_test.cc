@@ -119,6 +119,12 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model.vision.norm_epsilon: -1", "> 0"});
   ExpectTrain({"model.language.init_std=-1"},
               {"model.language.init_std: -1", ">= 0"});
+  ExpectTrain({"model.quantization={language: mxfp8}"},
+              {"model.quantization.language", "\"mxfp8\"", "none | fp8"});
+  ExpectTrain({"model.quantization={speech: fp8}"},
+              {"model", "quantization.speech", "wanted language"});
+  ExpectTrain({"model.quantization={images: fp8}"},  // hidden_size: 24
+              {"model", "clip_encoder.layers.0", "[72, 24]", "16"});
   ExpectTrain({"data.num_workers=100000"},
               {"data.num_workers: 100000", "0 to 256"});
   ExpectTrain({"data.tokenizer_vocab_size=10"},
