@@ -43,6 +43,9 @@ struct MimoStageOptions {
 // encoders run, on a stream of their own: of the one that comes next, beside
 // the work on the one before it. That stream's memory is written again only
 // after the passes that read it.
+//
+// Collectives of tp and cp ranks have a stream of their own, too: they go
+// before the kernels that they run beside.
 class MimoStage : public TrainStage {
  public:
   // Of a model that is whole on this rank.
@@ -54,7 +57,9 @@ class MimoStage : public TrainStage {
   MimoStage(MimoModel& model, Allocator& allocator,
             const MimoStageOptions& options, ModelLinks links)
       : model_(model),
-        ctx_{.allocator = &allocator},
+        ctx_{.allocator = &allocator,
+             .comm = NewStream(allocator.stream().device,
+                               StreamPriority::kUrgent)},
         capture_(options.capture && ctx_.compute.device != Device::kCpu),
         prepare_({.packed = options.pack}),
         links_(std::move(links)),
