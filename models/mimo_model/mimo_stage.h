@@ -58,8 +58,8 @@ class MimoStage : public TrainStage {
             const MimoStageOptions& options, ModelLinks links)
       : model_(model),
         ctx_{.allocator = &allocator,
-             .comm = NewStream(allocator.stream().device,
-                               StreamPriority::kUrgent)},
+             .comm =
+                 NewStream(allocator.stream().device, StreamPriority::kUrgent)},
         capture_(options.capture && ctx_.compute.device != Device::kCpu),
         prepare_({.packed = options.pack}),
         links_(std::move(links)),

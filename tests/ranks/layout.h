@@ -2,6 +2,7 @@
 #ifndef MIMO_TESTS_RANKS_LAYOUT_H_
 #define MIMO_TESTS_RANKS_LAYOUT_H_
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -18,20 +19,23 @@ namespace mimo {
 
 inline constexpr int kSamples = 12;  // of a global micro-batch
 
-// The sizes of a module: "tp2 pp2 dp2 @4".
+// The sizes of a module: "tp2 pp2 dp2 @4 sp".
 inline std::string ModuleYaml(const std::string& text) {
   const std::map<std::string, std::string> keys = {
       {"tp", "tensor_model_parallel_size"},
       {"pp", "pipeline_model_parallel_size"},
       {"cp", "context_parallel_size"},
       {"dp", "data_parallel_size"},
-      {"@", "rank_offset"}};
+      {"@", "rank_offset"},
+      {"sp", "sequence_parallel"}};
   std::string yaml;
   for (const std::string& word :
        std::vector<std::string>(absl::StrSplit(text, ' '))) {
-    const size_t digits = word.find_first_of("0123456789");
+    const size_t digits =
+        std::min(word.find_first_of("0123456789"), word.size());
     absl::StrAppend(&yaml, yaml.empty() ? "{" : ", ",
-                    keys.at(word.substr(0, digits)), ": ", word.substr(digits));
+                    keys.at(word.substr(0, digits)), ": ",
+                    word == "sp" ? "true" : word.substr(digits));
   }
   return yaml + "}";
 }

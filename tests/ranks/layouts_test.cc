@@ -193,11 +193,13 @@ int Pick(std::mt19937& bits, const std::vector<int>& from) {
 
 struct Sizes {
   int tp, pp, cp, dp;
+  bool sp;  // sequence parallel
   int ranks() const { return tp * pp * cp * dp; }
   bool operator==(const Sizes&) const = default;
   std::string Text(int offset = 0) const {
     return absl::StrCat("tp", tp, " pp", pp, " cp", cp, " dp", dp,
-                        offset > 0 ? absl::StrCat(" @", offset) : "");
+                        offset > 0 ? absl::StrCat(" @", offset) : "",
+                        sp ? " sp" : "");
   }
 };
 
@@ -206,9 +208,11 @@ struct Sizes {
 Layout RandomLayout(std::mt19937& bits) {
   while (true) {
     const auto draw = [&](int stages) {
-      return Sizes{Pick(bits, {1, 1, 2, 4}),
-                   stages == 1 ? 1 : Pick(bits, {1, 1, 2, stages}),
-                   Pick(bits, {1, 1, 1, 2, 4}), Pick(bits, {1, 1, 2, 3, 4})};
+      Sizes sizes = {Pick(bits, {1, 1, 2, 4}),
+                     stages == 1 ? 1 : Pick(bits, {1, 1, 2, stages}),
+                     Pick(bits, {1, 1, 1, 2, 4}), Pick(bits, {1, 1, 2, 3, 4})};
+      sizes.sp = sizes.tp > 1 && Pick(bits, {0, 1}) == 1;
+      return sizes;
     };
     const int mode = Pick(bits, {0, 1, 2, 2});
     const Sizes language = draw(mode == 0 ? 3 : 4);
@@ -231,23 +235,31 @@ Layout RandomLayout(std::mt19937& bits) {
   }
 }
 
-// The first update of random layouts: its moments are the gradients.
+// The first update of random layouts, each with some activation checkpointing:
+// its moments are the gradients.
 TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
   const int seed = std::random_device{}();
   std::mt19937 bits(seed);
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   const auto train = [](const std::string& name, const Layout& layout,
-                        int micro_batches) {
-    return TrainOn(TestFolder(name), layout, micro_batches, "",
-                   {"train.train_iters=1"});
+                        int micro_batches, const std::string& language = "off",
+                        const std::string& vision = "off") {
+    return TrainOn(
+        TestFolder(name), layout, micro_batches, "",
+        {"train.train_iters=1", "model.language.recompute=" + language,
+         "model.vision.recompute=" + vision});
   };
+  const char* const recompute[] = {"off", "selective", "full"};
   std::vector<Trained> wanted;
   for (int micro_batches : {1, 2, 3})
     wanted.push_back(train("one", kOneRank, micro_batches));
   for (int i = 0; i < 200; ++i) {
     const Layout layout = RandomLayout(bits);
-    SCOPED_TRACE(layout.Yaml());
-    const Trained got = train("many", layout, 1 + i % 3);
+    const std::string language = recompute[Pick(bits, {0, 1, 2})],
+                      vision = recompute[Pick(bits, {0, 1, 2})];
+    SCOPED_TRACE(
+        absl::StrCat(layout.Yaml(), "recompute ", language, ", ", vision));
+    const Trained got = train("many", layout, 1 + i % 3, language, vision);
     ExpectNear(got, wanted[i % 3]);
     double all = 0;
     for (const auto& [name, values] : wanted[i % 3].optimizer)
