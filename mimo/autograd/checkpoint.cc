@@ -1,6 +1,7 @@
 #include "mimo/autograd/checkpoint.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -12,6 +13,7 @@ namespace {
 struct CheckpointNode final : Node {
   std::vector<Saved> inputs;
   std::vector<Slot> input_slots, output_slots;
+  std::vector<ParameterUse> parameters;  // that the second run will use
   CheckpointBody body;
 
   const char* name() const override { return "Checkpoint"; }
@@ -45,11 +47,14 @@ struct CheckpointNode final : Node {
 }  // namespace
 
 std::vector<Var> Checkpoint(const Context& ctx, std::vector<Var> inputs,
-                            bool trainable, CheckpointBody body) {
+                            const std::vector<Parameter*>& parameters,
+                            CheckpointBody body) {
+  std::vector<Parameter*> trained;
+  std::ranges::copy_if(parameters, std::back_inserter(trained),
+                       [](const Parameter* p) { return !p->frozen; });
   const bool record =
       ctx.tape != nullptr &&
-      (trainable || std::any_of(inputs.begin(), inputs.end(),
-                                [](const Var& v) { return v.needs_grad(); }));
+      (!trained.empty() || std::ranges::any_of(inputs, &Var::needs_grad));
   Context untaped = ctx;
   untaped.tape = nullptr;
   std::vector<Var> outputs = body(untaped, inputs);
@@ -63,6 +68,8 @@ std::vector<Var> Checkpoint(const Context& ctx, std::vector<Var> inputs,
     output.slot = ctx.tape->NewSlot();
     node->output_slots.push_back(output.slot);
   }
+  node->parameters = std::vector<ParameterUse>(trained.size());
+  for (size_t i = 0; i < trained.size(); ++i) node->parameters[i] = trained[i];
   node->body = std::move(body);
   ctx.tape->Append(std::move(node));
   return outputs;

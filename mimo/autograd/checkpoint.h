@@ -13,16 +13,18 @@
 #include <vector>
 
 #include "mimo/autograd/tape.h"
+#include "mimo/nn/parameter.h"
 
 namespace mimo {
 
 using CheckpointBody = std::function<std::vector<Var>(
     const Context& ctx, const std::vector<Var>& inputs)>;
 
-// `trainable`: whether the body uses a parameter that is not frozen. Inputs may
-// be undefined.
+// `parameters`: all that the body uses; until its backward those that are not
+// frozen are in use. Inputs may be undefined.
 std::vector<Var> Checkpoint(const Context& ctx, std::vector<Var> inputs,
-                            bool trainable, CheckpointBody body);
+                            const std::vector<Parameter*>& parameters,
+                            CheckpointBody body);
 
 }  // namespace mimo
 

@@ -99,6 +99,8 @@ TEST_F(TapeTest, CheckpointIsBitwiseThePlainRun) {
     return std::vector<Var>{
         n.sum, linear.Forward(ctx, n.normalized, Activation::kGelu)};
   };
+  std::vector<Parameter*> parameters = norm.Parameters();
+  for (Parameter* p : linear.Parameters()) parameters.push_back(p);
   std::vector<std::vector<double>> grads[2];
   int64_t nodes[2];
   for (bool checkpoint : {false, true}) {
@@ -107,18 +109,18 @@ TEST_F(TapeTest, CheckpointIsBitwiseThePlainRun) {
     const Var x = tape.Input(Values({1, -2, 3, 0.5}));
     std::vector<Var> out = {x, Var()};
     for (int layer = 0; layer < 2; ++layer) {
-      out = checkpoint ? Checkpoint(ctx, out, true, body) : body(ctx, out);
+      out =
+          checkpoint ? Checkpoint(ctx, out, parameters, body) : body(ctx, out);
     }
+    for (const Parameter* p : parameters) EXPECT_EQ(p->uses, 2) << p->name;
     const Var y = Add(ctx, out[0], out[1]);
     nodes[checkpoint] = tape.nodes();
     tape.Backward(ctx, {{y.slot, Values({1, 2, 3, 4})}});
     grads[checkpoint].push_back(Read(tape.TakeGrad(x.slot)));
-    for (const Module* module :
-         {static_cast<Module*>(&norm), static_cast<Module*>(&linear)}) {
-      for (Parameter* p : module->Parameters()) {
-        grads[checkpoint].push_back(Read(p->Grad()));
-        p->ForgetGrad();
-      }
+    for (Parameter* p : parameters) {
+      EXPECT_EQ(p->uses, 0) << p->name;
+      grads[checkpoint].push_back(Read(p->Grad()));
+      p->ForgetGrad();
     }
   }
   EXPECT_EQ(grads[0], grads[1]);
@@ -130,7 +132,7 @@ TEST_F(TapeTest, CheckpointIsBitwiseThePlainRun) {
 TEST_F(TapeTest, CheckpointOfConstantsRecordsNothing) {
   Tape tape;
   const Context ctx = Taped(tape);
-  Checkpoint(ctx, {Var{Values({1})}}, /*trainable=*/false,
+  Checkpoint(ctx, {Var{Values({1})}}, {},
              [](const Context& inner, const std::vector<Var>& in) {
                return std::vector<Var>{Add(inner, in[0], in[0])};
              });

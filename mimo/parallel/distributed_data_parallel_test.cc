@@ -69,7 +69,7 @@ struct Model : Module {
     const Tensor pixels = random(kIn), text = random(kHidden);
     Var x = image ? encoder.Forward(ctx, {pixels}) : Var{text};
     x = norm.Forward(ctx, tied.Forward(ctx, x)).normalized;
-    x = Checkpoint(ctx, {x}, /*trainable=*/true,
+    x = Checkpoint(ctx, {x}, inner.Parameters(),
                    [&](const Context& c, const std::vector<Var>& in) {
                      return std::vector<Var>{inner.Forward(c, in[0])};
                    })[0];

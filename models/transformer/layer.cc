@@ -32,10 +32,11 @@ kernels::AttentionShape ShapeOf(const TransformerConfig& config,
 
 // body(ctx, x, again) as a checkpoint; `again`: nobody reads the values.
 template <typename Body>
-Residual Recomputed(const Context& ctx, const Residual& x, bool trainable,
+Residual Recomputed(const Context& ctx, const Residual& x,
+                    const std::vector<Parameter*>& parameters,
                     const Body& body) {
   const std::vector<Var> out = Checkpoint(
-      ctx, {x.stream, x.pending}, trainable,
+      ctx, {x.stream, x.pending}, parameters,
       [body](const Context& inner, const std::vector<Var>& in) {
         Residual r = body(inner, {in[0], in[1]}, inner.tape != nullptr);
         return std::vector<Var>{r.stream, r.pending};
@@ -223,14 +224,17 @@ Residual TransformerLayer::Forward(const Context& ctx, const Residual& x,
   const ModuleScope scope(ctx, path());
   if (recompute_ == Recompute::kFull) {
     return Recomputed(
-        ctx, x, Trainable(),
+        ctx, x, Parameters(),
         [=, this](const Context& inner, const Residual& in, bool again) {
           return Feed(inner, Attend(inner, in, sequence, cache), again);
         });
   }
   const Residual attended = Attend(ctx, x, sequence, cache);
   if (recompute_ == Recompute::kSelective) {
-    return Recomputed(ctx, attended, mlp_norm_.Trainable() || mlp_.Trainable(),
+    std::vector<Parameter*> fed = mlp_norm_.Parameters();
+    const std::vector<Parameter*> mlp = mlp_.Parameters();
+    fed.insert(fed.end(), mlp.begin(), mlp.end());
+    return Recomputed(ctx, attended, fed,
                       [this](const Context& inner, const Residual& in,
                              bool again) { return Feed(inner, in, again); });
   }
