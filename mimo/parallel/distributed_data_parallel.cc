@@ -112,6 +112,7 @@ void DistributedDataParallel::AddBucket(const DataParallelModule& module,
   const Shape shape = {shard * group->size()};
   const AllocationTag tag(allocator_, "buckets");
   Bucket bucket = {
+      .module = module.name,
       .group = group,
       .tp = module.tp,
       .shard = shard,
@@ -138,13 +139,13 @@ void DistributedDataParallel::AddBucket(const DataParallelModule& module,
   buckets_.push_back(std::move(bucket));
 }
 
-void DistributedDataParallel::BeginLastBackward() {
-  last_backward_ = options_.overlap_grad_reduce;
+void DistributedDataParallel::BeginLastBackward(const std::string& module) {
+  if (options_.overlap_grad_reduce) in_last_backward_.insert(module);
 }
 
 void DistributedDataParallel::LastUseGone(Parameter& parameter) {
-  if (!last_backward_) return;
   const size_t index = bucket_of_.at(&parameter);
+  if (!in_last_backward_.contains(buckets_[index].module)) return;
   CHECK_GE(index, reduced_)
       << parameter.name << " was used again after its bucket was reduced";
   if (!complete_.insert(&parameter).second) return;
@@ -178,7 +179,7 @@ void DistributedDataParallel::FinishGradSync() {
   }
   SumOverStages();
   WaitFor(allocator_.stream(), comm_.compute);
-  last_backward_ = false;
+  in_last_backward_.clear();
   reduced_ = 0;
   complete_.clear();
 }

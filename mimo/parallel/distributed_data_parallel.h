@@ -12,7 +12,7 @@
 //
 // A module's trainable parameters lie, last first as their gradients come, in
 // buckets: flat buffers of which main_grad and data become views, cut into one
-// shard a replica. In the last backward of a step a bucket is reduced as soon
+// shard a replica. In its module's last backward a bucket is reduced as soon
 // as no recorded node uses its parameters, beside the rest of the backward on a
 // GPU. All buckets of a rank go in one order, so also a replica whose
 // micro-batch has no image reduces the same ones in turn. What tp ranks have
@@ -78,8 +78,9 @@ class DistributedDataParallel final : public GradObserver {
   // Measures from now on when the ranks meet; null: not any more.
   void SetProfiler(Profiler* profiler) { comm_.profiler = profiler; }
 
-  // Before the last backward of a step.
-  void BeginLastBackward();
+  // Before the last backward of a module in a step: at one place in the
+  // programs of all ranks of its group, which wait for each other from here on.
+  void BeginLastBackward(const std::string& module);
   // After it: reduces what is left. Gradients of shards() are complete then,
   // all others are not to be used.
   void FinishGradSync();
@@ -104,6 +105,7 @@ class DistributedDataParallel final : public GradObserver {
 
  private:
   struct Bucket {
+    std::string module;
     Communicator *group, *tp;
     std::vector<Parameter*> parameters;
     int64_t shard;          // elements
@@ -127,8 +129,8 @@ class DistributedDataParallel final : public GradObserver {
   std::vector<Bucket> buckets_;                      // in order
   absl::flat_hash_map<const Parameter*, size_t> bucket_of_;
 
-  bool last_backward_ = false;
-  size_t reduced_ = 0;  // buckets, of this step
+  absl::flat_hash_set<std::string> in_last_backward_;  // modules
+  size_t reduced_ = 0;                                 // buckets, of this step
   absl::flat_hash_set<const Parameter*> complete_;
 };
 

@@ -94,7 +94,10 @@ struct Rank {
   void Step(int rank, int step, DistributedDataParallel* parallel = nullptr) {
     std::mt19937 rng(100 * step + rank);
     model.Backward(allocator, rng, /*image=*/rank % 2 == 0);
-    if (parallel != nullptr) parallel->BeginLastBackward();
+    if (parallel != nullptr) {
+      for (const char* module : {"images", "language"})
+        parallel->BeginLastBackward(module);
+    }
     model.Backward(allocator, rng, /*image=*/rank != 2);
   }
   void ForgetGrads() {
@@ -323,7 +326,7 @@ TEST(DistributedDataParallel, OneReplicaIsLeftAlone) {
       EXPECT_EQ(parallel.shards(0).size(), 4u);
       for (const ParameterShard& shard : parallel.shards(0))
         EXPECT_EQ(shard.end, shard.parameter->data.numel());
-      parallel.BeginLastBackward();
+      parallel.BeginLastBackward("language");
       parallel.FinishGradSync();
       parallel.GatherParameters();
       EXPECT_TRUE(parallel.CheckReplicas().ok());

@@ -44,7 +44,7 @@ class ToyStage : public TrainStage {
     announcements += around.next != nullptr;
     double sum = 0;
     for (size_t i = 0; i < batches.size(); ++i) {
-      if (i + 1 == batches.size()) around.before_last_backward();
+      if (i + 1 == batches.size()) around.before_last_backward("toy");
       ++backwards;
       if (error) MIMO_RETURN_IF_ERROR(error());
       double grad[5] = {};

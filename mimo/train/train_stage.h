@@ -3,6 +3,7 @@
 #define MIMO_MIMO_TRAIN_TRAIN_STAGE_H_
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -20,8 +21,9 @@ struct AroundIteration {
   // The micro-batch after these: what of it waits for no update (its upload,
   // frozen encoders) is done beside the last one's work. Null: none.
   const MicroBatch* next = nullptr;
-  // Called before the last backward of any parameter.
-  std::function<void()> before_last_backward = [] {};
+  // Called before the last backward of each module.
+  std::function<void(const std::string& module)> before_last_backward =
+      [](const std::string&) {};
 };
 
 class TrainStage {

@@ -243,11 +243,12 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   double ends[2] = {};  // losses, ranks asked to stop
   if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
   MIMO_ASSIGN_OR_RETURN(
-      ends[0],
-      stage_.ForwardBackward(
-          batches, loss_scale,
-          {.next = next_ && next_->ok() ? &**next_ : nullptr,
-           .before_last_backward = [&] { parallel_.BeginLastBackward(); }}));
+      ends[0], stage_.ForwardBackward(
+                   batches, loss_scale,
+                   {.next = next_ && next_->ok() ? &**next_ : nullptr,
+                    .before_last_backward = [&](const std::string& module) {
+                      parallel_.BeginLastBackward(module);
+                    }}));
   parallel_.FinishGradSync();
   ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
   MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(ends)));

@@ -97,7 +97,7 @@ class Trial {
                  DType::kFloat64),
           from);
     };
-    parallel_->BeginLastBackward();
+    parallel_->BeginLastBackward("language");
     const Var in = parallel.IsFirstStage() ? model_.Embed(ctx, indices(ids), {})
                                            : tape.Input(receive(-1));
     Var out = model_.Forward(ctx, in, tokens / kSeq, kSeq, nullptr, 0, {}, {});

@@ -85,7 +85,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
   BeginCapture(ctx_.compute);
   auto losses = ModelPass({.allocator = &captured_memory_}, model_, links_,
                           program, pass.inputs)
-                    .Run(pass.dloss, [] {});
+                    .Run(pass.dloss, [](const std::string&) {});
   pass.work = EndCapture(ctx_.compute);
   MIMO_RETURN_IF_ERROR(losses.status());
   for (size_t i = 0; i < parameters.size(); ++i)
@@ -180,9 +180,10 @@ absl::StatusOr<double> MimoStage::ForwardBackward(
     MIMO_ASSIGN_OR_RETURN(inputs[0], ahead_ ? std::exchange(ahead_, {})->inputs
                                             : Prepare(batches[i]));
     MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          Enqueue(
-                              program, std::move(inputs), loss_scale,
-                              last ? around.before_last_backward : [] {}, i));
+                          Enqueue(program, std::move(inputs), loss_scale,
+                                  last ? around.before_last_backward
+                                       : AroundIteration().before_last_backward,
+                                  i));
     const MicroBatch* next = last ? around.next : &batches[i + 1];
     if (next != nullptr && ctx_.profiler == nullptr)
       ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
@@ -201,9 +202,9 @@ absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
     for (const MicroBatch& batch : batches.subspan(begin, turn)) {
       MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
     }
-    MIMO_ASSIGN_OR_RETURN(
-        const std::vector<Tensor> losses,
-        ModelPass(ctx_, model_, links_, program, inputs).Run(Tensor(), [] {}));
+    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
+                          ModelPass(ctx_, model_, links_, program, inputs)
+                              .Run(Tensor(), [](const std::string&) {}));
     sum += Part(losses);
   }
   return sum;

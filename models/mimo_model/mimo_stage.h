@@ -98,7 +98,7 @@ class MimoStage : public TrainStage {
     absl::StatusOr<ModelInputs> inputs;
   };
 
-  using BeforeLast = std::function<void()>;
+  using BeforeLast = decltype(AroundIteration::before_last_backward);
 
   absl::StatusOr<ModelInputs> Prepare(const MicroBatch& batch);
   // A pass, enqueued; its losses. `first` as ModelPass's.

@@ -33,19 +33,17 @@ void* DataOrNull(const Tensor& tensor) {
 }  // namespace
 
 absl::StatusOr<std::vector<Tensor>> ModelPass::Run(
-    const Tensor& dloss, absl::FunctionRef<void()> before_last) {
+    const Tensor& dloss,
+    absl::FunctionRef<void(const std::string&)> before_last) {
   CHECK_EQ(static_cast<int>(inputs_.size()), schedule_.options.micro_batches);
-  bool last = false;
   for (const PipelineStep& step : steps_) {
     if (step.kind == PipelineStep::kForward) {
       MIMO_RETURN_IF_ERROR(Forward(step.at, step.forward, dloss));
     } else if (step.kind == PipelineStep::kTransfer) {
       MIMO_RETURN_IF_ERROR(Transfer(step));
     } else {
-      if (!last && step.backward + 1 == schedule_.options.micro_batches) {
-        last = true;
-        before_last();
-      }
+      if (step.backward + 1 == schedule_.options.micro_batches)
+        before_last(ModuleOf(step.at));
       Backward(step.at, step.backward, dloss);
     }
   }

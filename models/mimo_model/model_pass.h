@@ -34,11 +34,11 @@ class ModelPass {
 
   // The loss sums of the micro-batches, [1] float64 each, in order; none
   // without the language model's last stage. Backwards are seeded with `dloss`
-  // [1]; `before_last` is called before the first backward of the last
-  // micro-batch: by then every forward has been run. Errors: the model's, the
-  // bridges'.
+  // [1]; `before_last` is called before each module's backward of the
+  // last micro-batch, with its name. Errors: the model's, the bridges'.
   absl::StatusOr<std::vector<Tensor>> Run(
-      const Tensor& dloss, absl::FunctionRef<void()> before_last);
+      const Tensor& dloss,
+      absl::FunctionRef<void(const std::string&)> before_last);
 
  private:
   // A stage on a micro-batch, from its forward to its backward; without one,

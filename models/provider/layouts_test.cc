@@ -200,10 +200,11 @@ void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
                         std::move(links));
         double sum = 0;
         MIMO_ASSIGN_OR_RETURN(
-            sum, stage.ForwardBackward({BatchOf(*infra, samples)}, 1,
-                                       {.before_last_backward = [&] {
-                                         ddp.BeginLastBackward();
-                                       }}));
+            sum, stage.ForwardBackward(
+                     {BatchOf(*infra, samples)}, 1,
+                     {.before_last_backward = [&](const std::string& module) {
+                       ddp.BeginLastBackward(module);
+                     }}));
         ddp.FinishGradSync();
         MIMO_RETURN_IF_ERROR(ddp.Health());
         CheckGradients(model, ddp, wanted);

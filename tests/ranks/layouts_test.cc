@@ -37,6 +37,7 @@ const std::vector<Layout>& Layouts() {
       {"colocated", 4, "dp4", "tp2 cp2"},
       {"colocated", 4, "dp4", "cp4"},
       {"colocated", 4, "dp4", "pp2 dp2"},
+      {"colocated", 6, "cp2 dp3", "pp2 dp3"},
       {"colocated", 4, "tp4", "dp4"},
       {"colocated", 4, "tp2 dp2", "dp4"},
       {"colocated", 4, "tp2 cp2", "dp4"},
