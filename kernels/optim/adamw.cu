@@ -76,8 +76,34 @@ __device__ void StoreMaster(const AdamWTensor& tensor, int64_t i,
   }
 }
 
-// T: the parameter's type.
-template <typename T>
+// Elements from i on of m, in memory of type M.
+template <typename M, int kCount>
+__device__ void LoadMoment(void* exp_avg, int64_t i, float (&m)[kCount]) {
+  if constexpr (sizeof(M) == 4) {
+    Load<kCount>(static_cast<const float*>(exp_avg) + i, m);
+  } else {
+    const Halves<kCount> rounded = HalvesAt<kCount>(exp_avg, i);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k)
+      m[k] = __uint_as_float(uint32_t{rounded.bits[k]} << 16);
+  }
+}
+template <typename M, int kCount>
+__device__ void StoreMoment(void* exp_avg, int64_t i,
+                            const float (&m)[kCount]) {
+  if constexpr (sizeof(M) == 4) {
+    Store<kCount>(static_cast<float*>(exp_avg) + i, m);
+  } else {
+    Halves<kCount> rounded;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k)
+      rounded.bits[k] = __bfloat16_as_ushort(__float2bfloat16_rn(m[k]));
+    HalvesAt<kCount>(exp_avg, i) = rounded;
+  }
+}
+
+// T: the parameter's type, M: m's.
+template <typename T, typename M>
 __global__ void __launch_bounds__(kThreads)
     UpdateKernel(const AdamWTensor* tensors, const TensorBlock* blocks,
                  const AdamWControl* control, float beta1, float rest1,
@@ -90,13 +116,12 @@ __global__ void __launch_bounds__(kThreads)
   const float root2 = control->root2;
   const float scale = control->grad_scale;
   const float* grad = static_cast<const float*>(tensor.grad);
-  float* exp_avg = static_cast<float*>(tensor.exp_avg);
   float* exp_avg_sq = static_cast<float*>(tensor.exp_avg_sq);
   ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
     float p[kCount], g[kCount], m[kCount], v[kCount];
     LoadMaster<T>(tensor, i, p);
     Load<kCount>(grad + i, g);
-    Load<kCount>(exp_avg + i, m);
+    LoadMoment<M>(tensor.exp_avg, i, m);
     Load<kCount>(exp_avg_sq + i, v);
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
@@ -106,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
       p[k] = keep * p[k] - rate * m[k] / (sqrtf(v[k]) * root2 + eps);
     }
     StoreMaster<T>(tensor, i, p);
-    Store<kCount>(exp_avg + i, m);
+    StoreMoment<M>(tensor.exp_avg, i, m);
     Store<kCount>(exp_avg_sq + i, v);
   });
 }
@@ -148,10 +173,12 @@ void AdamWCuda(const AdamWArgs& args, Stream stream) {
   MIMO_CUDA_CHECK(cudaGetLastError());
   if (list.num_blocks() == 0) return;
   DispatchCudaFloat(list.dtype(), [&]<typename T>() {
-    UpdateKernel<T>
-        <<<list.num_blocks() * kPieces, kThreads, 0, RawStream(stream)>>>(
-            list.tensors(), list.blocks(), args.control, args.beta1,
-            1 - args.beta1, args.beta2, 1 - args.beta2, args.eps);
+    DispatchCudaFloat(args.exp_avg_dtype, [&]<typename M>() {
+      UpdateKernel<T, M>
+          <<<list.num_blocks() * kPieces, kThreads, 0, RawStream(stream)>>>(
+              list.tensors(), list.blocks(), args.control, args.beta1,
+              1 - args.beta1, args.beta2, 1 - args.beta2, args.eps);
+    });
   });
   MIMO_CUDA_CHECK(cudaGetLastError());
 }

@@ -9,12 +9,19 @@
 // and
 //   bits of p = 2^16 (bits of the parameter) + remainder
 // Ties to even would not do: a remainder of +-2^15 would need a 17th bit.
+// m may be kept in bfloat16, rounded to the nearest once p has taken the
+// float32 one. Half an ulp is at most 2^-8 of m, far less than the 1-beta1 =
+// 0.1 of its way that m goes in a step: it comes to within 2^-8 / (1-beta1) of
+// where it goes, and what was rounded off fades. v stays float32: beside
+// 1-beta2 = 0.001 half an ulp is more than a step, and v would never fall.
 // Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2 (decay scaled
 // by lr alone); remainders: NVIDIA Apex, DistributedFusedAdam's
-// store_param_remainders. Bytes (the floor) a parameter: 28.
+// store_param_remainders; m's dtype: Megatron-Core's exp_avg_dtype. Bytes (the
+// floor) a parameter: 28, 24 with m in bfloat16.
 #ifndef MIMO_KERNELS_OPTIM_ADAMW_H_
 #define MIMO_KERNELS_OPTIM_ADAMW_H_
 
+#include "kernels/base/dtype.h"
 #include "kernels/base/op.h"
 #include "kernels/base/stream.h"
 #include "kernels/optim/tensor_list.h"
@@ -23,6 +30,7 @@ namespace mimo::kernels {
 
 struct AdamWArgs {
   const TensorList* tensors;
+  DType exp_avg_dtype;  // the accumulator dtype or bfloat16
   double beta1, beta2, eps;
   AdamWControl* control;  // [1]
 };

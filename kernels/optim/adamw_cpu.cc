@@ -1,13 +1,24 @@
 #include <cmath>
+#include <concepts>
 
 #include "absl/log/check.h"
+#include "kernels/base/bfloat16.h"
 #include "kernels/optim/adamw.h"
 #include "kernels/optim/blocks.h"
 
 namespace mimo::kernels {
 namespace {
 
-template <typename T>
+// m in memory: a T or a BFloat16.
+template <typename T, typename M>
+T FromMoment(M m) {
+  if constexpr (std::same_as<M, BFloat16>)
+    return static_cast<float>(m);
+  else
+    return m;
+}
+
+template <typename T, typename M>
 void Update(const AdamWArgs& args) {
   const AdamWControl& control = *args.control;
   const T beta1 = static_cast<T>(args.beta1);
@@ -24,14 +35,14 @@ void Update(const AdamWArgs& args) {
     const T rate = static_cast<T>(control.rate * tensor.lr_scale);
     T* param = static_cast<T*>(tensor.param);
     const T* grad = static_cast<const T*>(tensor.grad);
-    T* exp_avg = static_cast<T*>(tensor.exp_avg);
+    M* exp_avg = static_cast<M*>(tensor.exp_avg);
     T* exp_avg_sq = static_cast<T*>(tensor.exp_avg_sq);
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
       const T g = grad[i] * scale;
-      const T m = beta1 * exp_avg[i] + rest1 * g;
+      const T m = beta1 * FromMoment<T>(exp_avg[i]) + rest1 * g;
       const T v = beta2 * exp_avg_sq[i] + rest2 * g * g;
-      exp_avg[i] = m;
+      exp_avg[i] = M(m);
       exp_avg_sq[i] = v;
       param[i] = keep * param[i] - rate * m / (std::sqrt(v) * root2 + eps);
     }
@@ -49,8 +60,12 @@ void AdamWCpu(const AdamWArgs& args) {
   const double step = static_cast<double>(++control.steps);
   control.rate = control.lr / (1 - std::pow(args.beta1, step));
   control.root2 = 1 / std::sqrt(1 - std::pow(args.beta2, step));
-  DispatchCpuFloat(args.tensors->dtype(),
-                   [&]<typename T>() { Update<T>(args); });
+  DispatchCpuFloat(args.tensors->dtype(), [&]<typename T>() {
+    if (args.exp_avg_dtype == DType::kBFloat16)
+      return Update<T, BFloat16>(args);
+    CHECK(args.exp_avg_dtype == DTypeOf<T>::value);
+    Update<T, T>(args);
+  });
 }
 
 // Parameters on the CPU are their own masters.

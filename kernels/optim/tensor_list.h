@@ -19,7 +19,7 @@ struct AdamWTensor {
   void* param;         // [size] dtype
   int16_t* remainder;  // [size]; null: param is the master
   void* grad;          // [size] accumulator dtype
-  void* exp_avg;       // [size] accumulator dtype, m
+  void* exp_avg;       // [size] AdamWArgs::exp_avg_dtype, m
   void* exp_avg_sq;    // [size] accumulator dtype, v
   int64_t size;
   double lr_scale;      // times AdamWControl::lr
