@@ -272,7 +272,8 @@ absl::Status Run(const std::vector<std::string>& words,
   MIMO_ASSIGN_OR_RETURN(
       const auto model,
       BuildModel(section.model, registry,
-                 {.allocator = &allocator, .dtype = compute.dtype, .seed = 1}));
+                 {.allocator = &allocator, .dtype = compute.dtype, .seed = 1},
+                 run.optimizer));
   MimoStage stage(
       *model, allocator,
       {.capture = run.train.cuda_graph, .pack = run.train.pack_sequences});

@@ -8,7 +8,8 @@
 
 namespace mimo {
 
-absl::Status CheckFits(const MimoModel& counted, Device device) {
+absl::Status CheckFits(const MimoModel& counted,
+                       const OptimizerConfig& optimizer, Device device) {
   double bytes = 0;
   for (const Parameter* p : counted.Parameters()) {
     bytes += p->data.bytes();
@@ -18,7 +19,8 @@ absl::Status CheckFits(const MimoModel& counted, Device device) {
       continue;
     }
     // A gradient and two moments, and the rest of a 16-bit weight's master.
-    bytes += 3 * p->main_grad.bytes();
+    bytes += 2 * p->main_grad.bytes() +
+             p->main_grad.numel() * SizeOf(optimizer.exp_avg_dtype);
     if (p->data.dtype() == DType::kBFloat16) bytes += p->data.bytes();
   }
   const double memory = DeviceMemory(device).total_bytes;
@@ -32,12 +34,13 @@ absl::Status CheckFits(const MimoModel& counted, Device device) {
 
 absl::StatusOr<std::unique_ptr<MimoModel>> BuildModel(
     const MimoModelConfig& config, const ModuleRegistry& registry,
-    BuildContext build) {
+    BuildContext build, const OptimizerConfig& optimizer) {
   BuildContext meta = build;
   meta.meta = true;
   MIMO_ASSIGN_OR_RETURN(const auto counted,
                         MimoModel::Build(config, registry, meta));
-  MIMO_RETURN_IF_ERROR(CheckFits(*counted, build.allocator->stream().device));
+  MIMO_RETURN_IF_ERROR(
+      CheckFits(*counted, optimizer, build.allocator->stream().device));
   return MimoModel::Build(config, registry, std::move(build));
 }
 

@@ -293,8 +293,8 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   MIMO_ASSIGN_OR_RETURN(
       const MimoParallelismConfig parallelism,
       ReadRunParallelism(root, section.model, run.train, world));
-  const auto plan =
-      MakePlan(section.model, registry, parallelism, world, run.train);
+  const auto plan = MakePlan(section.model, registry, parallelism, world,
+                             run.train, run.optimizer);
   if (!plan.ok()) {
     return absl::Status(
         plan.status().code(),

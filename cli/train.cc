@@ -131,7 +131,8 @@ absl::StatusOr<DistributedModel> Provide(const Shared& shared,
   MIMO_ASSIGN_OR_RETURN(
       const DistributedModel counted,
       provider.ProvideDistributedModel(world, allocator, options));
-  MIMO_RETURN_IF_ERROR(CheckFits(*counted.model, compute.stream.device));
+  MIMO_RETURN_IF_ERROR(
+      CheckFits(*counted.model, shared.run.optimizer, compute.stream.device));
   options.init_model_with_meta_device = false;
   MIMO_ASSIGN_OR_RETURN(
       DistributedModel provided,

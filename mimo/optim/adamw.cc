@@ -51,6 +51,7 @@ AdamW::AdamW(const OptimizerConfig& config,
              const std::vector<ParamGroup>& groups, Communicator* world,
              Allocator& allocator)
     : config_(config),
+      exp_avg_dtype_(config.exp_avg_dtype),
       world_(world),
       stream_(allocator.stream()),
       control_(allocator, {sizeof(kernels::AdamWControl)}, DType::kUInt8) {
@@ -60,7 +61,11 @@ AdamW::AdamW(const OptimizerConfig& config,
     for (const ParameterShard& shard : group.shards) {
       Parameter* parameter = shard.parameter;
       const Tensor& data = parameter->data;
-      if (parameters_.empty()) dtype = data.dtype();
+      if (parameters_.empty()) {
+        dtype = data.dtype();
+        if (exp_avg_dtype_ == DType::kFloat32)
+          exp_avg_dtype_ = AccumulatorOf(dtype);
+      }
       CHECK(data.dtype() == dtype)
           << parameter->name << " is " << Name(data.dtype());
       parameters_.push_back(parameter);
@@ -82,11 +87,11 @@ AdamW::AdamW(const OptimizerConfig& config,
         add("master", parameter->main_grad.Reshape({data.numel()})
                           .Rows(shard.begin, shard.end));
       }
-      const auto moments = [&] {
-        return Tensor::Zeros(allocator, {size}, accumulator);
+      const auto moments = [&](DType type) {
+        return Tensor::Zeros(allocator, {size}, type);
       };
-      void* const exp_avg = add("exp_avg", moments());
-      void* const exp_avg_sq = add("exp_avg_sq", moments());
+      void* const exp_avg = add("exp_avg", moments(exp_avg_dtype_));
+      void* const exp_avg_sq = add("exp_avg_sq", moments(accumulator));
       for (const Piece& piece : PiecesOf(shard)) {
         const auto from = [](void* memory, int64_t element, DType type) {
           return static_cast<char*>(memory) + element * SizeOf(type);
@@ -97,7 +102,7 @@ AdamW::AdamW(const OptimizerConfig& config,
              .remainder = remainder == nullptr ? nullptr : remainder + own,
              .grad =
                  from(parameter->main_grad.data(), piece.begin, accumulator),
-             .exp_avg = from(exp_avg, own, accumulator),
+             .exp_avg = from(exp_avg, own, exp_avg_dtype_),
              .exp_avg_sq = from(exp_avg_sq, own, accumulator),
              .size = piece.end - piece.begin,
              .lr_scale = group.lr_mult,
@@ -132,6 +137,7 @@ void AdamW::Step(double lr, const Tensor& loss) {
        .control = control()},
       stream_);
   kernels::AdamW({.tensors = &*tensors_,
+                  .exp_avg_dtype = exp_avg_dtype_,
                   .beta1 = config_.adam_beta1,
                   .beta2 = config_.adam_beta2,
                   .eps = config_.adam_eps,

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "comm/base/communicator.h"
+#include "kernels/base/dtype.h"
 #include "kernels/optim/tensor_list.h"
 #include "mimo/nn/parameter.h"
 #include "mimo/nn/tensor_slice.h"
@@ -72,6 +73,7 @@ class AdamW {
   }
 
   OptimizerConfig config_;
+  DType exp_avg_dtype_;
   Communicator* world_;
   Stream stream_;
   std::vector<Parameter*> parameters_;  // of the shards

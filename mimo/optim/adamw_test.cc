@@ -237,44 +237,69 @@ TEST_P(AdamWTest, ALossThatIsNotFiniteChangesNothing) {
   EXPECT_NE(model.Get(a.data), before);
 }
 
+// What it does to a trajectory: kernels/optim/adamw_test.
+TEST_P(AdamWTest, TheFirstMomentMayBeBFloat16) {
+  OptimizerConfig config = Config();
+  config.exp_avg_dtype = DType::kBFloat16;
+  Model model(backend()), full(backend());
+  AdamW half_step(config, {&model.Add({5, 7})}, model.allocator);
+  AdamW full_step(Config(), {&full.Add({5, 7})}, full.allocator);
+  model.SetGrad(*model.owned[0]);
+  full.SetGrad(*full.owned[0]);
+  half_step.Step(1e-2);
+  full_step.Step(1e-2);
+  const Tensor half = half_step.State().at("exp_avg.layer.0").data;
+  const Tensor whole = full_step.State().at("exp_avg.layer.0").data;
+  EXPECT_EQ(half.dtype(), DType::kBFloat16);
+  EXPECT_EQ(whole.dtype(), AccumulatorOf(backend().dtype));
+  EXPECT_EQ(model.Get(half),
+            Array(Oracle(), DType::kBFloat16, full.Get(whole)).Values());
+  EXPECT_EQ(model.Get(half_step.State().at("exp_avg_sq.layer.0").data),
+            full.Get(full_step.State().at("exp_avg_sq.layer.0").data));
+}
+
 TEST_P(AdamWTest, ARestoredOptimizerGoesOnBitwise) {
-  Model straight(backend()), resumed(backend());
-  for (Model* model : {&straight, &resumed}) {
-    model->Add({5, 7});
-    model->Add({11});
-  }
-  AdamW first(Config(), straight.All(), straight.allocator);
-  auto step = [](Model& model, AdamW& optimizer) {
-    for (Parameter* parameter : model.All()) {
-      model.SetGrad(*parameter);
+  for (DType exp_avg_dtype : {DType::kFloat32, DType::kBFloat16}) {
+    OptimizerConfig config = Config();
+    config.exp_avg_dtype = exp_avg_dtype;
+    Model straight(backend()), resumed(backend());
+    for (Model* model : {&straight, &resumed}) {
+      model->Add({5, 7});
+      model->Add({11});
     }
-    optimizer.Step(3e-3);
-    for (Parameter* parameter : model.All()) parameter->ForgetGrad();
-  };
-  for (int i = 0; i < 3; ++i) step(straight, first);
+    AdamW first(config, straight.All(), straight.allocator);
+    auto step = [](Model& model, AdamW& optimizer) {
+      for (Parameter* parameter : model.All()) {
+        model.SetGrad(*parameter);
+      }
+      optimizer.Step(3e-3);
+      for (Parameter* parameter : model.All()) parameter->ForgetGrad();
+    };
+    for (int i = 0; i < 3; ++i) step(straight, first);
 
-  for (size_t i = 0; i < straight.owned.size(); ++i) {
-    resumed.owned[i]->data.CopyFrom(straight.owned[i]->data);
-  }
-  resumed.rng = straight.rng;
-  AdamW second(Config(), resumed.All(), resumed.allocator);
-  ASSERT_EQ(second.State().size(),
-            backend().dtype == DType::kBFloat16 ? 6u : 4u);
-  for (const auto& [name, slice] : second.State()) {
-    Tensor target = slice.data;
-    target.CopyFrom(first.State().at(name).data);
-  }
-  second.Restore(first.steps(), first.skipped());
+    for (size_t i = 0; i < straight.owned.size(); ++i) {
+      resumed.owned[i]->data.CopyFrom(straight.owned[i]->data);
+    }
+    resumed.rng = straight.rng;
+    AdamW second(config, resumed.All(), resumed.allocator);
+    ASSERT_EQ(second.State().size(),
+              backend().dtype == DType::kBFloat16 ? 6u : 4u);
+    for (const auto& [name, slice] : second.State()) {
+      Tensor target = slice.data;
+      target.CopyFrom(first.State().at(name).data);
+    }
+    second.Restore(first.steps(), first.skipped());
 
-  for (int i = 0; i < 3; ++i) {
-    step(straight, first);
-    step(resumed, second);
-  }
-  for (size_t i = 0; i < straight.owned.size(); ++i) {
-    EXPECT_EQ(straight.Master(first, *straight.owned[i]),
-              resumed.Master(second, *resumed.owned[i]));
-    EXPECT_EQ(straight.Get(straight.owned[i]->data),
-              resumed.Get(resumed.owned[i]->data));
+    for (int i = 0; i < 3; ++i) {
+      step(straight, first);
+      step(resumed, second);
+    }
+    for (size_t i = 0; i < straight.owned.size(); ++i) {
+      EXPECT_EQ(straight.Master(first, *straight.owned[i]),
+                resumed.Master(second, *resumed.owned[i]));
+      EXPECT_EQ(straight.Get(straight.owned[i]->data),
+                resumed.Get(resumed.owned[i]->data));
+    }
   }
 }
 

@@ -12,6 +12,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "kernels/base/dtype.h"
+#include "mimo/config/dtype_names.h"
 #include "mimo/config/fields.h"
 
 namespace mimo {
@@ -48,6 +50,7 @@ struct OptimizerConfig {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_eps = 1e-8;
+  DType exp_avg_dtype = DType::kFloat32;  // of the first moment
   double clip_grad = 1.0;  // largest global L2 norm; 0: no clipping
   std::map<std::string, ModuleOptimizerConfig> modules;
 
@@ -62,6 +65,7 @@ struct OptimizerConfig {
     v("adam_beta1", adam_beta1);
     v("adam_beta2", adam_beta2);
     v("adam_eps", adam_eps);
+    v("exp_avg_dtype", exp_avg_dtype);
     v("clip_grad", clip_grad);
     v("modules", modules);
   }

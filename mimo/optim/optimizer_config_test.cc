@@ -101,7 +101,8 @@ TEST(OptimizerConfig, ReadsTheContractsKeys) {
   const auto node = ParseYaml(
       "{lr: 1.0e-3, min_lr: 1.0e-5, lr_warmup_iters: 10, lr_decay_iters: 100, "
       "lr_decay_style: linear, weight_decay: 0.1, adam_beta1: 0.8, "
-      "adam_beta2: 0.95, adam_eps: 1.0e-7, clip_grad: 0.5}",
+      "adam_beta2: 0.95, adam_eps: 1.0e-7, exp_avg_dtype: bfloat16, "
+      "clip_grad: 0.5}",
       "c.yaml");
   ASSERT_TRUE(node.ok()) << node.status();
   OptimizerConfig config;
@@ -115,7 +116,16 @@ TEST(OptimizerConfig, ReadsTheContractsKeys) {
   EXPECT_EQ(config.adam_beta1, 0.8);
   EXPECT_EQ(config.adam_beta2, 0.95);
   EXPECT_EQ(config.adam_eps, 1e-7);
+  EXPECT_EQ(config.exp_avg_dtype, DType::kBFloat16);
   EXPECT_EQ(config.clip_grad, 0.5);
+}
+
+TEST(OptimizerConfig, ADtypeThatIsNoMoments) {
+  const auto node = ParseYaml("{exp_avg_dtype: float16}", "c.yaml");
+  ASSERT_TRUE(node.ok()) << node.status();
+  OptimizerConfig config;
+  EXPECT_EQ(FromYaml(*node, config).message(),
+            "c.yaml: exp_avg_dtype: \"float16\", wanted float32 | bfloat16");
 }
 
 }  // namespace

@@ -77,7 +77,8 @@ class StageCounter {
     }
     memory.gradients += count * 4;
     memory.optimizer +=
-        CeilDiv(count, replicas_) * (load_.dtype == DType::kBFloat16 ? 10 : 8);
+        CeilDiv(count, replicas_) * (SizeOf(load_.exp_avg_dtype) + 4 +
+                                     (load_.dtype == DType::kBFloat16 ? 2 : 0));
   }
 
   void AddLayers(const Stack& stack, bool frozen) {

@@ -7,9 +7,9 @@
 //   8
 //                bits 2 bytes more, its codes as they are and transposed
 //   gradients    4 bytes of each that is trained
-//   optimizer    8 bytes of each that is trained: AdamW's moments; 2 more for
-//                the rest of a bfloat16 weight's float32 master; a DP * CP-th
-//                of them
+//   optimizer    8 bytes of each that is trained: AdamW's moments, 6 if the
+//                first one is bfloat16; 2 more for the rest of a bfloat16
+//                weight's float32 master; a DP * CP-th of them
 //   activations  T * (whole + split / TP) elements of the run's dtype for each
 //                layer of the stage; the elements are those of
 //                models/transformer/recompute.h. With sequence parallelism
@@ -57,6 +57,7 @@ struct ModuleLoad {
   ModuleParallelismConfig parallelism;
   int64_t micro_batch_size;  // samples of a replica
   DType dtype;
+  DType exp_avg_dtype;
 };
 
 // [PP]: of each rank of a stage, with one micro-batch under way. `model` is

@@ -49,7 +49,8 @@ std::vector<RankMemory> MimoPlan::MemoryOfRanks() const {
 absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
                                   const ModuleRegistry& registry,
                                   const MimoParallelismConfig& parallelism,
-                                  int world_size, const TrainConfig& train) {
+                                  int world_size, const TrainConfig& train,
+                                  const OptimizerConfig& optimizer) {
   MimoPlan plan{.world_size = world_size, .parallelism = parallelism};
   MIMO_ASSIGN_OR_RETURN(plan.micro_batches,
                         parallelism.MicroBatches(train.global_batch_size,
@@ -91,7 +92,8 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
                       .parallelism = module,
                       .micro_batch_size = samples,
                       .dtype = train.dtype == "bfloat16" ? DType::kBFloat16
-                                                         : DType::kFloat32},
+                                                         : DType::kFloat32,
+                      .exp_avg_dtype = optimizer.exp_avg_dtype},
                      *model, registry));
     frozen_stages[name] = FrozenStages(of_module);
   }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "comm/grid/rank_grid.h"
+#include "mimo/optim/optimizer_config.h"
 #include "mimo/parallel/pipeline_schedule.h"
 #include "mimo/train/train_config.h"
 #include "models/mimo_model/mimo_model.h"
@@ -57,7 +58,8 @@ struct MimoPlan {
 absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
                                   const ModuleRegistry& registry,
                                   const MimoParallelismConfig& parallelism,
-                                  int world_size, const TrainConfig& train);
+                                  int world_size, const TrainConfig& train,
+                                  const OptimizerConfig& optimizer = {});
 
 }  // namespace mimo
 

@@ -44,13 +44,14 @@ constexpr int64_t kLayer = kH * 4 * 16 + 2 * kH * 2 * 16 + 4 * 16 * kH +
 constexpr int64_t kVisionKept = 4 * 48 + 2 * 4 * 24 + 2 * 80;
 
 MimoPlan Plan(const LlavaConfig& llava, DeploymentMode mode, Module images,
-              Module language, int world, TrainConfig train = {}) {
+              Module language, int world, TrainConfig train = {},
+              OptimizerConfig optimizer = {}) {
   MimoParallelismConfig config = {
       .deployment_mode = mode,
       .module_parallelisms = {{"images", images}, {"language", language}}};
   CHECK_OK(config.Finalize(world));
-  auto plan =
-      MakePlan(LlavaModelConfig(llava), BuiltinModules(), config, world, train);
+  auto plan = MakePlan(LlavaModelConfig(llava), BuiltinModules(), config, world,
+                       train, optimizer);
   CHECK_OK(plan.status());
   return *std::move(plan);
 }
@@ -111,6 +112,23 @@ TEST(Plan, DtypeAndRecompute) {
                         .activations = kS * 2 *
                                        (3 * (3 * kH + kHeads) + 4 * kH +
                                         kHeads + 3 * kF)}));
+}
+
+TEST(Plan, FirstMomentInBFloat16) {
+  OptimizerConfig optimizer;
+  optimizer.exp_avg_dtype = DType::kBFloat16;
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    TrainConfig train = Batches(1, 1);
+    train.dtype = dtype;
+    const auto plan = [&](const OptimizerConfig& with) {
+      return Stage(
+          Plan(Llava(), DeploymentMode::kHomogeneous, {}, {}, 1, train, with),
+          1);
+    };
+    const RankMemory full = plan({}), half = plan(optimizer);
+    EXPECT_EQ(half.optimizer, full.optimizer - full.gradients / 2);
+    EXPECT_EQ(half.Total(), full.Total() - full.gradients / 2);
+  }
 }
 
 TEST(Plan, FrozenModules) {

@@ -16,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
+#include "kernels/base/bfloat16.h"
+#include "mimo/checkpoint/checkpoint.h"
 #include "models/hf/testing.h"
 #include "tests/ranks/layout.h"
 #include "tests/testing/run_mimo.h"
@@ -313,6 +315,42 @@ TEST(Layouts, AnyOtherGoesOn) {
   }
   EXPECT_TRUE(ends[0] == ends[1]) << "not bitwise";
   ExpectNear(ends[0], wanted);
+}
+
+// Loaded and saved again: only the first moments are rounded, to the nearest
+// and once.
+TEST(Layouts, MomentsOfAnotherDtypeGoOn) {
+  const Layout layouts[] = {{"colocated", 4, "tp2 dp2", "dp4"},
+                            {"heterogeneous", 5, "dp2", "dp3 @2"},
+                            {"homogeneous", 4, "tp2 dp2", "tp2 dp2"}};
+  std::vector<Arrays> saved;
+  std::string folder;
+  for (int i : {0, 1, 2}) {
+    Words overrides = {"train.train_iters=2",
+                       absl::StrCat("optimizer.exp_avg_dtype=",
+                                    i == 1 ? "bfloat16" : "float32")};
+    if (i > 0) overrides.push_back("checkpoint.load=" + folder + "/save");
+    folder = TestFolder(absl::StrCat("run", i));
+    saved.push_back(TrainOn(folder, layouts[i], 2, "", overrides).optimizer);
+    Allocator allocator;
+    const auto tensors =
+        ShardedTensors::Open(*FindCheckpoint(folder + "/save"), "optimizer");
+    for (const auto& [name, values] : saved[0]) {
+      EXPECT_EQ(tensors->Load(name, allocator)->dtype(),
+                i == 1 && absl::StartsWith(name, "exp_avg.") ? DType::kBFloat16
+                                                             : DType::kFloat32)
+          << name;
+    }
+  }
+  Arrays rounded = saved[0];
+  for (auto& [name, values] : rounded) {
+    if (!absl::StartsWith(name, "exp_avg.")) continue;
+    for (double& m : values)
+      m = static_cast<float>(BFloat16(static_cast<float>(m)));
+    EXPECT_NE(values, saved[0].at(name));
+  }
+  EXPECT_EQ(saved[1], rounded);
+  EXPECT_EQ(saved[2], rounded);
 }
 
 TEST(Layouts, GoldenBatch) {

@@ -25,7 +25,8 @@ inline Arrays LoadSaved(const std::string& folder, const std::string& kind) {
   CHECK_OK(tensors.status());
   Arrays arrays;
   for (const auto& [name, shape] : tensors->shapes()) {
-    const Tensor tensor = *tensors->Load(name, allocator);
+    const Tensor tensor(allocator, shape, DType::kFloat32);
+    CHECK_OK(tensors->LoadInto(name, {.data = tensor, .whole = shape}));
     const auto values = tensor.span<float>();
     arrays[name].assign(values.begin(), values.end());
   }
