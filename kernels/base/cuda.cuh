@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <type_traits>
 
 #include "kernels/base/cuda_check.h"
 #include "kernels/base/dtype.h"
@@ -62,15 +63,17 @@ __device__ inline T FromFloat(float x) {
   }
 }
 
-// kWidth elements as floats and back, in one access: kWidth is 1, or kVector<T>
-// at a 16-byte aligned address.
+// kWidth elements as floats and back, in one access: kWidth is 1, or what is 16
+// or 8 bytes, at an address aligned so.
+template <int kWidth, typename T>
+using Access = std::conditional_t<kWidth * sizeof(T) == 16, uint4, uint2>;
 template <int kWidth, typename T>
 __device__ inline void Load(const T* from, float (&to)[kWidth]) {
   if constexpr (kWidth == 1) {
     to[0] = ToFloat(*from);
   } else {
-    static_assert(kWidth == kVector<T>);
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+    static_assert(kWidth * sizeof(T) == sizeof(Access<kWidth, T>));
+    const auto raw = *reinterpret_cast<const Access<kWidth, T>*>(from);
     const T* values = reinterpret_cast<const T*>(&raw);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) to[i] = ToFloat(values[i]);
@@ -81,12 +84,12 @@ __device__ inline void Store(T* to, const float (&from)[kWidth]) {
   if constexpr (kWidth == 1) {
     *to = FromFloat<T>(from[0]);
   } else {
-    static_assert(kWidth == kVector<T>);
-    uint4 raw;
+    static_assert(kWidth * sizeof(T) == sizeof(Access<kWidth, T>));
+    Access<kWidth, T> raw;
     T* values = reinterpret_cast<T*>(&raw);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) values[i] = FromFloat<T>(from[i]);
-    *reinterpret_cast<uint4*>(to) = raw;
+    *reinterpret_cast<Access<kWidth, T>*>(to) = raw;
   }
 }
 

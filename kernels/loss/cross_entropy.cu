@@ -50,10 +50,10 @@ __device__ float LogSumExp(const T* z, int64_t vocab) {
   return top + logf(BlockSum<kThreads>(sum * Exp(max - top)));
 }
 
-// z = dloss * (exp(z - lse) - onehot(label))
-template <typename T, int kWidth>
-__device__ void ToGradient(T* z, int64_t label, float lse, float dloss,
-                           int64_t vocab) {
+// dz = dloss * (exp(z - lse) - onehot(label)); dz may be z.
+template <typename T, typename G, int kWidth>
+__device__ void Gradient(const T* z, int64_t label, float lse, float dloss,
+                         int64_t vocab, G* dz) {
 #pragma unroll 4
   for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth) {
     float x[kWidth];
@@ -61,7 +61,7 @@ __device__ void ToGradient(T* z, int64_t label, float lse, float dloss,
 #pragma unroll
     for (int k = 0; k < kWidth; ++k)
       x[k] = dloss * Exp(x[k] - lse) - (v + k == label ? dloss : 0);
-    Store<kWidth>(z + v, x);
+    Store<kWidth>(dz + v, x);
   }
 }
 
@@ -82,20 +82,20 @@ struct Columns {
 };
 
 // A row a block. kForward: lse (unless null) and loss are written, else lse is
-// read. kBackward: logits become dlogits; the second pass over the row finds it
-// in a cache.
-template <typename T, int kWidth, bool kForward, bool kBackward>
+// read. kBackward: dlogits are written; the second pass over the row finds it
+// in a cache. T, G: types of logits and dlogits.
+template <typename T, typename G, int kWidth, bool kForward, bool kBackward>
 __global__ void __launch_bounds__(kThreads)
-    RowKernel(T* logits, const int32_t* labels, float* lse, double* loss,
-              const double* dloss, Columns columns) {
+    RowKernel(const T* logits, G* dlogits, const int32_t* labels, float* lse,
+              double* loss, const double* dloss, Columns columns) {
   const int64_t t = blockIdx.x, vocab = columns.vocab;
-  T* z = logits + t * vocab;
+  const T* z = logits + t * vocab;
   if (labels[t] < 0) {
     if (kForward && threadIdx.x == 0) loss[t] = 0;
     if constexpr (kBackward) {
       const float zero[kWidth] = {};
       for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth)
-        Store<kWidth>(z + v, zero);
+        Store<kWidth>(dlogits + t * vocab + v, zero);
     }
     return;
   }
@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(kThreads)
     l = lse[t];
   }
   if constexpr (kBackward)
-    ToGradient<T, kWidth>(z, label, l, static_cast<float>(*dloss), vocab);
+    Gradient<T, G, kWidth>(z, label, l, static_cast<float>(*dloss), vocab,
+                           dlogits + t * vocab);
 }
 
 // In double: a row costs nothing beside its logits.
@@ -141,13 +142,21 @@ void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
             int64_t first, bool part, Stream stream) {
   CHECK_GT(args.vocab, 0);
   if (args.tokens == 0) return;
+  const auto launch = [&]<typename T, typename G>() {
+    DispatchWidth<T>(
+        args.vocab, {args.logits, args.dlogits}, [&]<int kWidth>() {
+          RowKernel<T, G, kWidth, kForward, kBackward>
+              <<<args.tokens, kThreads, 0, RawStream(stream)>>>(
+                  static_cast<const T*>(args.logits),
+                  static_cast<G*>(args.dlogits), args.labels, lse, args.loss,
+                  args.dloss, Columns{args.vocab, first, part});
+        });
+  };
   DispatchCudaFloat(args.dtype, [&]<typename T>() {
-    DispatchWidth<T>(args.vocab, {args.logits}, [&]<int kWidth>() {
-      RowKernel<T, kWidth, kForward, kBackward>
-          <<<args.tokens, kThreads, 0, RawStream(stream)>>>(
-              static_cast<T*>(args.logits), args.labels, lse, args.loss,
-              args.dloss, Columns{args.vocab, first, part});
-    });
+    if (args.dlogits_dtype == args.dtype)
+      return launch.template operator()<T, T>();
+    CHECK(args.dlogits_dtype == DType::kBFloat16);
+    launch.template operator()<T, __nv_bfloat16>();
   });
   MIMO_CUDA_CHECK(cudaGetLastError());
 }
@@ -156,13 +165,15 @@ void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
 
 void CrossEntropyForwardCuda(const CrossEntropyForwardArgs& args,
                              Stream stream) {
-  Launch<true, false>({.logits = const_cast<void*>(args.logits),
+  Launch<true, false>({.logits = args.logits,
+                       .dlogits = nullptr,
                        .labels = args.labels,
                        .loss = args.loss,
                        .dloss = nullptr,
                        .tokens = args.tokens,
                        .vocab = args.vocab,
-                       .dtype = args.dtype},
+                       .dtype = args.dtype,
+                       .dlogits_dtype = args.dtype},
                       static_cast<float*>(args.lse), args.first, args.part,
                       stream);
 }
@@ -170,12 +181,14 @@ void CrossEntropyForwardCuda(const CrossEntropyForwardArgs& args,
 void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
                               Stream stream) {
   Launch<false, true>({.logits = args.logits,
+                       .dlogits = args.dlogits,
                        .labels = args.labels,
                        .loss = nullptr,
                        .dloss = args.dloss,
                        .tokens = args.tokens,
                        .vocab = args.vocab,
-                       .dtype = args.dtype},
+                       .dtype = args.dtype,
+                       .dlogits_dtype = args.dlogits_dtype},
                       const_cast<float*>(static_cast<const float*>(args.lse)),
                       args.first, args.part, stream);
 }

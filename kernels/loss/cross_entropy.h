@@ -2,15 +2,15 @@
 //   lse[t]  = log sum_v exp(logits[t,v])
 //   loss[t] = lse[t] - logits[t, labels[t]]                    0 where ignored
 //   dlogits = dloss * (exp(logits - lse) - onehot(labels))     0 where ignored
-// dlogits takes the place of logits. A row is ignored if its label is < 0; a
-// label past the vocabulary is fatal.
+// A row is ignored if its label is < 0; a label past the vocabulary is fatal.
 // Of a part of the vocabulary: columns are tokens first, first + 1, ...; labels
 // outside are of other parts, and the logit of such a label counts as 0, so
 // that of parts p, which Join makes the whole,
 //   lse = log sum_p exp(lse_p),   loss = lse + sum_p (loss_p - lse_p)
 // Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 // Numerics: in the accumulator dtype; exponents by ex2.approx on a GPU (2 ulp).
-// Bytes (the floor): forward T*V*size, backward and both 2*T*V*size.
+// Bytes (the floor): forward T*V*size, backward and both T*V*(size + size of
+// dlogits).
 #ifndef MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
 #define MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
 
@@ -35,7 +35,8 @@ struct CrossEntropyForwardArgs {
 MIMO_OP(CrossEntropyForward, CrossEntropyForwardArgs);
 
 struct CrossEntropyBackwardArgs {
-  void* logits;           // [T, V] dtype; becomes dlogits
+  const void* logits;  // [T, V] dtype
+  void* dlogits;       // [T, V] dlogits_dtype; if that is dtype, may be logits
   const int32_t* labels;  // [T]
   const void* lse;        // [T] accumulator dtype
   const double* dloss;    // [1]
@@ -43,16 +44,18 @@ struct CrossEntropyBackwardArgs {
   int64_t first = 0;
   bool part = false;
   DType dtype;
+  DType dlogits_dtype;  // dtype, or on a GPU bfloat16
 };
 MIMO_OP(CrossEntropyBackward, CrossEntropyBackwardArgs);
 
 struct CrossEntropyForwardBackwardArgs {
-  void* logits;           // [T, V] dtype; becomes dlogits
+  const void* logits;     // [T, V] dtype
+  void* dlogits;          // as in CrossEntropyBackwardArgs
   const int32_t* labels;  // [T]
   double* loss;           // [T]
   const double* dloss;    // [1]
   int64_t tokens, vocab;
-  DType dtype;
+  DType dtype, dlogits_dtype;
 };
 MIMO_OP(CrossEntropyForwardBackward, CrossEntropyForwardBackwardArgs);
 

@@ -29,11 +29,11 @@ T LogSumExp(const T* z, int64_t vocab) {
   return static_cast<T>(max + std::log(sum));
 }
 
-// z = dloss * exp(z - lse)
+// dz = dloss * exp(z - lse); dz may be z.
 template <typename T>
-void ScaledSoftmax(T lse, T dloss, int64_t vocab, T* z) {
+void ScaledSoftmax(const T* z, T lse, T dloss, int64_t vocab, T* dz) {
 #pragma omp simd
-  for (int64_t v = 0; v < vocab; ++v) z[v] = dloss * Exp(z[v] - lse);
+  for (int64_t v = 0; v < vocab; ++v) dz[v] = dloss * Exp(z[v] - lse);
 }
 
 // A row's label as a column, or one of these.
@@ -70,31 +70,35 @@ void Forward(const CrossEntropyForwardArgs& args) {
 }
 
 template <typename T>
-void BackwardRow(T* z, int64_t label, T lse, T dloss, int64_t vocab) {
+void BackwardRow(const T* z, int64_t label, T lse, T dloss, int64_t vocab,
+                 T* dz) {
   if (label == kIgnored) {
-    std::fill_n(z, vocab, T{0});
+    std::fill_n(dz, vocab, T{0});
     return;
   }
-  ScaledSoftmax(lse, dloss, vocab, z);
-  if (label >= 0) z[label] -= dloss;
+  ScaledSoftmax(z, lse, dloss, vocab, dz);
+  if (label >= 0) dz[label] -= dloss;
 }
 
 template <typename T>
 void Backward(const CrossEntropyBackwardArgs& args) {
+  CHECK(args.dlogits_dtype == args.dtype);
   ForRows(args, args.first, args.part, [&](int64_t t, int64_t label) {
-    BackwardRow(static_cast<T*>(args.logits) + t * args.vocab, label,
+    BackwardRow(static_cast<const T*>(args.logits) + t * args.vocab, label,
                 static_cast<const T*>(args.lse)[t], static_cast<T>(*args.dloss),
-                args.vocab);
+                args.vocab, static_cast<T*>(args.dlogits) + t * args.vocab);
   });
 }
 
 template <typename T>
 void ForwardBackward(const CrossEntropyForwardBackwardArgs& args) {
+  CHECK(args.dlogits_dtype == args.dtype);
   ForRows(args, 0, false, [&](int64_t t, int64_t label) {
-    T* z = static_cast<T*>(args.logits) + t * args.vocab;
+    const T* z = static_cast<const T*>(args.logits) + t * args.vocab;
     const T lse = label < 0 ? 0 : LogSumExp(z, args.vocab);
     args.loss[t] = label < 0 ? 0 : double{lse} - z[label];
-    BackwardRow(z, label, lse, static_cast<T>(*args.dloss), args.vocab);
+    BackwardRow(z, label, lse, static_cast<T>(*args.dloss), args.vocab,
+                static_cast<T*>(args.dlogits) + t * args.vocab);
   });
 }
 

@@ -53,12 +53,14 @@ Outputs Apart(const Backend& on, const Inputs& in) {
                       StreamOf(on));
   EXPECT_EQ(logits.Values(), in.logits) << "the forward changed its input";
   CrossEntropyBackward({.logits = logits.data(),
+                        .dlogits = logits.data(),
                         .labels = static_cast<const int32_t*>(labels.data()),
                         .lse = lse.data(),
                         .dloss = static_cast<const double*>(dloss.data()),
                         .tokens = in.tokens,
                         .vocab = in.vocab,
-                        .dtype = on.dtype},
+                        .dtype = on.dtype,
+                        .dlogits_dtype = on.dtype},
                        StreamOf(on));
   return {lse.Values(), loss.Values(), logits.Values()};
 }
@@ -69,12 +71,14 @@ Outputs AtOnce(const Backend& on, const Inputs& in) {
   const Array dloss(on, DType::kFloat64, {kDloss});
   CrossEntropyForwardBackward(
       {.logits = logits.data(),
+       .dlogits = logits.data(),
        .labels = static_cast<const int32_t*>(labels.data()),
        .loss = static_cast<double*>(loss.data()),
        .dloss = static_cast<const double*>(dloss.data()),
        .tokens = in.tokens,
        .vocab = in.vocab,
-       .dtype = on.dtype},
+       .dtype = on.dtype,
+       .dlogits_dtype = on.dtype},
       StreamOf(on));
   return {{}, loss.Values(), logits.Values()};
 }
@@ -129,6 +133,7 @@ Outputs InParts(const Backend& on, const Inputs& in,
   first = 0;
   for (size_t p = 0; p < widths.size(); ++p) {
     CrossEntropyBackward({.logits = logits[p].data(),
+                          .dlogits = logits[p].data(),
                           .labels = label,
                           .lse = lse.data(),
                           .dloss = static_cast<const double*>(dloss.data()),
@@ -136,7 +141,8 @@ Outputs InParts(const Backend& on, const Inputs& in,
                           .vocab = widths[p],
                           .first = first,
                           .part = true,
-                          .dtype = on.dtype},
+                          .dtype = on.dtype,
+                          .dlogits_dtype = on.dtype},
                          StreamOf(on));
     const Values part = logits[p].Values();
     for (int64_t t = 0; t < in.tokens; ++t)
@@ -224,6 +230,49 @@ TEST_P(CrossEntropyTest, PartsOfTheVocabularyMakeTheWhole) {
       for (const Backend& on : {backend(), Oracle()})
         ExpectIsTheFormula(InParts(on, in, widths), in, on.dtype);
     }
+  }
+}
+
+// The logits stay; a GPU's gradients may be bfloat16, rounded once.
+TEST_P(CrossEntropyTest, GradientsBesideTheLogits) {
+  const Backend on = backend();
+  const DType narrow = on.device == Device::kCpu ? on.dtype : DType::kBFloat16;
+  for (auto [tokens, vocab] :
+       {std::pair<int64_t, int64_t>{7, 3}, {5, 1031}, {4, 8200}}) {
+    const Inputs in(tokens, vocab);
+    const Outputs wanted = Apart(on, in);
+    const Values rounded = Array(on, narrow, wanted.dlogits).Values();
+    const Array logits(on, in.logits), labels(on, DType::kInt32, in.labels);
+    const Array lse(on, AccumulatorOf(on.dtype), wanted.lse);
+    const Array loss = Array::Poisoned(on, DType::kFloat64, tokens);
+    const Array dloss(on, DType::kFloat64, {kDloss});
+    const Array apart = Array::Poisoned(on, narrow, tokens * vocab);
+    const Array at_once = Array::Poisoned(on, narrow, tokens * vocab);
+    CrossEntropyBackward({.logits = logits.data(),
+                          .dlogits = apart.data(),
+                          .labels = static_cast<const int32_t*>(labels.data()),
+                          .lse = lse.data(),
+                          .dloss = static_cast<const double*>(dloss.data()),
+                          .tokens = tokens,
+                          .vocab = vocab,
+                          .dtype = on.dtype,
+                          .dlogits_dtype = narrow},
+                         StreamOf(on));
+    CrossEntropyForwardBackward(
+        {.logits = logits.data(),
+         .dlogits = at_once.data(),
+         .labels = static_cast<const int32_t*>(labels.data()),
+         .loss = static_cast<double*>(loss.data()),
+         .dloss = static_cast<const double*>(dloss.data()),
+         .tokens = tokens,
+         .vocab = vocab,
+         .dtype = on.dtype,
+         .dlogits_dtype = narrow},
+        StreamOf(on));
+    EXPECT_EQ(apart.Values(), rounded);
+    EXPECT_EQ(at_once.Values(), rounded);
+    EXPECT_EQ(loss.Values(), wanted.loss);
+    EXPECT_EQ(logits.Values(), in.logits);
   }
 }
 

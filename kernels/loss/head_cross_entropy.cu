@@ -21,6 +21,13 @@ class Chunk {
         loss_(static_cast<double*>(args_.workspace)),
         lse_(reinterpret_cast<float*>(loss_ + CeilDiv(args_.chunk, 4) * 4)),
         logits_(lse_ + CeilDiv(args_.chunk, 4) * 4),
+        dlogits_(args_.logits_dtype == args_.dtype
+                     ? logits_
+                     : static_cast<char*>(logits_) +
+                           CeilDiv(args_.chunk * args_.vocab *
+                                       SizeOf(args_.logits_dtype),
+                                   16) *
+                               16),
         stream_(stream) {
     if (pass.lse != nullptr) lse_ = static_cast<float*>(pass.lse) + begin_;
   }
@@ -33,12 +40,13 @@ class Chunk {
           .n = args_.vocab,
           .k = args_.hidden,
           .transpose_b = true,
-          .dtype = args_.dtype},
+          .dtype = args_.dtype,
+          .c_dtype = args_.logits_dtype},
          stream_);
     CrossEntropy();
     if (pass_.forward()) AddLoss();
     if (args_.dweight != nullptr) {
-      Gemm({.a = logits_,
+      Gemm({.a = dlogits_,
             .b = Row(args_.x),
             .c = args_.dweight,
             .m = args_.vocab,
@@ -51,7 +59,7 @@ class Chunk {
            stream_);
     }
     if (args_.dx != nullptr) {
-      Gemm({.a = logits_,
+      Gemm({.a = dlogits_,
             .b = args_.weight,
             .c = const_cast<void*>(Row(args_.dx)),
             .m = rows_,
@@ -73,12 +81,14 @@ class Chunk {
     const VocabularyPart* part = args_.part;
     if (pass_.forward() && pass_.backward() && part == nullptr) {
       CrossEntropyForwardBackward({.logits = logits_,
+                                   .dlogits = dlogits_,
                                    .labels = labels,
                                    .loss = loss_,
                                    .dloss = args_.dloss,
                                    .tokens = rows_,
                                    .vocab = args_.vocab,
-                                   .dtype = args_.dtype},
+                                   .dtype = args_.logits_dtype,
+                                   .dlogits_dtype = args_.dtype},
                                   stream_);
       return;
     }
@@ -92,12 +102,13 @@ class Chunk {
                            .vocab = args_.vocab,
                            .first = first,
                            .part = part != nullptr,
-                           .dtype = args_.dtype},
+                           .dtype = args_.logits_dtype},
                           stream_);
       if (part != nullptr) part->join(labels, lse_, loss_, rows_);
     }
     if (pass_.backward()) {
       CrossEntropyBackward({.logits = logits_,
+                            .dlogits = dlogits_,
                             .labels = labels,
                             .lse = lse_,
                             .dloss = args_.dloss,
@@ -105,7 +116,8 @@ class Chunk {
                             .vocab = args_.vocab,
                             .first = first,
                             .part = part != nullptr,
-                            .dtype = args_.dtype},
+                            .dtype = args_.logits_dtype,
+                            .dlogits_dtype = args_.dtype},
                            stream_);
     }
   }
@@ -115,9 +127,10 @@ class Chunk {
   const HeadPass& pass_;
   const HeadCrossEntropyForwardBackwardArgs& args_;
   const int64_t begin_, rows_;
-  double* const loss_;  // [chunk]
-  float* lse_;          // [chunk], or the rows' of the pass
-  void* const logits_;  // [chunk, V]
+  double* const loss_;   // [chunk]
+  float* lse_;           // [chunk], or the rows' of the pass
+  void* const logits_;   // [chunk, V] logits_dtype
+  void* const dlogits_;  // [chunk, V] dtype; logits_ if that is logits_dtype
   const Stream stream_;
 };
 

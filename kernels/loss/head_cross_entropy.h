@@ -9,13 +9,16 @@
 // there every row enters, ignored ones with dlogits 0, so x must be finite in
 // them and callers that have many pack the labelled rows themselves.
 // At most `chunk` rows of logits exist at a time; the backward computes a
-// chunk's logits again and turns them into dlogits in place. Where dloss is
+// chunk's logits again and turns them into dlogits. Where dloss is
 // known beforehand, ForwardBackward does without that product: the gradients
 // are taken while the logits are there.
 // With a part of the vocabulary, dx is that part's share of the sum over parts.
 // Source: the chunking of Hsu et al. 2024 (Liger Kernel), arXiv:2410.10989.
-// Numerics: logits in dtype, loss summed in double. Flops (the floor), L
-// labelled tokens: forward 2*L*H*V, backward 6*L*H*V, both at once 6*L*H*V.
+// Numerics: logits in logits_dtype, loss summed in double. dlogits are in
+// dtype, as the products with w and x need them: in the place of the logits, or
+// where these are wider behind them, 6 bytes of a bfloat16 head's chunk in
+// place of 2. Flops (the floor), L labelled tokens: forward 2*L*H*V, backward
+// 6*L*H*V, both at once 6*L*H*V.
 #ifndef MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 #define MIMO_KERNELS_LOSS_HEAD_CROSS_ENTROPY_H_
 
@@ -49,6 +52,7 @@ struct HeadCrossEntropyForwardArgs {
   int64_t tokens, hidden, vocab, chunk;
   const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
+  DType logits_dtype;  // dtype or its accumulator dtype
 };
 MIMO_OP(HeadCrossEntropyForward, HeadCrossEntropyForwardArgs);
 
@@ -65,6 +69,7 @@ struct HeadCrossEntropyBackwardArgs {
   int64_t tokens, hidden, vocab, chunk;
   const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
+  DType logits_dtype;  // dtype or its accumulator dtype
 };
 MIMO_OP(HeadCrossEntropyBackward, HeadCrossEntropyBackwardArgs);
 
@@ -81,12 +86,13 @@ struct HeadCrossEntropyForwardBackwardArgs {
   int64_t tokens, hidden, vocab, chunk;
   const VocabularyPart* part = nullptr;  // null: weight has all tokens
   DType dtype;
+  DType logits_dtype;  // dtype or its accumulator dtype
 };
 MIMO_OP(HeadCrossEntropyForwardBackward, HeadCrossEntropyForwardBackwardArgs);
 
 int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
                                        int64_t vocab, DType dtype,
-                                       Device device);
+                                       DType logits_dtype, Device device);
 
 }  // namespace mimo::kernels
 

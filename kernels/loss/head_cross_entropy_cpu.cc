@@ -11,7 +11,8 @@
 namespace mimo::kernels {
 namespace {
 
-// The labelled rows, `chunk` at a time, packed into the workspace.
+// The labelled rows, `chunk` at a time, packed into the workspace. T is its own
+// accumulator, and so the logits' type.
 template <typename T>
 class Chunks {
  public:
@@ -148,6 +149,7 @@ void Run(const HeadPass& pass) {
     }
     if (!pass.backward()) continue;
     CrossEntropyBackwardCpu({.logits = chunks.logits(),
+                             .dlogits = chunks.logits(),
                              .labels = chunks.labels(),
                              .lse = chunks.lse(),
                              .dloss = args.dloss,
@@ -155,7 +157,8 @@ void Run(const HeadPass& pass) {
                              .vocab = args.vocab,
                              .first = first,
                              .part = args.part != nullptr,
-                             .dtype = args.dtype});
+                             .dtype = args.dtype,
+                             .dlogits_dtype = args.dtype});
     if (args.dweight != nullptr) {
       dweight.k = chunks.rows();
       GemmCpu(dweight);
@@ -190,14 +193,17 @@ void HeadCrossEntropyForwardBackwardCpu(
 }
 
 // CPU: token, loss, x, logits, lse and label of a row; a GPU: loss and lse,
-// their rows rounded up to four so that logits begin at 16 bytes, and logits.
+// their rows rounded up to four so that logits begin at 16 bytes, logits, and
+// dlogits, where they have another dtype, at 16 bytes too.
 int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
                                        int64_t vocab, DType dtype,
-                                       Device device) {
+                                       DType logits_dtype, Device device) {
   const int64_t size = SizeOf(dtype);
   if (device == Device::kCpu)
     return chunk * (8 + 8 + (hidden + vocab + 1) * size + 4);
-  return (chunk + 3) / 4 * 4 * (8 + 4) + chunk * vocab * size;
+  const int64_t logits = chunk * vocab;
+  return (chunk + 3) / 4 * 4 * (8 + 4) + logits * SizeOf(logits_dtype) +
+         (logits_dtype == dtype ? 0 : 16 + logits * size);
 }
 
 }  // namespace mimo::kernels

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <ostream>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/base/device.h"
 #include "kernels/base/parallel.h"
 #include "kernels/testing/backend.h"
 #include "kernels/testing/testing.h"
@@ -78,8 +80,17 @@ struct Outputs {
 enum class How { kApart, kAtOnce };
 enum class Want { kBoth, kDx, kDweight };
 
-Outputs Compute(const Backend& on, const Inputs& in, How how = How::kApart,
-                Want want = Want::kBoth) {
+struct Options {
+  How how = How::kApart;
+  Want want = Want::kBoth;
+  std::optional<DType> logits_dtype = {};  // the backend's
+  const VocabularyPart* part = nullptr;
+};
+
+Outputs Compute(const Backend& on, const Inputs& in,
+                const Options& options = {}) {
+  const auto [how, want, wider, part] = options;
+  const DType logits_dtype = wider.value_or(on.dtype);
   const Case& c = in.c;
   const DType accumulator = AccumulatorOf(on.dtype);
   Values x_values = in.x;
@@ -99,70 +110,51 @@ Outputs Compute(const Backend& on, const Inputs& in, How how = How::kApart,
                             ? Array::Poisoned(on, accumulator, in.weight.size())
                             : Array(on, accumulator, in.old_dweight);
   const int64_t bytes = HeadCrossEntropyWorkspaceBytes(
-      c.chunk, c.hidden, c.vocab, on.dtype, on.device);
+      c.chunk, c.hidden, c.vocab, on.dtype, logits_dtype, on.device);
   const Array workspace = Array::Workspace(on, bytes);
-  const auto* labels_data = static_cast<const int32_t*>(labels.data());
-  auto* loss_data = static_cast<double*>(loss.data());
-  const auto* dloss_data = static_cast<const double*>(dloss.data());
-  void* const dx_data = want == Want::kDweight ? nullptr : dx.data();
-  void* const dweight_data = want == Want::kDx ? nullptr : dweight.data();
+  const HeadCrossEntropyForwardBackwardArgs args = {
+      .x = x.data(),
+      .weight = weight.data(),
+      .labels = static_cast<const int32_t*>(labels.data()),
+      .loss = static_cast<double*>(loss.data()),
+      .dloss = static_cast<const double*>(dloss.data()),
+      .dx = want == Want::kDweight ? nullptr : dx.data(),
+      .dweight = want == Want::kDx ? nullptr : dweight.data(),
+      .dweight_beta = c.beta,
+      .workspace = workspace.data(),
+      .tokens = c.tokens,
+      .hidden = c.hidden,
+      .vocab = c.vocab,
+      .chunk = c.chunk,
+      .part = part,
+      .dtype = on.dtype,
+      .logits_dtype = logits_dtype};
   if (how == How::kAtOnce) {
-    HeadCrossEntropyForwardBackward({.x = x.data(),
-                                     .weight = weight.data(),
-                                     .labels = labels_data,
-                                     .loss = loss_data,
-                                     .dloss = dloss_data,
-                                     .dx = dx_data,
-                                     .dweight = dweight_data,
-                                     .dweight_beta = c.beta,
-                                     .workspace = workspace.data(),
-                                     .tokens = c.tokens,
-                                     .hidden = c.hidden,
-                                     .vocab = c.vocab,
-                                     .chunk = c.chunk,
-                                     .dtype = on.dtype},
-                                    StreamOf(on));
+    HeadCrossEntropyForwardBackward(args, StreamOf(on));
     return {loss.Values()[0], {}, dx.Values(), dweight.Values()};
   }
-  HeadCrossEntropyForward({.x = x.data(),
-                           .weight = weight.data(),
-                           .labels = labels_data,
-                           .loss = loss_data,
-                           .lse = lse.data(),
-                           .workspace = workspace.data(),
-                           .tokens = c.tokens,
-                           .hidden = c.hidden,
-                           .vocab = c.vocab,
-                           .chunk = c.chunk,
-                           .dtype = on.dtype},
-                          StreamOf(on));
+  HeadCrossEntropyForward(
+      {args.x, args.weight, args.labels, args.loss, lse.data(), args.workspace,
+       c.tokens, c.hidden, c.vocab, c.chunk, part, on.dtype, logits_dtype},
+      StreamOf(on));
   const Array fresh = Array::Workspace(on, bytes);
-  HeadCrossEntropyBackward({.x = x.data(),
-                            .weight = weight.data(),
-                            .labels = labels_data,
-                            .lse = lse.data(),
-                            .dloss = dloss_data,
-                            .dx = dx_data,
-                            .dweight = dweight_data,
-                            .dweight_beta = c.beta,
-                            .workspace = fresh.data(),
-                            .tokens = c.tokens,
-                            .hidden = c.hidden,
-                            .vocab = c.vocab,
-                            .chunk = c.chunk,
-                            .dtype = on.dtype},
-                           StreamOf(on));
+  HeadCrossEntropyBackward(
+      {args.x, args.weight, args.labels, lse.data(), args.dloss, args.dx,
+       args.dweight, c.beta, fresh.data(), c.tokens, c.hidden, c.vocab, c.chunk,
+       part, on.dtype, logits_dtype},
+      StreamOf(on));
   return {loss.Values()[0], lse.Values(), dx.Values(), dweight.Values()};
 }
 
 // Everything token by token, with what it can be off by in `dtype`.
-//   A logit: H roundings of the sum of |x w|, u each; stored in bfloat16 one
-//   more of 2^-8: delta. The softmax and lse - logit move by twice the largest
-//   delta, exponentials and their sum by 2e-5 in float32 (cross_entropy_test);
-//   dlogits are rounded once in bfloat16. dx and dweight are sums of dlogits
-//   times w or x, with V or T roundings, and dx is stored in dtype.
+//   A logit: H roundings of the sum of |x w|, u each; where logits are bfloat16
+//   one more of 2^-8: delta. The softmax and lse - logit move by twice the
+//   largest delta, exponentials and their sum by 2e-5 in float32
+//   (cross_entropy_test); dlogits are rounded once in bfloat16. dx and dweight
+//   are sums of dlogits times w or x, with V or T roundings, and dx is stored
+//   in dtype.
 struct Literal {
-  Literal(const Inputs& in, DType dtype)
+  Literal(const Inputs& in, DType dtype, DType logits_dtype)
       : lse(in.c.tokens),
         lse_error(in.c.tokens),
         dx(in.x.size()),
@@ -172,6 +164,7 @@ struct Literal {
     const Case& c = in.c;
     const double u = dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
     const double store = dtype == DType::kBFloat16 ? 0x1p-8 : u;
+    const double store_logit = logits_dtype == DType::kBFloat16 ? 0x1p-8 : u;
     const double exponential = dtype == DType::kFloat64 ? 1e-14 : 2e-5;
     if (c.beta == 1) dweight = in.old_dweight;
     for (int64_t t = 0; t < c.tokens; ++t) {
@@ -186,8 +179,8 @@ struct Literal {
           z[v] += x[h] * w[h];
           absolute += std::fabs(x[h] * w[h]);
         }
-        delta =
-            std::max(delta, c.hidden * u * absolute + store * std::fabs(z[v]));
+        delta = std::max(
+            delta, c.hidden * u * absolute + store_logit * std::fabs(z[v]));
         sum += std::exp(z[v]);
       }
       lse[t] = std::log(sum);
@@ -233,10 +226,13 @@ TEST_P(HeadCrossEntropyTest, IsTheFormula) {
   for (const Case& c : Cases()) {
     SCOPED_TRACE(testing::Message() << c);
     const Inputs in(c);
-    for (const Backend& on : {backend(), Oracle()}) {
-      const Literal literal(in, on.dtype);
+    for (auto [on, logits_dtype] : {std::pair(backend(), backend().dtype),
+                                    {backend(), AccumulatorOf(backend().dtype)},
+                                    {Oracle(), DType::kFloat64}}) {
+      const Literal literal(in, on.dtype, logits_dtype);
       for (How how : {How::kApart, How::kAtOnce}) {
-        const Outputs out = Compute(on, in, how);
+        const Outputs out =
+            Compute(on, in, {.how = how, .logits_dtype = logits_dtype});
         EXPECT_NEAR(out.loss, literal.loss, literal.loss_error);
         ExpectNear(out.dx, literal.dx, literal.dx_error, "dx");
         ExpectNear(out.dweight, literal.dweight, literal.dweight_error,
@@ -259,11 +255,80 @@ TEST_P(HeadCrossEntropyTest, IsTheFormula) {
 TEST_P(HeadCrossEntropyTest, EachGradientAlone) {
   for (How how : {How::kApart, How::kAtOnce}) {
     const Inputs in({101, 31, 97, 17});
-    const Outputs both = Compute(backend(), in, how);
-    EXPECT_EQ(Compute(backend(), in, how, Want::kDx).dx, both.dx);
-    EXPECT_EQ(Compute(backend(), in, how, Want::kDweight).dweight,
+    const Outputs both = Compute(backend(), in, {how});
+    EXPECT_EQ(Compute(backend(), in, {how, Want::kDx}).dx, both.dx);
+    EXPECT_EQ(Compute(backend(), in, {how, Want::kDweight}).dweight,
               both.dweight);
   }
+}
+
+// The chunks of two parts, each with the whole's lse in the place of its own.
+TEST_P(HeadCrossEntropyTest, PartsOfTheVocabularyMakeTheWhole) {
+  const Backend on = backend();
+  const DType accumulator = AccumulatorOf(on.dtype);
+  const int64_t size = SizeOf(accumulator);
+  const Case c = {101, 31, 97, 17, Labels::kAll};
+  const Inputs in(c);
+  for (DType logits_dtype : {on.dtype, accumulator}) {
+    const Literal literal(in, on.dtype, logits_dtype);
+    const Array lse(on, accumulator,
+                    Compute(on, in, {.logits_dtype = logits_dtype}).lse);
+    for (How how : {How::kApart, How::kAtOnce}) {
+      Values sums(c.tokens), dx(in.x.size()), dweight;
+      Values dx_error = literal.dx_error;
+      int64_t first = 0;
+      for (int64_t width : {40, 57}) {
+        Inputs own = in;
+        own.c.vocab = width;
+        const auto begin = in.weight.begin() + first * c.hidden;
+        own.weight.assign(begin, begin + width * c.hidden);
+        int64_t done = 0;
+        const auto join = [&](const int32_t*, void* rows_lse, double*,
+                              int64_t rows) {
+          const Array copy = Array::Poisoned(on, accumulator, rows);
+          CopyBytes(copy.data(), rows_lse, rows * size, StreamOf(on));
+          for (double part_lse : copy.Values())
+            sums[done++] += std::exp(part_lse);
+          CopyBytes(rows_lse,
+                    static_cast<char*>(lse.data()) + (done - rows) * size,
+                    rows * size, StreamOf(on));
+        };
+        const VocabularyPart part = {first, join};
+        const Outputs out =
+            Compute(on, own, {how, Want::kBoth, logits_dtype, &part});
+        for (size_t i = 0; i < dx.size(); ++i) {
+          dx[i] += out.dx[i];
+          dx_error[i] += Roundoff(on.dtype) * std::fabs(out.dx[i]);
+        }
+        dweight.insert(dweight.end(), out.dweight.begin(), out.dweight.end());
+        first += width;
+      }
+      for (double& sum : sums) sum = std::log(sum);
+      ExpectNear(sums, literal.lse, literal.lse_error, "lse");
+      ExpectNear(dx, literal.dx, dx_error, "dx");
+      ExpectNear(dweight, literal.dweight, literal.dweight_error, "dweight");
+    }
+  }
+}
+
+// Of size 10, logits are rounded in bfloat16 by some 2^-8 * 10 / 3 = 1e-2,
+// their gradients, which stay bfloat16, by a tenth of what that makes of them.
+TEST_P(HeadCrossEntropyTest, WiderLogitsAreMoreExact) {
+  Inputs in({300, 64, 1031, 128, Labels::kAll});
+  for (double& x : in.x) x *= 4;
+  const Outputs wanted = Compute(Oracle(), in);
+  const Outputs plain = Compute(backend(), in);
+  const Outputs wide =
+      Compute(backend(), in, {.logits_dtype = AccumulatorOf(backend().dtype)});
+  if (backend().dtype == DType::kFloat32) {
+    EXPECT_EQ(wide.dweight, plain.dweight);
+    return;
+  }
+  EXPECT_LT(MaxAbs(wide.lse, wanted.lse), MaxAbs(plain.lse, wanted.lse) / 32);
+  EXPECT_LT(RelativeL2(wide.dx, wanted.dx),
+            RelativeL2(plain.dx, wanted.dx) / 2);
+  EXPECT_LT(RelativeL2(wide.dweight, wanted.dweight),
+            RelativeL2(plain.dweight, wanted.dweight) / 2);
 }
 
 TEST_P(HeadCrossEntropyTest, NoLabelIsNoLossAndNoGradient) {
@@ -311,7 +376,7 @@ TEST(HeadCrossEntropy, GradientsAreCentralDifferences) {
 TEST_P(HeadCrossEntropyTest, LargeLogits) {
   Inputs in({20, 16, 50, 8, Labels::kAll});
   for (double& x : in.x) x *= 256;
-  const Literal literal(in, backend().dtype);
+  const Literal literal(in, backend().dtype, backend().dtype);
   EXPECT_NEAR(Compute(backend(), in).loss, literal.loss, literal.loss_error);
 }
 

@@ -21,13 +21,15 @@ inline HeadPass PassOf(const HeadCrossEntropyForwardBackwardArgs& args) {
   CHECK(args.tokens >= 0 && args.hidden > 0 && args.vocab > 0);
   CHECK_GT(args.chunk, 0);
   CHECK(args.workspace != nullptr);
+  CHECK(args.logits_dtype == args.dtype ||
+        args.logits_dtype == AccumulatorOf(args.dtype));
   return {args, nullptr};
 }
 inline HeadPass PassOf(const HeadCrossEntropyForwardArgs& args) {
   HeadPass pass = PassOf(HeadCrossEntropyForwardBackwardArgs{
       args.x, args.weight, args.labels, args.loss, nullptr, nullptr, nullptr, 0,
       args.workspace, args.tokens, args.hidden, args.vocab, args.chunk,
-      args.part, args.dtype});
+      args.part, args.dtype, args.logits_dtype});
   pass.lse = args.lse;
   return pass;
 }
@@ -35,7 +37,7 @@ inline HeadPass PassOf(const HeadCrossEntropyBackwardArgs& args) {
   HeadPass pass = PassOf(HeadCrossEntropyForwardBackwardArgs{
       args.x, args.weight, args.labels, nullptr, args.dloss, args.dx,
       args.dweight, args.dweight_beta, args.workspace, args.tokens, args.hidden,
-      args.vocab, args.chunk, args.part, args.dtype});
+      args.vocab, args.chunk, args.part, args.dtype, args.logits_dtype});
   pass.lse = const_cast<void*>(args.lse);
   return pass;
 }

@@ -31,13 +31,13 @@ void Enqueue(How how, const HeadCrossEntropyForwardBackwardArgs& args,
     return HeadCrossEntropyForward(
         {args.x, args.weight, args.labels, args.loss, lse, args.workspace,
          args.tokens, args.hidden, args.vocab, args.chunk, args.part,
-         args.dtype},
+         args.dtype, args.logits_dtype},
         stream);
   }
   HeadCrossEntropyBackward(
       {args.x, args.weight, args.labels, lse, args.dloss, args.dx, args.dweight,
        args.dweight_beta, args.workspace, args.tokens, args.hidden, args.vocab,
-       args.chunk, args.part, args.dtype},
+       args.chunk, args.part, args.dtype, args.logits_dtype},
       stream);
 }
 
@@ -51,7 +51,7 @@ void CpuHead(benchmark::State& state) {
   const std::vector<int32_t> labels = RandomLabels(tokens, vocab, 2);
   std::vector<float> lse(tokens), dx(x.size()), dweight(weight.size());
   std::vector<char> workspace(HeadCrossEntropyWorkspaceBytes(
-      chunk, hidden, vocab, DType::kFloat32, Device::kCpu));
+      chunk, hidden, vocab, DType::kFloat32, DType::kFloat32, Device::kCpu));
   double loss;
   const double dloss = 1;
   const HeadCrossEntropyForwardBackwardArgs args = {
@@ -68,7 +68,8 @@ void CpuHead(benchmark::State& state) {
       .hidden = hidden,
       .vocab = vocab,
       .chunk = chunk,
-      .dtype = DType::kFloat32};
+      .dtype = DType::kFloat32,
+      .logits_dtype = DType::kFloat32};
   Enqueue(kForward, args, lse.data(), {});
   for (auto _ : state) Enqueue(how, args, lse.data(), {});
   ReportFlops(state, (how == kForward ? 2.0 : 6.0) * ((tokens + 1) / 2) *
@@ -105,21 +106,25 @@ void CudaCrossEntropy(benchmark::State& state) {
                           stream);
     } else if (how == kBackward) {
       CrossEntropyBackward({.logits = logits,
+                            .dlogits = logits,
                             .labels = labels,
                             .lse = lse,
                             .dloss = dloss,
                             .tokens = tokens,
                             .vocab = vocab,
-                            .dtype = DType::kBFloat16},
+                            .dtype = DType::kBFloat16,
+                            .dlogits_dtype = DType::kBFloat16},
                            stream);
     } else {
       CrossEntropyForwardBackward({.logits = logits,
+                                   .dlogits = logits,
                                    .labels = labels,
                                    .loss = loss,
                                    .dloss = dloss,
                                    .tokens = tokens,
                                    .vocab = vocab,
-                                   .dtype = DType::kBFloat16},
+                                   .dtype = DType::kBFloat16,
+                                   .dlogits_dtype = DType::kBFloat16},
                                   stream);
     }
   });
@@ -131,7 +136,8 @@ BENCHMARK(CudaCrossEntropy)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 
-// Arguments as above, and whether the head is frozen: dx alone.
+// Arguments as above, whether the head is frozen: dx alone, and whether the
+// logits are float32.
 void CudaHead(benchmark::State& state) {
   CudaBench gpu(state);
   if (!gpu) return;
@@ -139,6 +145,7 @@ void CudaHead(benchmark::State& state) {
   const int64_t chunk = state.range(1);
   const How how = static_cast<How>(state.range(2));
   const bool frozen = state.range(3) != 0;
+  const DType logits = state.range(4) ? DType::kFloat32 : DType::kBFloat16;
   const DType dtype = DType::kBFloat16;
   const double floor = CudaMatmulFlopsPerSecond(gpu);
   void* lse = gpu.Random(DType::kFloat32, tokens);
@@ -152,21 +159,23 @@ void CudaHead(benchmark::State& state) {
       .dweight = frozen ? nullptr : gpu.Allocate(vocab * hidden * 4),
       .dweight_beta = 0,
       .workspace = gpu.Allocate(HeadCrossEntropyWorkspaceBytes(
-          chunk, hidden, vocab, dtype, Device::kCuda)),
+          chunk, hidden, vocab, dtype, logits, Device::kCuda)),
       .tokens = tokens,
       .hidden = hidden,
       .vocab = vocab,
       .chunk = chunk,
-      .dtype = dtype};
+      .dtype = dtype,
+      .logits_dtype = logits};
   gpu.Run([&](Stream stream) { Enqueue(how, args, lse, stream); });
   const double products = how == kForward ? 1 : frozen ? 2 : 3;
   gpu.ReportFlops(products * 2 * tokens * hidden * vocab, floor);
 }
 BENCHMARK(CudaHead)
-    ->ArgNames({"T", "chunk", "how", "frozen"})
-    ->ArgsProduct({{8192}, {1024, 2048, 8192}, {kBoth}, {0}})
-    ->ArgsProduct({{8192}, {2048}, {kForward, kBackward}, {0}})
-    ->ArgsProduct({{1024}, {1024}, {kForward, kBackward, kBoth}, {1}})
+    ->ArgNames({"T", "chunk", "how", "frozen", "float32"})
+    ->ArgsProduct({{8192}, {1024, 2048, 8192}, {kBoth}, {0}, {0}})
+    ->ArgsProduct({{8192}, {8192}, {kBoth}, {0}, {1}})
+    ->ArgsProduct({{8192}, {2048}, {kForward, kBackward}, {0}, {0}})
+    ->ArgsProduct({{1024}, {1024}, {kForward, kBackward, kBoth}, {1}, {0}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

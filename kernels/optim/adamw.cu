@@ -76,32 +76,6 @@ __device__ void StoreMaster(const AdamWTensor& tensor, int64_t i,
   }
 }
 
-// Elements from i on of m, in memory of type M.
-template <typename M, int kCount>
-__device__ void LoadMoment(void* exp_avg, int64_t i, float (&m)[kCount]) {
-  if constexpr (sizeof(M) == 4) {
-    Load<kCount>(static_cast<const float*>(exp_avg) + i, m);
-  } else {
-    const Halves<kCount> rounded = HalvesAt<kCount>(exp_avg, i);
-#pragma unroll
-    for (int k = 0; k < kCount; ++k)
-      m[k] = __uint_as_float(uint32_t{rounded.bits[k]} << 16);
-  }
-}
-template <typename M, int kCount>
-__device__ void StoreMoment(void* exp_avg, int64_t i,
-                            const float (&m)[kCount]) {
-  if constexpr (sizeof(M) == 4) {
-    Store<kCount>(static_cast<float*>(exp_avg) + i, m);
-  } else {
-    Halves<kCount> rounded;
-#pragma unroll
-    for (int k = 0; k < kCount; ++k)
-      rounded.bits[k] = __bfloat16_as_ushort(__float2bfloat16_rn(m[k]));
-    HalvesAt<kCount>(exp_avg, i) = rounded;
-  }
-}
-
 // T: the parameter's type, M: m's.
 template <typename T, typename M>
 __global__ void __launch_bounds__(kThreads)
@@ -116,12 +90,13 @@ __global__ void __launch_bounds__(kThreads)
   const float root2 = control->root2;
   const float scale = control->grad_scale;
   const float* grad = static_cast<const float*>(tensor.grad);
+  M* exp_avg = static_cast<M*>(tensor.exp_avg);
   float* exp_avg_sq = static_cast<float*>(tensor.exp_avg_sq);
   ForElements(block, tensor.size, [&]<int kCount>(int64_t i) {
     float p[kCount], g[kCount], m[kCount], v[kCount];
     LoadMaster<T>(tensor, i, p);
     Load<kCount>(grad + i, g);
-    LoadMoment<M>(tensor.exp_avg, i, m);
+    Load<kCount>(exp_avg + i, m);
     Load<kCount>(exp_avg_sq + i, v);
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
@@ -131,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
       p[k] = keep * p[k] - rate * m[k] / (sqrtf(v[k]) * root2 + eps);
     }
     StoreMaster<T>(tensor, i, p);
-    StoreMoment<M>(tensor.exp_avg, i, m);
+    Store<kCount>(exp_avg + i, m);
     Store<kCount>(exp_avg_sq + i, v);
   });
 }

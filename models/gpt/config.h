@@ -6,6 +6,8 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "kernels/base/dtype.h"
+#include "mimo/config/dtype_names.h"
 #include "models/transformer/recompute.h"
 
 namespace mimo {
@@ -22,6 +24,8 @@ struct GptConfig {
   double rotary_base = 10000;
   double norm_epsilon = 1e-5;
   bool tie_word_embeddings = false;
+  // Float32: the logits of a bfloat16 model too; absent: the run's dtype.
+  std::optional<DType> logit_dtype;
   double init_std = 0.02;  // of weights and the token embedding at the start
   Recompute recompute = Recompute::kOff;    // activation checkpointing
   std::optional<int64_t> recompute_layers;  // of the first so many; else of all
@@ -39,6 +43,7 @@ struct GptConfig {
     v("rotary_base", rotary_base);
     v("norm_epsilon", norm_epsilon);
     v("tie_word_embeddings", tie_word_embeddings);
+    v("logit_dtype", logit_dtype);
     v("init_std", init_std);
     v("recompute", recompute);
     v("recompute_layers", recompute_layers);

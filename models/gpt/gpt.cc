@@ -7,6 +7,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/elementwise/copy_2d.h"
+#include "kernels/gemm/gemm.h"
 #include "kernels/rotary/rotary.h"
 #include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/collectives.h"
@@ -62,6 +63,11 @@ absl::Status GptConfig::Validate() const {
       CheckValue(rotary_base > 0, "rotary_base", rotary_base, "> 0"));
   MIMO_RETURN_IF_ERROR(
       CheckValue(norm_epsilon > 0, "norm_epsilon", norm_epsilon, "> 0"));
+  if (logit_dtype && *logit_dtype != DType::kFloat32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("logit_dtype: ", Name(*logit_dtype),
+                     ", wanted float32, or no such key: the run's dtype"));
+  }
   MIMO_RETURN_IF_ERROR(CheckValue(init_std >= 0, "init_std", init_std, ">= 0"));
   const int64_t recomputed = recompute_layers.value_or(0);
   MIMO_RETURN_IF_ERROR(CheckValue(recomputed >= 0 && recomputed <= num_layers,
@@ -167,17 +173,26 @@ Var GptModel::Forward(const Context& ctx, const Var& embeddings, int64_t batch,
 Var GptModel::Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
                    const Tensor& dloss) const {
   const ModuleScope scope(ctx, path());
-  return HeadLoss(ctx, hidden, *head_, targets, dloss, build().parallel);
+  return HeadLoss(ctx, hidden, *head_, targets, dloss, build().parallel,
+                  logit_dtype());
 }
 
 Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
-  Context untaped = ctx;
-  untaped.tape = nullptr;
-  const Tensor part = Linear(untaped, Var{hidden}, *head_, nullptr).value;
+  const int64_t rows = hidden.dim(0), vocab = config_.vocab_size;
+  const Tensor part = ctx.Empty({rows, head_->data.dim(0)}, logit_dtype());
+  kernels::Gemm({.a = hidden.data(),
+                 .b = head_->data.data(),
+                 .c = part.data(),
+                 .m = rows,
+                 .n = part.dim(1),
+                 .k = hidden.dim(1),
+                 .transpose_b = true,
+                 .dtype = hidden.dtype(),
+                 .c_dtype = part.dtype()},
+                ctx.compute);
   Communicator* tp = build().parallel.tp;
   if (tp == nullptr) return part;
   // Each rank's part of the columns, all as wide as the widest.
-  const int64_t rows = part.dim(0), vocab = config_.vocab_size;
   const int64_t width = (vocab - 1) / tp->size() + 1;
   const auto copy = [&](const Tensor& from, int64_t from_stride, void* to,
                         int64_t to_stride, int64_t columns) {

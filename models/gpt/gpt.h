@@ -34,6 +34,10 @@ class GptModel : public LanguageModel {
 
  private:
   Parameter& AddTable(const char* name);
+  DType logit_dtype() const {
+    const DType dtype = build().dtype;
+    return config_.logit_dtype ? AccumulatorOf(dtype) : dtype;
+  }
 
   GptConfig config_;
   TransformerConfig transformer_;

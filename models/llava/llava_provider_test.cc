@@ -1,6 +1,7 @@
 #include "models/llava/llava_provider.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,6 +96,19 @@ TEST(LlavaProvider, EveryDefaultMayBeAnother) {
       std::string(
           LlavaMimoProvider::Create(config, Clip(config)).status().message()),
       HasSubstr("wanted less than language.vocab_size 500"));
+}
+
+TEST(LlavaProvider, LogitDtypeIsForwarded) {
+  LlavaConfig config;
+  for (const std::optional<DType> dtype :
+       {std::optional<DType>(), {DType::kFloat32}}) {
+    config.language.logit_dtype = dtype;
+    const auto provider = LlavaMimoProvider::Create(config, Clip(config));
+    ASSERT_TRUE(provider.ok()) << provider.status();
+    EXPECT_EQ(
+        provider->model.language_model_spec.config.As<GptConfig>()->logit_dtype,
+        dtype);
+  }
 }
 
 // Each number of an item is a token.

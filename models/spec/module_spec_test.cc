@@ -88,6 +88,9 @@ TEST(ModelYaml, ErrorsNameFileAndKey) {
   EXPECT_EQ(Error(kModel, "num_query_groups: 2", "recompute: some"),
             "m.yaml: language.recompute: \"some\", wanted off | selective | "
             "full");
+  EXPECT_EQ(Error(kModel, "num_query_groups: 2", "logit_dtype: bfloat16"),
+            "m.yaml: language.logit_dtype: bfloat16, wanted float32, or no "
+            "such key: the run's dtype");
   EXPECT_EQ(Error(kModel, "modalities:", "modality:"),
             "m.yaml: modality: unknown key, did you mean modalities?");
   EXPECT_EQ(Error(kModel, "encoders:", "encoder:"),

@@ -26,15 +26,16 @@ int64_t Chunk(int64_t tokens, int64_t vocab, Device device) {
 // The head of one rank, for the kernels.
 struct Head {
   Head(const Context& ctx, const Tensor& x, const Parameter& weight,
-       Communicator* tp)
+       DType logit_dtype, Communicator* tp)
       : vocab(weight.data.dim(0)) {
     // The largest part.
     const int64_t most =
         tp == nullptr ? vocab : (weight.whole[0] - 1) / tp->size() + 1;
     chunk = Chunk(x.dim(0), most, x.device());
-    workspace = ctx.Empty({kernels::HeadCrossEntropyWorkspaceBytes(
-                              chunk, x.dim(1), vocab, x.dtype(), x.device())},
-                          DType::kUInt8);
+    workspace = ctx.Empty(
+        {kernels::HeadCrossEntropyWorkspaceBytes(
+            chunk, x.dim(1), vocab, x.dtype(), logit_dtype, x.device())},
+        DType::kUInt8);
     if (tp == nullptr) return;
     part.first = weight.sharding.shards[0].begin;
     part.join = [&ctx, tp, dtype = x.dtype()](const int32_t* labels, void* lse,
@@ -72,6 +73,7 @@ struct HeadLossNode final : Node {
   Saved x, lse;
   Tensor labels;
   ParameterUse weight;
+  DType logit_dtype;
   Communicator* tp;
 
   const char* name() const override { return "HeadLoss"; }
@@ -82,7 +84,7 @@ struct HeadLossNode final : Node {
     const Tensor& in = x.get();
     const auto dx = ctx.GradFor(x_slot, in.shape(), in.dtype());
     CHECK(!dx.accumulate) << "HeadLoss must be the final norm's only user";
-    const Head head(exec, in, *weight, tp);
+    const Head head(exec, in, *weight, logit_dtype, tp);
     kernels::HeadCrossEntropyBackward(
         {.x = in.data(),
          .weight = weight->data.data(),
@@ -98,7 +100,8 @@ struct HeadLossNode final : Node {
          .vocab = head.vocab,
          .chunk = head.chunk,
          .part = head.part_or_null(),
-         .dtype = in.dtype()},
+         .dtype = in.dtype(),
+         .logits_dtype = logit_dtype},
         exec.compute);
   }
 };
@@ -117,7 +120,7 @@ struct HeadLossDoneNode final : Node {
 
 Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
                      const Tensor& labels, const Tensor& dloss,
-                     Communicator* tp) {
+                     DType logit_dtype, Communicator* tp) {
   const Tensor& in = x.value;
   auto node = std::make_unique<HeadLossDoneNode>();
   node->x_slot = x.slot;
@@ -125,7 +128,7 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
   node->weight = &weight;
   Var loss{ctx.Empty({1}, DType::kFloat64), ctx.tape->NewSlot()};
   node->loss_slot = loss.slot;
-  const Head head(ctx, in, weight, tp);
+  const Head head(ctx, in, weight, logit_dtype, tp);
   kernels::HeadCrossEntropyForwardBackward(
       {.x = in.data(),
        .weight = weight.data.data(),
@@ -141,7 +144,8 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
        .vocab = head.vocab,
        .chunk = head.chunk,
        .part = head.part_or_null(),
-       .dtype = in.dtype()},
+       .dtype = in.dtype(),
+       .logits_dtype = logit_dtype},
       ctx.compute);
   ctx.tape->Append(std::move(node));
   return loss;
@@ -149,16 +153,17 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
 
 // x of all tokens.
 Var Loss(const Context& ctx, const Var& x, Parameter& weight,
-         const Tensor& labels, const Tensor& dloss, Communicator* tp) {
+         const Tensor& labels, const Tensor& dloss, DType logit_dtype,
+         Communicator* tp) {
   const Tensor& in = x.value;
   CHECK_EQ(in.dim(0), labels.numel());
   CHECK_EQ(in.dim(1), weight.data.dim(1)) << weight.name;
   const bool record = ctx.tape != nullptr && (x.needs_grad() || !weight.frozen);
   if (record && dloss.defined())
-    return LossAndGradients(ctx, x, weight, labels, dloss, tp);
+    return LossAndGradients(ctx, x, weight, labels, dloss, logit_dtype, tp);
   Var loss{ctx.Empty({1}, DType::kFloat64)};
   Tensor lse = ctx.Empty({in.dim(0)}, AccumulatorOf(in.dtype()));
-  const Head head(ctx, in, weight, tp);
+  const Head head(ctx, in, weight, logit_dtype, tp);
   kernels::HeadCrossEntropyForward({.x = in.data(),
                                     .weight = weight.data.data(),
                                     .labels = labels.pointer<int32_t>(),
@@ -170,7 +175,8 @@ Var Loss(const Context& ctx, const Var& x, Parameter& weight,
                                     .vocab = head.vocab,
                                     .chunk = head.chunk,
                                     .part = head.part_or_null(),
-                                    .dtype = in.dtype()},
+                                    .dtype = in.dtype(),
+                                    .logits_dtype = logit_dtype},
                                    ctx.compute);
   if (!record) return loss;
   auto node = std::make_unique<HeadLossNode>();
@@ -180,6 +186,7 @@ Var Loss(const Context& ctx, const Var& x, Parameter& weight,
   node->lse = Saved(std::move(lse));
   node->labels = labels;
   node->weight = &weight;
+  node->logit_dtype = logit_dtype;
   node->tp = tp;
   ctx.tape->Append(std::move(node));
   return loss;
@@ -189,12 +196,12 @@ Var Loss(const Context& ctx, const Var& x, Parameter& weight,
 
 Var HeadLoss(const Context& ctx, const Var& x, Parameter& weight,
              const Tensor& labels, const Tensor& dloss,
-             const ParallelGroups& groups) {
+             const ParallelGroups& groups, std::optional<DType> logit_dtype) {
   const Var all = groups.sequence_parallel
                       ? GatherTokensReduceGrad(ctx, x, groups.tp)
                       : CopyReduceGrad(ctx, x, groups.tp);
   return Loss(ctx, all, weight, PadIndices(ctx, labels, all.value.dim(0)),
-              dloss, groups.tp);
+              dloss, logit_dtype.value_or(all.value.dtype()), groups.tp);
 }
 
 }  // namespace mimo

@@ -41,8 +41,8 @@ class HeadLossTest : public BackendTest {
     Values loss, dx, dweight;
   };
   // Two micro-batches of the same rows: dweight is added to.
-  Results Run(bool gradient_is_known, bool frozen = false,
-              bool want_dx = true) {
+  Results Run(bool gradient_is_known, bool frozen = false, bool want_dx = true,
+              std::optional<DType> logit_dtype = {}) {
     Values labels(kTokens);
     for (int64_t t = 0; t < kTokens; ++t) labels[t] = t % 5 == 0 ? -100 : t;
     Parameter weight;
@@ -63,7 +63,7 @@ class HeadLossTest : public BackendTest {
       const Tensor dloss = Of({1}, DType::kFloat64, {0.25});
       const Var loss =
           HeadLoss(ctx, x, weight, Of({kTokens}, DType::kInt32, labels),
-                   gradient_is_known ? dloss : Tensor());
+                   gradient_is_known ? dloss : Tensor(), {}, logit_dtype);
       tape.Backward(ctx, {{loss.slot, dloss}});
       results.loss = Get(loss.value);
       if (want_dx) results.dx = Get(tape.TakeGrad(x.slot));
@@ -89,6 +89,17 @@ TEST_P(HeadLossTest, EitherGradientAlone) {
   EXPECT_EQ(Run(true, /*frozen=*/true).dx, both.dx);
   EXPECT_EQ(Run(true, /*frozen=*/false, /*want_dx=*/false).dweight,
             both.dweight);
+}
+
+// How exact they are: kernels/loss/head_cross_entropy_test.
+TEST_P(HeadLossTest, LogitsInFloat32) {
+  const Results plain = Run(true);
+  const Results apart = Run(false, false, true, DType::kFloat32);
+  const Results at_once = Run(true, false, true, DType::kFloat32);
+  EXPECT_EQ(at_once.loss, apart.loss);
+  EXPECT_EQ(at_once.dx, apart.dx);
+  EXPECT_EQ(at_once.dweight, apart.dweight);
+  EXPECT_EQ(at_once.loss == plain.loss, backend().dtype == DType::kFloat32);
 }
 
 }  // namespace
