@@ -282,8 +282,9 @@ absl::Status Run(const std::vector<std::string>& words,
   int64_t labelled = 0;
   for (const MicroBatch& batch : batches) labelled += batch.LabelledTokens();
   const double scale = 1.0 / labelled;
+  const Tensor dloss = Tensor::From<double>(allocator, {1}, {scale});
   const auto step = [&] {
-    CHECK_OK(stage.ForwardBackward(batches, scale, {.next = &batches[0]}));
+    CHECK_OK(stage.ForwardBackward(batches, dloss, {.next = &batches[0]}));
     optimizer.Step(1e-5);
     for (Parameter* p : model->Parameters()) p->ForgetGrad();
     Synchronize(compute.stream);

@@ -25,7 +25,7 @@ namespace mimo {
 // squared difference to labels[t] / 10.
 class ToyStage : public TrainStage {
  public:
-  explicit ToyStage(Allocator& allocator) {
+  explicit ToyStage(Allocator& allocator) : allocator_(allocator) {
     Init(allocator, weight_, "toy.weight", {1, 4}, false);
     Init(allocator, bias_, "toy.bias", {1}, false);
     Init(allocator, frozen_, "toy.frozen", {2, 2}, true);
@@ -34,8 +34,8 @@ class ToyStage : public TrainStage {
   std::vector<Parameter*> Parameters() override {
     return {&weight_, &frozen_, &bias_};
   }
-  absl::StatusOr<double> ForwardBackward(
-      absl::Span<const MicroBatch> batches, double loss_scale,
+  absl::StatusOr<Tensor> ForwardBackward(
+      absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
       const AroundIteration& around = {}) override {
     // What was announced comes.
     if (announced) CHECK(batches[0].input_ids == *announced);
@@ -51,10 +51,11 @@ class ToyStage : public TrainStage {
       const double broken = factor ? factor() : 1;
       sum += Run(batches[i], grad) * broken;
       for (double& g : grad) g *= broken;
-      Add(weight_, grad, loss_scale);
-      Add(bias_, grad + 4, loss_scale);
+      const double scale = loss_scale.span<double>()[0];
+      Add(weight_, grad, scale);
+      Add(bias_, grad + 4, scale);
     }
-    return sum;
+    return Tensor::From<double>(allocator_, {1}, {sum});
   }
   absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override {
     double grad[5] = {}, sum = 0;
@@ -118,6 +119,7 @@ class ToyStage : public TrainStage {
     }
   }
 
+  Allocator& allocator_;
   Parameter weight_, bias_, frozen_;
 };
 

@@ -11,6 +11,7 @@
 #include "mimo/data/batch.h"
 #include "mimo/nn/parameter.h"
 #include "mimo/parallel/schedule_simulator.h"
+#include "mimo/tensor/tensor.h"
 
 namespace mimo {
 
@@ -35,12 +36,13 @@ class TrainStage {
 
   // Adds the gradient of loss_scale * (sum of the labelled tokens' losses) of
   // an iteration's micro-batches to the trainable parameters' main_grad;
-  // returns that sum, unscaled. An error is a batch that does not fit the
-  // model. Of several ranks each returns a part: their sum is the sum.
-  virtual absl::StatusOr<double> ForwardBackward(
-      absl::Span<const MicroBatch> batches, double loss_scale,
+  // returns that sum, unscaled; both are [1] float64. On a GPU all is only
+  // enqueued. An error is a batch that does not fit the model. Of several ranks
+  // each returns a part: their sum is the sum.
+  virtual absl::StatusOr<Tensor> ForwardBackward(
+      absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
       const AroundIteration& around = {}) = 0;
-  // The sum of the labelled tokens' losses alone; likewise.
+  // The sum of the labelled tokens' losses alone, waited for; likewise.
   virtual absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) = 0;
   // Whether the tokens and labels of this rank's batches count: of the ranks
   // that have the same text, one says so.

@@ -243,13 +243,16 @@ absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
   double ends[2] = {};  // losses, ranks asked to stop
   if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
   MIMO_ASSIGN_OR_RETURN(
-      ends[0], stage_.ForwardBackward(
-                   batches, loss_scale,
-                   {.next = next_ && next_->ok() ? &**next_ : nullptr,
-                    .before_last_backward = [&](const std::string& module) {
-                      parallel_.BeginLastBackward(module);
-                    }}));
+      const Tensor loss,
+      stage_.ForwardBackward(
+          batches, Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale}),
+          {.next = next_ && next_->ok() ? &**next_ : nullptr,
+           .before_last_backward = [&](const std::string& module) {
+             parallel_.BeginLastBackward(module);
+           }}));
   parallel_.FinishGradSync();
+  Allocator host;
+  ends[0] = loss.Clone(host).span<double>()[0];
   ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
   MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(ends)));
   MIMO_RETURN_IF_ERROR(Health());

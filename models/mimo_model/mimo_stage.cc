@@ -4,6 +4,7 @@
 
 #include "absl/log/check.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/loss/loss_mean.h"
 #include "models/mimo_model/model_pass.h"
 
 namespace mimo {
@@ -75,12 +76,12 @@ absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
 
 absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
     const RankProgram& program, Pass& pass, std::vector<ModelInputs> inputs,
-    Tensor dloss) {
+    const Tensor& dloss) {
   const std::vector<Parameter*> parameters = model_.Parameters();
   std::vector<bool> before;
   for (const Parameter* p : parameters) before.push_back(p->written);
   pass.inputs = std::move(inputs);
-  pass.dloss = std::move(dloss);
+  pass.dloss = dloss.Clone(*ctx_.allocator);
   ctx_.allocator->ReleaseKept();
   BeginCapture(ctx_.compute);
   auto losses = ModelPass({.allocator = &captured_memory_}, model_, links_,
@@ -96,9 +97,8 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
 
 absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     const RankProgram& program, std::vector<ModelInputs> inputs,
-    double loss_scale, const BeforeLast& before_last, int first) {
+    const Tensor& dloss, const BeforeLast& before_last, int first) {
   const Stream ahead = ahead_memory_.stream();
-  Tensor dloss = Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale});
   Pass* pass = nullptr;
   if (capture_ && ctx_.profiler == nullptr) {
     std::vector<int64_t> key = KeyOf(inputs, model_);
@@ -119,10 +119,10 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     return losses;
   }
   if (pass->work == nullptr) {
-    MIMO_ASSIGN_OR_RETURN(
-        pass->losses,
-        Capture(program, *pass, std::move(inputs), std::move(dloss)));
+    MIMO_ASSIGN_OR_RETURN(pass->losses,
+                          Capture(program, *pass, std::move(inputs), dloss));
   } else {
+    WaitFor(ahead, ctx_.compute);  // the last replay reads its inputs
     for (size_t b = 0; b < inputs.size(); ++b) {
       const auto from = TensorsOf(inputs[b]), to = TensorsOf(pass->inputs[b]);
       for (size_t i = 0; i < to.size(); ++i)
@@ -143,17 +143,31 @@ bool MimoStage::CountsTokens() const {
          groups.cp_rank() == 0;
 }
 
-double MimoStage::Part(const std::vector<Tensor>& losses) const {
-  double sum = 0;
-  for (const Tensor& loss : losses) sum += HostValue(loss);
+void MimoStage::AddPart(const std::vector<Tensor>& losses,
+                        const Tensor& sum) const {
   // The tp ranks have the same, the cp ranks their own tokens'.
   const std::string& language = model_.role().language_module_name;
-  return model_.placement().GroupsOf(language).tp_rank() == 0 ? sum : 0;
+  if (model_.placement().GroupsOf(language).tp_rank() != 0) return;
+  for (const Tensor& loss : losses)
+    kernels::AddLoss({loss.pointer<double>(), sum.pointer<double>()},
+                     ctx_.compute);
 }
 
 absl::StatusOr<double> MimoStage::ForwardBackward(
     absl::Span<const MicroBatch> batches, double loss_scale,
     const AroundIteration& around) {
+  MIMO_ASSIGN_OR_RETURN(
+      const Tensor sum,
+      ForwardBackward(batches,
+                      Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale}),
+                      around));
+  return HostValue(sum);
+}
+
+absl::StatusOr<Tensor> MimoStage::ForwardBackward(
+    absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
+    const AroundIteration& around) {
+  Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
   const int count = batches.size();
   const RankProgram& program = links_.Program(count, /*forward_only=*/false);
   if (program.schedule.options.micro_batches == count && count > 1) {
@@ -165,9 +179,9 @@ absl::StatusOr<double> MimoStage::ForwardBackward(
     MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           Enqueue(program, std::move(inputs), loss_scale,
                                   around.before_last_backward));
-    return Part(losses);
+    AddPart(losses, sum);
+    return sum;
   }
-  double sum = 0;
   for (int i = 0; i < count; ++i) {
     const bool last = i + 1 == count;
     if (!ahead_) {
@@ -187,7 +201,7 @@ absl::StatusOr<double> MimoStage::ForwardBackward(
     const MicroBatch* next = last ? around.next : &batches[i + 1];
     if (next != nullptr && ctx_.profiler == nullptr)
       ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
-    sum += Part(losses);
+    AddPart(losses, sum);
   }
   return sum;
 }
@@ -196,7 +210,7 @@ absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
   const RankProgram& program =
       links_.Program(batches.size(), /*forward_only=*/true);
   const size_t turn = program.schedule.options.micro_batches;
-  double sum = 0;
+  const Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
   for (size_t begin = 0; begin < batches.size(); begin += turn) {
     std::vector<ModelInputs> inputs;
     for (const MicroBatch& batch : batches.subspan(begin, turn)) {
@@ -205,9 +219,9 @@ absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
     MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
                           ModelPass(ctx_, model_, links_, program, inputs)
                               .Run(Tensor(), [](const std::string&) {}));
-    sum += Part(losses);
+    AddPart(losses, sum);
   }
-  return sum;
+  return HostValue(sum);
 }
 
 }  // namespace mimo

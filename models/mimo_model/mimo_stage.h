@@ -67,9 +67,13 @@ class MimoStage : public TrainStage {
         ahead_memory_(NewStream(ctx_.compute.device)) {}
 
   std::vector<Parameter*> Parameters() override { return model_.Parameters(); }
-  absl::StatusOr<double> ForwardBackward(
-      absl::Span<const MicroBatch> batches, double loss_scale,
+  absl::StatusOr<Tensor> ForwardBackward(
+      absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
       const AroundIteration& around = {}) override;
+  // The same, waited for.
+  absl::StatusOr<double> ForwardBackward(absl::Span<const MicroBatch> batches,
+                                         double loss_scale,
+                                         const AroundIteration& around = {});
   absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override;
   bool CountsTokens() const override;
   double IdealBubble(int micro_batches, const StageTimes& times) override {
@@ -104,15 +108,15 @@ class MimoStage : public TrainStage {
   // A pass, enqueued; its losses. `first` as ModelPass's.
   absl::StatusOr<std::vector<Tensor>> Enqueue(const RankProgram& program,
                                               std::vector<ModelInputs> inputs,
-                                              double loss_scale,
+                                              const Tensor& dloss,
                                               const BeforeLast& before_last,
                                               int first = 0);
   absl::StatusOr<std::vector<Tensor>> Capture(const RankProgram& program,
                                               Pass& pass,
                                               std::vector<ModelInputs> inputs,
-                                              Tensor dloss);
-  // This rank's part of the sum of `losses`; waits for them.
-  double Part(const std::vector<Tensor>& losses) const;
+                                              const Tensor& dloss);
+  // Adds this rank's part of `losses` to `sum`, enqueued.
+  void AddPart(const std::vector<Tensor>& losses, const Tensor& sum) const;
 
   MimoModel& model_;
   Context ctx_;
