@@ -227,6 +227,7 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
                          .optimizer = run.optimizer,
                          .checkpoint = run.checkpoint,
                          .logging = run.logging,
+                         .run_ahead = compute.stream.device == Device::kCuda,
                          .world = world,
                          .data_parallel_size = replicas};
   if (!section.pretrained.empty()) {

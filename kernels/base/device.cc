@@ -120,6 +120,11 @@ Event RecordEvent(Stream stream) {
   MIMO_ON_CUDA(RecordCudaEvent(stream));
 }
 
+void WaitFor(Stream later, const Event& earlier) {
+  if (later.device == Device::kCpu) return;
+  MIMO_ON_CUDA(WaitForCudaEvent(later, earlier.raw.get()));
+}
+
 double SecondsBetween(const Event& from, const Event& to) {
   if (from.raw == nullptr) {
     return std::chrono::duration<double>(to.host - from.host).count();

@@ -62,8 +62,9 @@ struct Event {
   std::shared_ptr<void> raw;                   // a GPU's; null on the CPU
 };
 Event RecordEvent(Stream stream);
-// Seconds between two of one stream that Synchronize has passed, to about a
-// microsecond.
+// Work enqueued on `later` from now on waits for the moment.
+void WaitFor(Stream later, const Event& earlier);
+// Seconds between two of one stream that are past, to about a microsecond.
 double SecondsBetween(const Event& from, const Event& to);
 
 // A range of the host thread that profilers show by name (NVTX); ranges nest.

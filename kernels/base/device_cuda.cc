@@ -203,6 +203,11 @@ Event RecordCudaEvent(Stream stream) {
           })};
 }
 
+void WaitForCudaEvent(Stream later, void* earlier) {
+  MIMO_CUDA_CHECK(
+      cudaStreamWaitEvent(Raw(later), static_cast<cudaEvent_t>(earlier), 0));
+}
+
 double CudaSecondsBetween(void* from, void* to) {
   float milliseconds;
   MIMO_CUDA_CHECK(cudaEventElapsedTime(&milliseconds,

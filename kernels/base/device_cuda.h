@@ -23,6 +23,7 @@ void BeginCaptureCuda(Stream stream);
 std::shared_ptr<void> EndCaptureCuda(Stream stream);
 void ReplayCuda(void* captured, Stream stream);
 Event RecordCudaEvent(Stream stream);
+void WaitForCudaEvent(Stream later, void* earlier);
 double CudaSecondsBetween(void* from, void* to);
 void BeginRangeCuda(const std::string& name);
 void EndRangeCuda();

@@ -52,5 +52,31 @@ TEST_P(DeviceTest, AnUploadedBufferMayBeReusedAtOnce) {
   }
 }
 
+// Chains of copies from stream to stream, each after the moment of the last.
+TEST_P(DeviceTest, AStreamWaitsForAMoment) {
+  const Device device = backend().device;
+  const Stream streams[] = {NewStream(device), NewStream(device)};
+  constexpr int64_t kSize = 4 << 20;
+  constexpr int64_t kBytes = kSize * sizeof(uint32_t);
+  const std::vector<uint32_t> source = Random(kSize, 1);
+  std::vector<void*> copies;
+  Event done;
+  for (int i = 0; i < 20; ++i) {
+    const Stream stream = streams[i % 2];
+    if (i > 0) WaitFor(stream, done);
+    const void* from = i == 0 ? source.data() : copies.back();
+    copies.push_back(AllocateMemory(device, kBytes));
+    FillBytes(copies.back(), i, kBytes, stream);
+    CopyBytes(copies.back(), from, kBytes, stream);
+    done = RecordEvent(stream);
+  }
+  std::vector<uint32_t> back(kSize);
+  WaitFor(streams[0], done);
+  CopyBytes(back.data(), copies.back(), kBytes, streams[0]);
+  Synchronize(streams[0]);
+  EXPECT_TRUE(back == source);
+  for (void* copy : copies) FreeMemory(device, copy);
+}
+
 }  // namespace
 }  // namespace mimo

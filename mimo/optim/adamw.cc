@@ -122,7 +122,7 @@ AdamW::AdamW(const OptimizerConfig& config,
     : AdamW(config, {{.shards = WholeShards(parameters)}}, nullptr, allocator) {
 }
 
-void AdamW::Step(double lr, const Tensor& loss) {
+void AdamW::Step(double lr, const double* loss) {
   CopyBytes(&control()->lr, &lr, sizeof(lr), stream_);
   for (Parameter* parameter : parameters_) parameter->Grad();
   kernels::SumSquares({.tensors = &*tensors_, .control = control()}, stream_);
@@ -132,9 +132,7 @@ void AdamW::Step(double lr, const Tensor& loss) {
                       stream_);
   }
   kernels::ClipFactor(
-      {.max_norm = config_.clip_grad,
-       .loss = loss.defined() ? loss.pointer<double>() : nullptr,
-       .control = control()},
+      {.max_norm = config_.clip_grad, .loss = loss, .control = control()},
       stream_);
   kernels::AdamW({.tensors = &*tensors_,
                   .exp_avg_dtype = exp_avg_dtype_,
@@ -143,6 +141,10 @@ void AdamW::Step(double lr, const Tensor& loss) {
                   .eps = config_.adam_eps,
                   .control = control()},
                  stream_);
+}
+
+void AdamW::CopyControl(kernels::AdamWControl* to) const {
+  CopyBytes(to, control_.data(), sizeof(*to), stream_);
 }
 
 const SliceMap& AdamW::State() {
@@ -164,7 +166,7 @@ void AdamW::SetMasters() {
 
 kernels::AdamWControl AdamW::Control() const {
   kernels::AdamWControl value;
-  CopyBytes(&value, control_.data(), sizeof(value), stream_);
+  CopyControl(&value);
   Synchronize(stream_);
   return value;
 }

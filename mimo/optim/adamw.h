@@ -47,8 +47,10 @@ class AdamW {
   // Updates every shard with its gradient and learning rate `lr`, times its
   // group's lr_mult. Weight decay falls on parameters with two or more
   // dimensions. If the gradients' norm or `loss` is not finite nothing changes
-  // but skipped(). loss: [1] float64, of all ranks; undefined: none.
-  void Step(double lr, const Tensor& loss = {});
+  // but skipped(). loss: [1], of all ranks, on the device; null: none.
+  void Step(double lr, const double* loss = nullptr);
+  // Enqueues a copy of the numbers of the steps so far.
+  void CopyControl(kernels::AdamWControl* to) const;
 
   // The gradients' global L2 norm before clipping, of the last step; NaN if its
   // loss was not finite. This and the next two wait for the stream.

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/loss/loss_mean.h"
 #include "mimo/parallel/sum_over_ranks.h"
 
 namespace mimo {
@@ -98,6 +99,7 @@ Trainer::Trainer(TrainerOptions options, TrainStage& stage,
       parallel_(parallel),
       source_(source),
       ctx_{.allocator = &allocator},
+      reads_(NewStream(ctx_.compute.device)),
       optimizer_(options_.optimizer, ParamGroups(), options_.world, allocator),
       progress_(FirstRank() ? options_.out : nullptr,
                 isatty(fileno(options_.out)) != 0) {}
@@ -141,64 +143,75 @@ absl::Status Trainer::OpenLogs() {
 
 absl::StatusOr<TrainResult> Trainer::Run() {
   const TrainConfig& train = options_.train;
-  TrainResult result;
-  const absl::Time start = SteadyNow();
-  const int64_t first = iteration_;
-  const int64_t profile_from = first + options_.logging.profile_after;
-  while (iteration_ < train.train_iters && !result.stopped) {
+  result_ = {.iteration = iteration_, .consumed_samples = consumed_samples_};
+  start_ = SteadyNow();
+  first_ = iteration_;
+  const int64_t profile_from = first_ + options_.logging.profile_after;
+  const auto due = [this](int64_t interval) {
+    return interval > 0 && iteration_ % interval == 0;
+  };
+  while (iteration_ < train.train_iters && !result_.stopped) {
     if (iteration_ == profile_from) StartProfile();
     if (profiler_) profiler_->BeginIteration(iteration_ + 1);
-    MIMO_ASSIGN_OR_RETURN(const Step step, RunIteration());
+    absl::StatusOr<Pending> next = EnqueueIteration();
+    // The one before, also where this one failed.
+    MIMO_RETURN_IF_ERROR(Finish());
+    MIMO_ASSIGN_OR_RETURN(pending_, std::move(next));
     if (profiler_ &&
         iteration_ == profile_from + options_.logging.profile_iters) {
       MIMO_RETURN_IF_ERROR(EndProfile());
     }
-    result.lm_loss = step.lm_loss;
-    MIMO_RETURN_IF_ERROR(CountSkipped(step));
-    MIMO_RETURN_IF_ERROR(Log(step));
-    const absl::Time now = SteadyNow();
-    if (options_.logging.progress) {
-      progress_.Update(
-          {.iteration = iteration_,
-           .total = train.train_iters,
-           .lm_loss = step.lm_loss,
-           .learning_rate = step.learning_rate,
-           .tokens_per_second = step.tokens / absl::ToDoubleSeconds(step.time),
-           .left = (now - start) / (iteration_ - first) *
-                   (train.train_iters - iteration_)},
-          now);
-    }
-    if (train.eval_interval > 0 && iteration_ % train.eval_interval == 0) {
-      MIMO_RETURN_IF_ERROR(Validate());
-    }
-    const int64_t save_interval = options_.checkpoint.save_interval;
-    if (save_interval > 0 && iteration_ % save_interval == 0) {
-      MIMO_RETURN_IF_ERROR(Save());
-    }
-    const int64_t check_interval = train.check_replicas_interval;
-    if (check_interval > 0 && iteration_ % check_interval == 0) {
-      MIMO_RETURN_IF_ERROR(parallel_.CheckReplicas());
-    }
-    result.stopped = step.stop;
+    const bool validate = due(train.eval_interval);
+    const bool save = due(options_.checkpoint.save_interval);
+    const bool check = due(train.check_replicas_interval);
+    if (!options_.run_ahead || validate || save || check)
+      MIMO_RETURN_IF_ERROR(Finish());
+    if (validate) MIMO_RETURN_IF_ERROR(Validate());
+    if (save) MIMO_RETURN_IF_ERROR(Save());
+    if (check) MIMO_RETURN_IF_ERROR(parallel_.CheckReplicas());
   }
+  MIMO_RETURN_IF_ERROR(Finish());
   if (profiler_) MIMO_RETURN_IF_ERROR(EndProfile());
   for (const char* key : {profile_ ? "profile" : "", trace_ ? "trace" : ""}) {
     if (*key == 0 || iteration_ > profile_from) continue;
-    progress_.Say(absl::StrCat("logging.", key, ": only ", iteration_ - first,
+    progress_.Say(absl::StrCat("logging.", key, ": only ", iteration_ - first_,
                                " iterations were run, none was profiled"));
   }
   if (!traced_.empty()) progress_.Say(traced_);
   MIMO_RETURN_IF_ERROR(Save());
-  if (result.stopped) {
+  if (result_.stopped) {
     progress_.Say(absl::StrCat(
         "stopped after iteration ", iteration_, " of ", train.train_iters,
         options_.checkpoint.save
             ? absl::StrCat(", saved in ", *options_.checkpoint.save)
             : ", not saved"));
   }
-  result.iteration = iteration_;
-  result.consumed_samples = consumed_samples_;
-  return result;
+  return result_;
+}
+
+absl::Status Trainer::Finish() {
+  if (!pending_) return absl::OkStatus();
+  MIMO_ASSIGN_OR_RETURN(const Step step,
+                        Await(*std::exchange(pending_, std::nullopt)));
+  result_ = {.iteration = step.iteration,
+             .consumed_samples = step.consumed_samples,
+             .lm_loss = step.lm_loss,
+             .stopped = result_.stopped || step.stop};
+  MIMO_RETURN_IF_ERROR(CountSkipped(step));
+  MIMO_RETURN_IF_ERROR(Log(step));
+  if (!options_.logging.progress) return absl::OkStatus();
+  const absl::Time now = SteadyNow();
+  const int64_t total = options_.train.train_iters;
+  progress_.Update(
+      {.iteration = step.iteration,
+       .total = total,
+       .lm_loss = step.lm_loss,
+       .learning_rate = step.learning_rate,
+       .tokens_per_second = step.tokens / absl::ToDoubleSeconds(step.time),
+       .left = (now - start_) / (step.iteration - first_) *
+               (total - step.iteration)},
+      now);
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::Health() const {
@@ -206,10 +219,11 @@ absl::Status Trainer::Health() const {
   return parallel_.Health();
 }
 
-absl::Status Trainer::Sum(absl::Span<double> values) {
-  if (options_.world == nullptr) return absl::OkStatus();
+void Trainer::SumPair(double* values) {
+  if (options_.world == nullptr) return;
   const ProfileRange range(ctx_, "sum", options_.world->members());
-  return SumOverRanks(options_.world, *ctx_.allocator, values);
+  options_.world->AllReduce(values, values, 2, DType::kFloat64, ReduceOp::kSum,
+                            ctx_.compute);
 }
 
 absl::StatusOr<MicroBatch> Trainer::NextBatch() {
@@ -217,63 +231,82 @@ absl::StatusOr<MicroBatch> Trainer::NextBatch() {
   return source_.Next();
 }
 
-absl::StatusOr<Trainer::Step> Trainer::RunIteration() {
-  const absl::Time start = SteadyNow();
-  Step step = {};
-  ProfileRange range(ctx_, absl::StrCat("iteration ", iteration_ + 1));
-  // The loss is a mean over the whole global batch, so its labels are counted,
-  // on all ranks, before the first backward.
+absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
+  Pending pending = {
+      .step = {.iteration = iteration_ + 1},
+      .begin = RecordEvent(ctx_.compute),
+      .found = Tensor(*ctx_.allocator, {sizeof(Found)}, DType::kUInt8)};
+  Step& step = pending.step;
+  ProfileRange range(ctx_, absl::StrCat("iteration ", step.iteration));
+  Found own = {};
   std::vector<MicroBatch> batches;
-  double counts[2] = {};  // labelled tokens, all tokens
   const int64_t replicas = options_.data_parallel_size;
   for (int64_t i = 0; i < options_.train.MicroBatches(replicas); ++i) {
     MIMO_ASSIGN_OR_RETURN(
         MicroBatch batch,
         next_ ? *std::exchange(next_, std::nullopt) : NextBatch());
     if (stage_.CountsTokens()) {
-      counts[0] += batch.LabelledTokens();
-      counts[1] += Tokens(batch);
+      own.labelled += batch.LabelledTokens();
+      own.tokens += Tokens(batch);
     }
     batches.push_back(std::move(batch));
   }
-  consumed_samples_ += options_.train.global_batch_size;
-  MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(counts)));
-  const double loss_scale = counts[0] > 0 ? 1 / counts[0] : 0;
-  step.tokens = static_cast<int64_t>(counts[1]);
-  double ends[2] = {};  // losses, ranks asked to stop
-  if (iteration_ + 1 < options_.train.train_iters) next_ = NextBatch();
+  step.consumed_samples = consumed_samples_ += options_.train.global_batch_size;
+  // The loss is a mean over the whole global batch, so its labels are counted,
+  // on all ranks, before the first backward.
+  Found* const found = static_cast<Found*>(pending.found.data());
+  CopyBytes(found, &own, sizeof(own), ctx_.compute);
+  SumPair(&found->labelled);
+  const Tensor loss_scale(*ctx_.allocator, {1}, DType::kFloat64);
+  kernels::LossScale(
+      {.labelled = &found->labelled, .scale = loss_scale.pointer<double>()},
+      ctx_.compute);
+  if (step.iteration < options_.train.train_iters) next_ = NextBatch();
   MIMO_ASSIGN_OR_RETURN(
       const Tensor loss,
       stage_.ForwardBackward(
-          batches, Tensor::From<double>(*ctx_.allocator, {1}, {loss_scale}),
+          batches, loss_scale,
           {.next = next_ && next_->ok() ? &**next_ : nullptr,
            .before_last_backward = [&](const std::string& module) {
              parallel_.BeginLastBackward(module);
            }}));
   parallel_.FinishGradSync();
-  Allocator host;
-  ends[0] = loss.Clone(host).span<double>()[0];
-  ends[1] = options_.stop_requested && options_.stop_requested() ? 1 : 0;
-  MIMO_RETURN_IF_ERROR(Sum(absl::MakeSpan(ends)));
-  MIMO_RETURN_IF_ERROR(Health());
-  step.lm_loss = Mean(ends[0], counts[0]);
-  step.stop = ends[1] > 0;
+  own.stops = options_.stop_requested && options_.stop_requested() ? 1 : 0;
+  CopyBytes(&found->loss, loss.data(), sizeof(double), ctx_.compute);
+  CopyBytes(&found->stops, &own.stops, sizeof(double), ctx_.compute);
+  SumPair(&found->loss);
   step.learning_rate =
       LearningRate(options_.optimizer, options_.train.train_iters, iteration_);
   {
     const ProfileRange update(ctx_, "update");
-    optimizer_.Step(
-        step.learning_rate,
-        Tensor::From<double>(*ctx_.allocator, {1}, absl::MakeSpan(ends, 1)));
+    optimizer_.Step(step.learning_rate, &found->loss);
+    optimizer_.CopyControl(&found->update);
     parallel_.GatherParameters();
-    step.grad_norm = optimizer_.norm();
   }
-  MIMO_RETURN_IF_ERROR(Health());
   for (Parameter* parameter : stage_.Parameters()) parameter->ForgetGrad();
+  pending.end = RecordEvent(ctx_.compute);
+  if (profiler_) {  // shows them, so that nothing runs ahead
+    MIMO_ASSIGN_OR_RETURN(const Step done, Await(pending));
+    range.Set("lm_loss", done.lm_loss);
+    range.Set("tokens", done.tokens);
+  }
   ++iteration_;
-  step.time = SteadyNow() - start;
-  range.Set("lm_loss", step.lm_loss);
-  range.Set("tokens", step.tokens);
+  return pending;
+}
+
+absl::StatusOr<Trainer::Step> Trainer::Await(const Pending& iteration) {
+  Found found;
+  WaitFor(reads_, iteration.end);
+  CopyBytes(&found, iteration.found.data(), sizeof(found), reads_);
+  Synchronize(reads_);
+  MIMO_RETURN_IF_ERROR(Health());
+  Step step = iteration.step;
+  step.lm_loss = Mean(found.loss, found.labelled);
+  step.grad_norm = found.update.norm;
+  step.tokens = static_cast<int64_t>(found.tokens);
+  step.skipped = found.update.skipped;
+  step.stop = found.stops > 0;
+  step.time = absl::Seconds(SecondsBetween(iteration.begin, iteration.end));
   return step;
 }
 
@@ -283,31 +316,31 @@ absl::Status Trainer::CountSkipped(const Step& step) {
     return absl::OkStatus();
   }
   const std::string what =
-      absl::StrCat("iteration ", iteration_, ": loss ", step.lm_loss,
+      absl::StrCat("iteration ", step.iteration, ": loss ", step.lm_loss,
                    ", gradient norm ", step.grad_norm);
   if (++skipped_in_a_row_ == kMostSkippedInARow) {
     return absl::InternalError(
         absl::StrCat(what, ", wanted finite: no update for ",
                      kMostSkippedInARow, " iterations, giving up"));
   }
-  progress_.Say(
-      absl::StrCat(what, ": no update (", optimizer_.skipped(), " so far)"));
+  progress_.Say(absl::StrCat(what, ": no update (", step.skipped, " so far)"));
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Log(const Step& step) {
   tokens_ += step.tokens;
   time_ += step.time;
-  if (iteration_ % options_.logging.log_interval != 0) return absl::OkStatus();
+  if (step.iteration % options_.logging.log_interval != 0)
+    return absl::OkStatus();
   const double seconds = absl::ToDoubleSeconds(time_);
-  const int64_t iterations = iteration_ - logged_iteration_;
-  logged_iteration_ = iteration_;
+  const int64_t iterations = step.iteration - logged_iteration_;
+  logged_iteration_ = step.iteration;
   MetricValues values = {
       {"lm_loss", step.lm_loss},
       {"learning_rate", step.learning_rate},
       {"grad_norm", step.grad_norm},
-      {"consumed_samples", consumed_samples_},
-      {"skipped_iterations", optimizer_.skipped()},
+      {"consumed_samples", step.consumed_samples},
+      {"skipped_iterations", step.skipped},
       {"tokens_per_second", tokens_ / seconds},
       {"iteration_time_ms", 1e3 * seconds / iterations},
   };
@@ -319,12 +352,12 @@ absl::Status Trainer::Log(const Step& step) {
 absl::Status Trainer::Write(absl::string_view split,
                             const MetricValues& values) {
   if (metrics_) {
-    MIMO_RETURN_IF_ERROR(metrics_->Write(iteration_, split, values));
+    MIMO_RETURN_IF_ERROR(metrics_->Write(result_.iteration, split, values));
   }
   if (events_) {
     const std::string prefix = split.empty() ? "" : absl::StrCat(split, "/");
     MIMO_RETURN_IF_ERROR(
-        events_->Write(iteration_, prefix, values, absl::Now()));
+        events_->Write(result_.iteration, prefix, values, absl::Now()));
   }
   return absl::OkStatus();
 }

@@ -5,6 +5,11 @@
 // Of several ranks each runs its own part of every global micro-batch. What
 // depends on all of them (labelled tokens, losses, a stop) is added up over the
 // ranks, so all go the same way; one rank is a sum of one.
+//
+// An iteration is enqueued without a wait: what later work depends on (the
+// loss's scale, whether to update) is decided on the device. Its numbers are
+// waited for behind it, or, running ahead, behind the next iteration's
+// enqueuing, and before anything else looks at the run (docs/adr/0014).
 #ifndef MIMO_MIMO_TRAIN_TRAINER_H_
 #define MIMO_MIMO_TRAIN_TRAINER_H_
 
@@ -22,11 +27,14 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "comm/base/communicator.h"
+#include "kernels/base/device.h"
+#include "kernels/optim/tensor_list.h"
 #include "mimo/autograd/profiler.h"
 #include "mimo/nn/tensor_slice.h"
 #include "mimo/optim/adamw.h"
 #include "mimo/optim/optimizer_config.h"
 #include "mimo/parallel/distributed_data_parallel.h"
+#include "mimo/tensor/tensor.h"
 #include "mimo/train/append_file.h"
 #include "mimo/train/batch_source.h"
 #include "mimo/train/event_file.h"
@@ -50,9 +58,12 @@ struct TrainerOptions {
   // Kept in each checkpoint: metadata of its model.safetensors, and files by
   // name (the configuration, the tokenizer).
   std::map<std::string, std::string> checkpoint_metadata, checkpoint_files;
-  // Asked in each iteration; true on any rank: all save and return after it
-  // (StopSignal).
+  // Asked in each iteration; true on any rank: all save and return after it,
+  // or the next one if that has begun (StopSignal).
   std::function<bool()> stop_requested;
+  // Each iteration is enqueued before the one before it is waited for, so that
+  // a GPU never waits for the host.
+  bool run_ahead = false;
   std::FILE* out = stderr;  // progress and messages
 
   // All ranks of the run, each with a trainer of the same options; null: one
@@ -87,10 +98,24 @@ class Trainer {
  private:
   // One iteration's numbers (docs/metrics.md).
   struct Step {
+    int64_t iteration, consumed_samples;
     double lm_loss, learning_rate, grad_norm;
-    int64_t tokens;  // of all ranks
-    bool stop;       // a rank was asked to
+    int64_t tokens;   // of all ranks
+    int64_t skipped;  // iterations so far
+    bool stop;        // a rank was asked to
     absl::Duration time;
+  };
+  // What the device finds out: sums over the ranks, and the update.
+  struct Found {
+    double labelled, tokens;  // before the forward
+    double loss, stops;       // after the backward
+    kernels::AdamWControl update;
+  };
+  // An iteration that has been enqueued.
+  struct Pending {
+    Step step;  // what the host knows of it
+    Event begin, end;
+    Tensor found;  // a Found, on the device
   };
 
   Trainer(TrainerOptions options, TrainStage& stage,
@@ -106,10 +131,15 @@ class Trainer {
   void SetProfiler(Profiler* profiler);
   void StartProfile();
   absl::Status EndProfile();
-  absl::Status Sum(absl::Span<double> values);  // over all ranks
-  absl::Status Health() const;                  // of every group of ranks
+  // Over all ranks; two values in the device's memory.
+  void SumPair(double* values);
+  absl::Status Health() const;  // of every group of ranks
   absl::StatusOr<MicroBatch> NextBatch();
-  absl::StatusOr<Step> RunIteration();
+  absl::StatusOr<Pending> EnqueueIteration();
+  // Waits for its numbers.
+  absl::StatusOr<Step> Await(const Pending& iteration);
+  // Waits for the iteration that is under way, if one is, and reports it.
+  absl::Status Finish();
   absl::Status CountSkipped(const Step& step);
   absl::Status Log(const Step& step);
   absl::Status Write(absl::string_view split, const MetricValues& values);
@@ -123,6 +153,7 @@ class Trainer {
   BatchSource& source_;
   std::optional<absl::StatusOr<MicroBatch>> next_;  // read ahead
   Context ctx_;
+  Stream reads_;  // of numbers, beside the work of the next iteration
   AdamW optimizer_;
   Progress progress_;
   std::optional<MetricsFile> metrics_;
@@ -131,8 +162,12 @@ class Trainer {
   std::optional<Profiler> profiler_;  // while it measures
   std::string traced_;                // what the trace says in short
 
-  int64_t iteration_ = 0;
+  int64_t iteration_ = 0;  // enqueued
   int64_t consumed_samples_ = 0;
+  std::optional<Pending> pending_;
+  TrainResult result_;  // of the iterations that were waited for
+  int64_t first_ = 0;   // done when Run began
+  absl::Time start_;    // when that was
   int64_t saved_iteration_ = -1;
   int64_t skipped_in_a_row_ = 0;
 

@@ -184,6 +184,91 @@ TEST(TrainerRanks, AnyNumberOfRanksGoesOn) {
   }
 }
 
+// With a loss that is not finite on one rank, validation and saves in between,
+// and a stop: the same files, weights and ranks' agreement, whether numbers are
+// waited for at once or an iteration later.
+TEST(TrainerRanks, RunningAheadIsTheSameRun) {
+  std::vector<std::vector<nlohmann::json>> lines;
+  std::vector<Weights> weights;
+  for (const bool run_ahead : {false, true}) {
+    const std::string folder = Folder(absl::StrCat("ahead", run_ahead));
+    TrainerOptions options = Options(folder);
+    options.run_ahead = run_ahead;
+    options.train.check_replicas_interval = 9;
+    options.train.eval_interval = 7;
+    options.train.eval_iters = 2;
+    options.checkpoint.save_interval = 6;
+    int calls = 0, asked = 0;
+    const Outcome stopped =
+        Train(3, options, [&](int rank, auto& o, ToyStage& stage) {
+          // In iterations 5 and 12 of 4 micro-batches each.
+          if (rank == 1) {
+            stage.factor = [&] {
+              ++calls;
+              return calls == 18 || calls == 45 ? std::nan("") : 1;
+            };
+          }
+          if (rank == 2) o.stop_requested = [&] { return ++asked == 15; };
+        });
+    ASSERT_TRUE(stopped.status().ok()) << stopped.status();
+    for (const TrainResult& result : stopped.results) {
+      EXPECT_TRUE(result.stopped);
+      EXPECT_EQ(result.iteration, run_ahead ? 16 : 15);
+      EXPECT_EQ(result.consumed_samples, 12 * result.iteration);
+    }
+    options.checkpoint.load = options.checkpoint.save;
+    const Outcome resumed = Train(3, options);
+    ASSERT_TRUE(resumed.status().ok()) << resumed.status();
+    for (const Weights& w : resumed.weights) EXPECT_EQ(w, resumed.weights[0]);
+    weights.push_back(resumed.weights[0]);
+    lines.push_back(ReadMetrics(folder + "/metrics.jsonl"));
+  }
+  EXPECT_EQ(lines[0].size(), 22u);
+  EXPECT_EQ(lines[0].back()["skipped_iterations"], 2);
+  EXPECT_EQ(lines[0], lines[1]);
+  EXPECT_EQ(weights[0], weights[1]);
+}
+
+// How many iterations have been waited for when each one is enqueued.
+TEST(TrainerRanks, RunOneIterationAheadButOfASave) {
+  for (const bool run_ahead : {false, true}) {
+    const std::string folder = Folder("lines");
+    TrainerOptions options = Options(folder);
+    options.run_ahead = run_ahead;
+    options.train.check_replicas_interval = 0;
+    options.checkpoint.save_interval = 8;
+    std::vector<int64_t> got, wanted;
+    const Outcome run = Train(2, options, [&](int rank, auto&, auto& stage) {
+      if (rank > 0) return;
+      stage.error = [&] {
+        if (stage.backwards % 6 == 1)
+          got.push_back(ReadMetrics(folder + "/metrics.jsonl").size());
+        return absl::OkStatus();
+      };
+    });
+    ASSERT_TRUE(run.status().ok()) << run.status();
+    for (int64_t i = 0; i < 20; ++i)
+      wanted.push_back(run_ahead && i % 8 != 0 ? i - 1 : i);
+    EXPECT_EQ(got, wanted);
+    EXPECT_EQ(ReadMetrics(folder + "/metrics.jsonl").size(), 20u);
+  }
+}
+
+TEST(TrainerRanks, AllGiveUpAtTheSameIteration) {
+  for (const bool run_ahead : {false, true}) {
+    TrainerOptions options = Options(Folder("gives_up"));
+    options.run_ahead = run_ahead;
+    options.train.check_replicas_interval = 0;
+    const Outcome run = Train(3, options, [](int rank, auto&, auto& stage) {
+      if (rank == 1) stage.factor = [] { return std::nan(""); };
+    });
+    for (const absl::Status& status : run.statuses) {
+      EXPECT_TRUE(absl::StrContains(status.message(), "iteration 10: loss nan"))
+          << status;
+    }
+  }
+}
+
 TEST(TrainerRanks, OneBadLossSkipsOnAllRanks) {
   for (const double bad :
        {std::nan(""), std::numeric_limits<double>::infinity()}) {

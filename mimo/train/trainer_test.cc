@@ -191,31 +191,34 @@ TEST(Trainer, AResumedRunIsTheSameRun) {
 
 TEST(Trainer, LinesAfterTheCheckpointAreWrittenAgain) {
   const std::string straight = Folder("again_straight");
-  const std::string broken = Folder("again_broken");
   Process whole(Options(straight));
   ASSERT_TRUE(whole.Run().ok());
-  TrainerOptions options = Options(broken);
-  options.checkpoint.save_interval = 4;
-  {
-    // Fails in iteration 11, after the checkpoint of 8 and the line of 10.
-    Process first(options);
-    auto trainer = Trainer::Create(first.options, first.stage, first.parallel,
-                                   first.source, first.allocator);
-    ASSERT_TRUE(trainer.ok());
-    first.stage.error = [&] {
-      return first.stage.backwards > 31 ? absl::InternalError("no more")
-                                        : absl::OkStatus();
-    };
-    EXPECT_EQ((*trainer)->Run().status().message(), "no more");
+  for (const bool run_ahead : {false, true}) {
+    const std::string broken = Folder("again_broken");
+    TrainerOptions options = Options(broken);
+    options.run_ahead = run_ahead;
+    options.checkpoint.save_interval = 4;
+    {
+      // Fails in iteration 11, after the checkpoint of 8 and the line of 10.
+      Process first(options);
+      auto trainer = Trainer::Create(first.options, first.stage, first.parallel,
+                                     first.source, first.allocator);
+      ASSERT_TRUE(trainer.ok());
+      first.stage.error = [&] {
+        return first.stage.backwards > 31 ? absl::InternalError("no more")
+                                          : absl::OkStatus();
+      };
+      EXPECT_EQ((*trainer)->Run().status().message(), "no more");
+    }
+    EXPECT_EQ(ReadMetrics(broken + "/metrics.jsonl").size(), 10u);
+    options.checkpoint.load = options.checkpoint.save;
+    Process second(options);
+    ASSERT_TRUE(second.Run().ok());
+    EXPECT_EQ(second.stage.backwards, 3 * (20 - 8));
+    EXPECT_EQ(second.stage.Weights(), whole.stage.Weights());
+    EXPECT_EQ(ReadMetrics(broken + "/metrics.jsonl"),
+              ReadMetrics(straight + "/metrics.jsonl"));
   }
-  EXPECT_EQ(ReadMetrics(broken + "/metrics.jsonl").size(), 10u);
-  options.checkpoint.load = options.checkpoint.save;
-  Process second(options);
-  ASSERT_TRUE(second.Run().ok());
-  EXPECT_EQ(second.stage.backwards, 3 * (20 - 8));
-  EXPECT_EQ(second.stage.Weights(), whole.stage.Weights());
-  EXPECT_EQ(ReadMetrics(broken + "/metrics.jsonl"),
-            ReadMetrics(straight + "/metrics.jsonl"));
 }
 
 TEST(Trainer, WhereItLoadsFrom) {
