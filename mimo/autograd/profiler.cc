@@ -50,7 +50,6 @@ double Profiler::origin() const {
 }
 
 std::string Profiler::Trace() const {
-  Synchronize(stream_);
   nlohmann::json events = nlohmann::json::array();
   for (const auto& [id, name] : {std::pair(kHost, "host"), {kDevice, "device"}})
     events.push_back({{"ph", "M"},
@@ -66,6 +65,7 @@ std::string Profiler::Trace() const {
     return std::round(1e9 * seconds);
   };
   for (const Range& range : ranges_) {
+    Synchronize(range.stream);
     for (Timeline timeline : {kHost, kDevice}) {
       events.push_back(Complete(range.name, timeline, at(range.begin, timeline),
                                 at(range.end, timeline), Args(range)));

@@ -33,7 +33,7 @@ class Profiler {
 
   // A trace that ui.perfetto.dev and chrome://tracing read: of every ended
   // range an event on "host" and one on "device", and the live bytes of the
-  // range's allocator at its end. Waits for the stream.
+  // range's allocator at its end. Waits for the streams.
   std::string Trace() const;
   // What several ranks' traces are made of (mimo/train/run_trace.h): events of
   // the device's timeline, an array, by the machine's steady clock in

@@ -37,11 +37,15 @@ struct Quantised {
 
 struct Parameter;
 
-// Is told when a recorded pass holds no use of a parameter any more: what is to
-// be written into its main_grad has been enqueued.
-class GradObserver {
+// Is told when a step begins to use a parameter and when it ends to.
+class ParameterObserver {
  public:
-  virtual ~GradObserver() = default;
+  virtual ~ParameterObserver() = default;
+  // Work that reads `data`, of which an update may be on its way, is about to
+  // be enqueued.
+  virtual void BeforeRead(Parameter& parameter) = 0;
+  // A recorded pass holds no use of it any more: what is to be written into its
+  // main_grad has been enqueued.
   virtual void LastUseGone(Parameter& parameter) = 0;
 };
 
@@ -66,8 +70,14 @@ struct Parameter {
   int stage_copies = 1, stage_copy = 0;
   bool written = false;  // main_grad holds a gradient of this step
   int uses = 0;          // ParameterUse that name it
-  GradObserver* observer = nullptr;
+  ParameterObserver* observer = nullptr;
 
+  // `data`, for a forward: enqueued work sees the last update. What a backward
+  // reads its forward has read.
+  const Tensor& Values() {
+    if (observer != nullptr) observer->BeforeRead(*this);
+    return data;
+  }
   void* main_grad_or_null() const {
     return frozen ? nullptr : main_grad.data();
   }

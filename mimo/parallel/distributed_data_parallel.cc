@@ -35,8 +35,8 @@ absl::Status CheckCopies(const std::vector<Parameter*>& parameters,
   Allocator host;
   const int64_t count = parameters.size();
   std::vector<int64_t> digests;  // [count]
-  for (const Parameter* parameter : parameters) {
-    const Tensor bytes = parameter->data.Clone(host);
+  for (Parameter* parameter : parameters) {
+    const Tensor bytes = parameter->Values().Clone(host);
     digests.push_back(static_cast<uint32_t>(
         absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
                              static_cast<size_t>(bytes.bytes())})));
@@ -94,6 +94,7 @@ DistributedDataParallel::DistributedDataParallel(
 }
 
 DistributedDataParallel::~DistributedDataParallel() {
+  WaitFor(allocator_.stream(), comm_.compute);
   for (const Bucket& bucket : buckets_)
     for (Parameter* parameter : bucket.parameters)
       parameter->observer = nullptr;
@@ -202,16 +203,22 @@ void DistributedDataParallel::SumOverStages() {
 
 void DistributedDataParallel::GatherParameters() {
   WaitFor(comm_.compute, allocator_.stream());
-  for (const Bucket& bucket : buckets_) {
-    const ProfileRange range(comm_, "gather parameters",
-                             bucket.group->members());
-    char* weights = static_cast<char*>(bucket.weights.data());
-    const DType dtype = bucket.weights.dtype();
-    bucket.group->AllGather(
-        weights + bucket.group->rank() * bucket.shard * SizeOf(dtype), weights,
-        bucket.shard, dtype, comm_.compute);
+  for (auto it = buckets_.rbegin(); it != buckets_.rend(); ++it) {
+    Communicator& group = *it->group;
+    const ProfileRange range(comm_, "gather parameters", group.members());
+    char* weights = static_cast<char*>(it->weights.data());
+    const DType dtype = it->weights.dtype();
+    group.AllGather(weights + group.rank() * it->shard * SizeOf(dtype), weights,
+                    it->shard, dtype, comm_.compute);
+    it->gathered = RecordEvent(comm_.compute);
   }
-  WaitFor(allocator_.stream(), comm_.compute);
+}
+
+void DistributedDataParallel::BeforeRead(Parameter& parameter) {
+  Bucket& bucket = buckets_[bucket_of_.at(&parameter)];
+  if (!bucket.gathered) return;
+  WaitFor(allocator_.stream(), *bucket.gathered);
+  bucket.gathered.reset();
 }
 
 absl::Status DistributedDataParallel::Health() const {

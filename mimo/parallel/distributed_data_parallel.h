@@ -4,7 +4,8 @@
 //   backward          main_grad   this replica's sum over its micro-batches
 //   FinishGradSync    shard r of each bucket on replica r: the sum of all
 //   AdamW             updates shards(), nobody else has their moments
-//   GatherParameters  every replica has every new weight
+//   GatherParameters  every replica gets every new weight, while the next
+//                     forward runs up to it
 //
 // Nothing is scaled: a trainer seeds every backward with 1 / (labelled tokens
 // of the global batch), so that the sum over replicas is the gradient of the
@@ -30,6 +31,7 @@
 #define MIMO_MIMO_PARALLEL_DISTRIBUTED_DATA_PARALLEL_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "comm/base/communicator.h"
+#include "kernels/base/device.h"
 #include "mimo/autograd/context.h"
 #include "mimo/nn/parameter.h"
 #include "mimo/nn/tensor_slice.h"
@@ -64,7 +67,7 @@ struct DataParallelOptions {
   bool overlap_grad_reduce = true;
 };
 
-class DistributedDataParallel final : public GradObserver {
+class DistributedDataParallel final : public ParameterObserver {
  public:
   // Parameters, groups and allocator outlive it. Modules that share ranks come
   // in the same order on all of them. All work is enqueued on the allocator's
@@ -84,7 +87,8 @@ class DistributedDataParallel final : public GradObserver {
   // After it: reduces what is left. Gradients of shards() are complete then,
   // all others are not to be used.
   void FinishGradSync();
-  // After the update of shards().
+  // After the update of shards(). Parameter::Values() waits for the parameter's
+  // bucket; those that a forward reads first come first.
   void GatherParameters();
 
   const std::vector<DataParallelModule>& modules() const { return modules_; }
@@ -100,7 +104,7 @@ class DistributedDataParallel final : public GradObserver {
   // copies of it. Waits for the stream.
   absl::Status CheckReplicas() const;
 
-  // A recorded pass holds no use of `parameter` any more.
+  void BeforeRead(Parameter& parameter) override;
   void LastUseGone(Parameter& parameter) override;
 
  private:
@@ -111,6 +115,7 @@ class DistributedDataParallel final : public GradObserver {
     int64_t shard;          // elements
     Tensor grads, weights;  // [shard * replicas] accumulator dtype, dtype
     size_t complete = 0;    // parameters, of this step
+    std::optional<Event> gathered;  // until the compute stream waits for it
   };
 
   // The next of a module's buckets.

@@ -244,6 +244,27 @@ TEST(DistributedDataParallel, ShardedAndWholeUpdatesAreBitwiseEqual) {
   }));
 }
 
+// What the next forward reads first comes first: the last bucket reduced.
+TEST(DistributedDataParallel, BucketsAreGatheredFromTheFirstLayerOn) {
+  ExpectOk(RunRanks(2, [](Communicator& world) {
+    Rank rank(world);
+    DistributedDataParallel parallel({rank.Modules()[0]}, rank.allocator,
+                                     {.bucket_size = 1});
+    rank.Step(world.rank(), 0);
+    parallel.FinishGradSync();
+    parallel.GatherParameters();
+    std::map<int, std::vector<int64_t>> counts;
+    for (const Operation& operation : world.LastOperations())
+      counts[operation.kind].push_back(operation.count);
+    const std::vector<int64_t>& reduced = counts[Operation::kReduceScatter];
+    EXPECT_EQ(reduced.size(), 4u);
+    EXPECT_NE(reduced.front(), reduced.back());
+    EXPECT_EQ(counts[Operation::kAllGather],
+              std::vector<int64_t>(reduced.rbegin(), reduced.rend()));
+    return parallel.Health();
+  }));
+}
+
 // tp 2, with one replica or two: a sharded matrix, and a norm's weight of which
 // both tp ranks have a copy that sees half of the tokens.
 TEST(DistributedDataParallel, CopiesOfTpRanksAreSummedAndCountedOnce) {

@@ -118,6 +118,8 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     WaitFor(ahead, ctx_.compute);
     return losses;
   }
+  // A graph cannot wait for what is outside of it.
+  for (Parameter* parameter : model_.Parameters()) parameter->Values();
   if (pass->work == nullptr) {
     MIMO_ASSIGN_OR_RETURN(pass->losses,
                           Capture(program, *pass, std::move(inputs), dloss));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,8 +30,34 @@ struct Bytes {
 struct How {
   bool capture = false;
   bool ahead = false;  // the stage knows the next batch
+  bool late = false;   // weights come when they are asked for
   bool frozen_language_model = false, frozen_encoders = false;
   bool pack = false;
+};
+
+// NaNs take the place of trainable weights until a forward asks for them.
+class LateWeights : public ParameterObserver {
+ public:
+  LateWeights(const std::vector<Parameter*>& parameters, Allocator& allocator)
+      : stream_(allocator.stream()) {
+    for (Parameter* p : parameters) {
+      if (p->frozen) continue;
+      weights_.emplace(p, p->data.Clone(allocator));
+      p->observer = this;
+    }
+  }
+  void Take() {
+    for (const auto& [p, weights] : weights_)
+      FillBytes(p->data.data(), 0xff, p->data.bytes(), stream_);
+  }
+  void BeforeRead(Parameter& parameter) override {
+    parameter.data.CopyFrom(weights_.at(&parameter));
+  }
+  void LastUseGone(Parameter&) override {}
+
+ private:
+  const Stream stream_;
+  std::map<Parameter*, Tensor> weights_;
 };
 
 Bytes Train(const Backend& on, const How& how) {
@@ -60,8 +87,11 @@ Bytes Train(const Backend& on, const How& how) {
   }
   Bytes out;
   std::vector<Tensor> losses;  // which nobody waits for
+  std::optional<LateWeights> late;
+  if (how.late) late.emplace(stage.Parameters(), allocator);
   for (size_t i = 0; i < batches.size(); ++i) {
     const bool announce = how.ahead && i + 1 < batches.size();
+    if (late) late->Take();
     const auto loss = stage.ForwardBackward(
         {batches[i]}, Tensor::From<double>(allocator, {1}, {0.25 + i / 2}),
         {.next = announce ? &batches[i + 1] : nullptr});
@@ -100,6 +130,15 @@ TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
           EXPECT_EQ(other.gradients.at(name), bytes) << name;
       }
     }
+  }
+}
+
+TEST_P(MimoStageTest, ForwardsAskForTheirWeights) {
+  const Bytes wanted = Train(backend(), {});
+  for (bool capture : {false, true}) {
+    const Bytes late = Train(backend(), {.capture = capture, .late = true});
+    EXPECT_EQ(late.losses, wanted.losses);
+    EXPECT_EQ(late.gradients, wanted.gradients);
   }
 }
 

@@ -184,7 +184,7 @@ Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
                   const ParallelGroups& groups) {
   const Tensor own_ids = groups.tp == nullptr ? ids : OwnIds(ctx, ids, weight);
   Var out{ctx.Empty({ids.numel(), weight.data.dim(1)}, weight.data.dtype())};
-  Gather(ctx, weight.data, own_ids, out.value, /*accumulate=*/false);
+  Gather(ctx, weight.Values(), own_ids, out.value, /*accumulate=*/false);
   bool record = !weight.frozen;
   for (const PlacedRows& p : placed) {
     CHECK_EQ(p.rows.value.dim(0), p.positions.numel());
@@ -260,8 +260,8 @@ Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
   const int64_t hidden = x.value.dim(1);
   Var y{ctx.Empty({images * (patches + 1), hidden}, x.value.dtype())};
   kernels::VisionTokensForward({.x = x.value.data(),
-                                .class_token = class_token.data.data(),
-                                .position = position.data.data(),
+                                .class_token = class_token.Values().data(),
+                                .position = position.Values().data(),
                                 .y = y.value.data(),
                                 .images = images,
                                 .patches = patches,

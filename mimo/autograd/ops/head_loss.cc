@@ -131,7 +131,7 @@ Var LossAndGradients(const Context& ctx, const Var& x, Parameter& weight,
   const Head head(ctx, in, weight, logit_dtype, tp);
   kernels::HeadCrossEntropyForwardBackward(
       {.x = in.data(),
-       .weight = weight.data.data(),
+       .weight = weight.Values().data(),
        .labels = labels.pointer<int32_t>(),
        .loss = loss.value.pointer<double>(),
        .dloss = dloss.pointer<double>(),
@@ -165,7 +165,7 @@ Var Loss(const Context& ctx, const Var& x, Parameter& weight,
   Tensor lse = ctx.Empty({in.dim(0)}, AccumulatorOf(in.dtype()));
   const Head head(ctx, in, weight, logit_dtype, tp);
   kernels::HeadCrossEntropyForward({.x = in.data(),
-                                    .weight = weight.data.data(),
+                                    .weight = weight.Values().data(),
                                     .labels = labels.pointer<int32_t>(),
                                     .loss = loss.value.pointer<double>(),
                                     .lse = lse.data(),

@@ -34,7 +34,7 @@ Quantised QuantisedWeight(const Context& ctx, Parameter& weight,
                           bool transpose) {
   Quantised& kept = transpose ? weight.transposed : weight.quantised;
   if (weight.frozen && kept.codes.defined()) return kept;
-  Quantised q = Quantise(ctx, weight.data, DType::kFloat8E4M3, transpose);
+  Quantised q = Quantise(ctx, weight.Values(), DType::kFloat8E4M3, transpose);
   if (weight.frozen) kept = q;
   return q;
 }
@@ -49,7 +49,7 @@ void Multiply(const Context& ctx, const Tensor& in, Parameter& weight,
   args.n = weight.data.dim(direction == kForward ? 0 : 1);
   if (weight.quantization == Quantization::kNone) {
     args.a = in.data();
-    args.b = weight.data.data();
+    args.b = weight.Values().data();
     args.transpose_b = direction == kForward;
     args.dtype = in.dtype();
     return kernels::Gemm(args, ctx.compute);
@@ -191,7 +191,7 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
     const bool with_bias = bias != nullptr && (!row || split.tp->rank() == 0);
     Multiply(ctx, in, weight, kForward,
              {.c = y.value.data(),
-              .bias = with_bias ? bias->data.data() : nullptr,
+              .bias = with_bias ? bias->Values().data() : nullptr,
               .activation = activation,
               .z = z.defined() ? z.data() : nullptr});
     if (row) {
