@@ -124,7 +124,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     MIMO_ASSIGN_OR_RETURN(pass->losses,
                           Capture(program, *pass, std::move(inputs), dloss));
   } else {
-    WaitFor(ahead, ctx_.compute);  // the last replay reads its inputs
+    WaitFor(ahead, pass->done);
     for (size_t b = 0; b < inputs.size(); ++b) {
       const auto from = TensorsOf(inputs[b]), to = TensorsOf(pass->inputs[b]);
       for (size_t i = 0; i < to.size(); ++i)
@@ -135,6 +135,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
   }
   WaitFor(ctx_.compute, ahead);
   Replay(pass->work, ctx_.compute);
+  pass->done = RecordEvent(ctx_.compute);
   return pass->losses;
 }
 

@@ -94,6 +94,7 @@ class MimoStage : public TrainStage {
     std::vector<Tensor> losses;
     std::vector<Parameter*> wrote;
     std::shared_ptr<void> work;
+    Event done;  // of its last replay
   };
 
   // A batch whose inputs were made before its turn.
