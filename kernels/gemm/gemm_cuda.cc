@@ -24,8 +24,14 @@ bool Product(const GemmArgs& args, Stream stream) {
   return true;
 }
 
+// Beside 8-bit operands cuBLASLt reads any bias as bfloat16.
+bool TakesBias(const GemmArgs& args) {
+  return !IsFloat8(args.dtype) || *args.c_dtype == DType::kBFloat16;
+}
+
 // cuBLASLt's GELU is the tanh form, of an accuracy that shows in float32.
 bool HasCublasLt(const GemmArgs& args) {
+  if (args.bias != nullptr && !TakesBias(args)) return false;
   return args.activation == Activation::kIdentity ||
          (args.activation == Activation::kGeluTanh &&
           args.dtype == DType::kBFloat16);
@@ -44,7 +50,8 @@ void GemmCuda(const GemmArgs& unchecked, Stream stream) {
   plain.activation = Activation::kIdentity;
   plain.z = nullptr;
   if (args.z != nullptr) plain.c = args.z;
-  const bool biased = args.bias != nullptr && Product(plain, stream);
+  const bool biased =
+      args.bias != nullptr && TakesBias(args) && Product(plain, stream);
   if (!biased) {
     plain.bias = nullptr;
     CHECK(Product(plain, stream))
