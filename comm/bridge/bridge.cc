@@ -308,22 +308,23 @@ absl::Status Bridge::Run(const Pass* forward, const Pass* backward,
       copied_bytes += direction(i).copied_bytes;
     }
   }
-  Stream copying = stream;
+  // Beside copies it is urgent: they fill the GPU, and would hold it up.
+  Stream sending = stream;
   if (!transfers_.empty() && copied_bytes >= kLeastBeside) {
-    if (copying_.raw == nullptr) copying_ = NewStream(stream.device);
-    copying = copying_;
+    if (sending_.raw == nullptr)
+      sending_ = NewStream(stream.device, StreamPriority::kUrgent);
+    sending = sending_;
   }
-  WaitFor(copying, stream);
-  // First: a copy that fills the GPU would hold it up.
-  if (!transfers_.empty()) groups_.bridge->Exchange(transfers_, stream);
+  WaitFor(sending, stream);
+  if (!transfers_.empty()) groups_.bridge->Exchange(transfers_, sending);
   for (int i = 0; i < 2; ++i) {
     if (passes[i] == nullptr) continue;
     for (const auto& [from, at] : direction(i).copies) {
       CopyRange(direction(i).direct ? moving[i].payload : moving[i].to, at,
-                moving[i].own, from, SizeOf(direction(i).dtype), copying);
+                moving[i].own, from, SizeOf(direction(i).dtype), stream);
     }
   }
-  WaitFor(stream, copying);
+  WaitFor(stream, sending);
   for (int i = 0; i < 2; ++i) {
     if (passes[i] != nullptr) Finish(direction(i), moving[i], stream);
   }

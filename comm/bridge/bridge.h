@@ -115,7 +115,7 @@ class Bridge {
   int next_prepared_ = 0;
   Memory memory_[2][kStages];  // [forward, backward]
   std::vector<Transfer> transfers_;
-  Stream copying_;  // beside an exchange
+  Stream sending_;  // beside copies
 };
 
 }  // namespace mimo
