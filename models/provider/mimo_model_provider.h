@@ -92,8 +92,7 @@ class MimoModelProvider {
       Communicator* world);
 
   // In the memory of `build`, on its device and of its dtype; the model holds
-  // the infra. Other errors: MimoModel::Build's; Unimplemented, on every rank,
-  // for a language model's context parallelism.
+  // the infra. Other errors: MimoModel::Build's.
   absl::StatusOr<std::unique_ptr<MimoModel>> Provide(Communicator* world,
                                                      BuildContext build);
 
