@@ -181,7 +181,7 @@ Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {
   const int64_t rows = hidden.dim(0), vocab = config_.vocab_size;
   const Tensor part = ctx.Empty({rows, head_->data.dim(0)}, logit_dtype());
   kernels::Gemm({.a = hidden.data(),
-                 .b = head_->data.data(),
+                 .b = head_->Values().data(),
                  .c = part.data(),
                  .m = rows,
                  .n = part.dim(1),

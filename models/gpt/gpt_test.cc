@@ -74,5 +74,28 @@ TEST_P(GptTest, LogitsInFloat32) {
   }
 }
 
+// An update of the head may be on its way.
+TEST_P(GptTest, LogitsAskForTheHead) {
+  struct Asked : ParameterObserver {
+    void BeforeRead(Parameter&) override { ++times; }
+    void LastUseGone(Parameter&) override {}
+    int times = 0;
+  } asked;
+  Allocator allocator(StreamOf(backend()));
+  const DType dtype = backend().dtype;
+  GptModel model({.allocator = &allocator, .dtype = dtype},
+                 {.num_layers = 1,
+                  .hidden_size = 8,
+                  .ffn_hidden_size = 8,
+                  .num_attention_heads = 2,
+                  .vocab_size = 16,
+                  .max_sequence_length = 8,
+                  .tie_word_embeddings = true});
+  model.embedding().observer = &asked;
+  model.Logits({.allocator = &allocator},
+               Tensor::Zeros(allocator, {3, 8}, dtype));
+  EXPECT_EQ(asked.times, 1);
+}
+
 }  // namespace
 }  // namespace mimo
