@@ -19,9 +19,9 @@ struct Compute {
 // cpu, cuda, or auto, the GPU where there is one. Errors name `where`'s device.
 absl::StatusOr<Device> ChooseDevice(const std::string& where,
                                     const std::string& device);
-// device: as above. dtype: float32,
-// bfloat16 (a GPU), float64 (the CPU: the oracle's). Errors name `where`'s
-// device or dtype, e.g. "train.device" with "train.".
+// device: as above. dtype: float32, bfloat16 (a GPU), float64 (the CPU: the
+// oracle's). Errors name `where`'s device or dtype, e.g. "train.device" with
+// "train.".
 absl::StatusOr<Compute> ChooseCompute(const std::string& where,
                                       const std::string& device,
                                       const std::string& dtype);

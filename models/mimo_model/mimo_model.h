@@ -80,8 +80,8 @@ uint64_t ModuleRngSeed(uint64_t seed, const MimoModelConfig& config,
 class MimoModel : public Module {
  public:
   // Builds this rank's modules (none: a MimoStubModel); without a placement,
-  // all. Specs are copied;
-  // `config` is not changed. Errors name the module's path.
+  // all. Specs are copied; `config` is not changed. Errors name the module's
+  // path.
   static absl::StatusOr<std::unique_ptr<MimoModel>> Build(
       const MimoModelConfig& config, const ModuleRegistry& registry,
       BuildContext build,

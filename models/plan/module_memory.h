@@ -3,9 +3,8 @@
 // P, the rank's parameters: those that the module builds for its pipeline stage
 // and tensor-parallel part.
 //
-//   weights      P of the run's dtype; of each that is frozen and multiplied in
-//   8
-//                bits 2 bytes more, its codes as they are and transposed
+//   weights      P of the run's dtype; 2 bytes more of each that is frozen and
+//                multiplied in 8 bits: its codes as they are and transposed
 //   gradients    4 bytes of each that is trained
 //   optimizer    8 bytes of each that is trained: AdamW's moments, 6 if the
 //                first one is bfloat16; 2 more for the rest of a bfloat16
@@ -15,14 +14,13 @@
 //                models/transformer/recompute.h. With sequence parallelism
 //                whole / TP
 //
-// T: tokens of a micro-batch on the rank,
-// samples * S / CP; S is the language model's max_sequence_length, which is
-// more than batches have, padded or packed, and of an encoder the tokens of one
-// image a sample. A projection keeps its input and
-// its hidden layer twice. An encoder without trained parameters keeps nothing.
-// Not counted: the norms' and attention's statistics, the embedding's output,
-// the head's logits, buffers of a pass, activations of module types of one's
-// own.
+// T: tokens of a micro-batch on the rank, samples * S / CP; S is the language
+// model's max_sequence_length, which is more than batches have, padded or
+// packed, and of an encoder the tokens of one image a sample. A projection
+// keeps its input and its hidden layer twice. An encoder without trained
+// parameters keeps nothing. Not counted: the norms' and attention's statistics,
+// the embedding's output, the head's logits, buffers of a pass, activations of
+// module types of one's own.
 #ifndef MIMO_MODELS_PLAN_MODULE_MEMORY_H_
 #define MIMO_MODELS_PLAN_MODULE_MEMORY_H_
 
