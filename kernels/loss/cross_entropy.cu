@@ -30,7 +30,7 @@ __device__ float BlockMax(float x) {
 // log sum_v exp(z[v]), in one pass: every thread rescales its sum when its
 // largest logit grows.
 template <typename T, int kWidth>
-__device__ float LogSumExp(const T* z, int64_t vocab) {
+__device__ double LogSumExp(const T* z, int64_t vocab) {
   float max = -INFINITY, sum = 0;
 #pragma unroll 4
   for (int64_t v = threadIdx.x * kWidth; v < vocab; v += kThreads * kWidth) {
@@ -47,7 +47,7 @@ __device__ float LogSumExp(const T* z, int64_t vocab) {
     for (int k = 0; k < kWidth; ++k) sum += Exp(x[k] - max);
   }
   const float top = BlockMax(max);
-  return top + logf(BlockSum<kThreads>(sum * Exp(max - top)));
+  return double{top} + logf(BlockSum<kThreads>(sum * Exp(max - top)));
 }
 
 // dz = dloss * (exp(z - lse) - onehot(label)); dz may be z.
@@ -86,7 +86,7 @@ struct Columns {
 // in a cache. T, G: types of logits and dlogits.
 template <typename T, typename G, int kWidth, bool kForward, bool kBackward>
 __global__ void __launch_bounds__(kThreads)
-    RowKernel(const T* logits, G* dlogits, const int32_t* labels, float* lse,
+    RowKernel(const T* logits, G* dlogits, const int32_t* labels, double* lse,
               double* loss, const double* dloss, Columns columns) {
   const int64_t t = blockIdx.x, vocab = columns.vocab;
   const T* z = logits + t * vocab;
@@ -100,19 +100,20 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   const int64_t label = columns.Of(labels[t]);
-  float l;
+  double l;
   if constexpr (kForward) {
     const float of_label = label < vocab ? ToFloat(z[label]) : 0;
     l = LogSumExp<T, kWidth>(z, vocab);  // its barriers: of_label is read
     if (threadIdx.x == 0) {
       if (lse != nullptr) lse[t] = l;
-      loss[t] = double{l} - of_label;
+      loss[t] = l - of_label;
     }
   } else {
     l = lse[t];
   }
   if constexpr (kBackward)
-    Gradient<T, G, kWidth>(z, label, l, static_cast<float>(*dloss), vocab,
+    Gradient<T, G, kWidth>(z, label, static_cast<float>(l),
+                           static_cast<float>(*dloss), vocab,
                            dlogits + t * vocab);
 }
 
@@ -122,23 +123,22 @@ __global__ void JoinKernel(CrossEntropyJoinArgs args) {
   if (t >= args.tokens) return;
   args.loss[t] = 0;
   if (args.labels[t] < 0) return;
-  const float* part_lse = static_cast<const float*>(args.part_lse) + t;
+  const double* part_lse = args.part_lse + t;
   double max = -INFINITY;
   for (int64_t p = 0; p < args.parts; ++p)
-    max = fmax(max, double{part_lse[p * args.tokens]});
+    max = fmax(max, part_lse[p * args.tokens]);
   double sum = 0, logits = 0;  // of the label
   for (int64_t p = 0; p < args.parts; ++p) {
     const double lse = part_lse[p * args.tokens];
     sum += exp(lse - max);
     logits += args.part_loss[p * args.tokens + t] - lse;
   }
-  const float lse = static_cast<float>(max + log(sum));
-  static_cast<float*>(args.lse)[t] = lse;
-  args.loss[t] = lse + logits;
+  args.lse[t] = max + log(sum);
+  args.loss[t] = args.lse[t] + logits;
 }
 
 template <bool kForward, bool kBackward>
-void Launch(const CrossEntropyForwardBackwardArgs& args, float* lse,
+void Launch(const CrossEntropyForwardBackwardArgs& args, double* lse,
             int64_t first, bool part, Stream stream) {
   CHECK_GT(args.vocab, 0);
   if (args.tokens == 0) return;
@@ -174,8 +174,7 @@ void CrossEntropyForwardCuda(const CrossEntropyForwardArgs& args,
                        .vocab = args.vocab,
                        .dtype = args.dtype,
                        .dlogits_dtype = args.dtype},
-                      static_cast<float*>(args.lse), args.first, args.part,
-                      stream);
+                      args.lse, args.first, args.part, stream);
 }
 
 void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
@@ -189,8 +188,8 @@ void CrossEntropyBackwardCuda(const CrossEntropyBackwardArgs& args,
                        .vocab = args.vocab,
                        .dtype = args.dtype,
                        .dlogits_dtype = args.dlogits_dtype},
-                      const_cast<float*>(static_cast<const float*>(args.lse)),
-                      args.first, args.part, stream);
+                      const_cast<double*>(args.lse), args.first, args.part,
+                      stream);
 }
 
 void CrossEntropyForwardBackwardCuda(

@@ -9,6 +9,8 @@
 //   lse = log sum_p exp(lse_p),   loss = lse + sum_p (loss_p - lse_p)
 // Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 // Numerics: in the accumulator dtype; exponents by ex2.approx on a GPU (2 ulp).
+// lse is the double max + log(sum), so that a small loss keeps its digits: the
+// loss is a sum of the two positive terms max - logit and log(sum).
 // Bytes (the floor): forward T*V*size, backward and both T*V*(size + size of
 // dlogits).
 #ifndef MIMO_KERNELS_LOSS_CROSS_ENTROPY_H_
@@ -25,7 +27,7 @@ namespace mimo::kernels {
 struct CrossEntropyForwardArgs {
   const void* logits;     // [T, V] dtype
   const int32_t* labels;  // [T]
-  void* lse;              // [T] accumulator dtype; unset where ignored
+  double* lse;            // [T]; unset where ignored
   double* loss;           // [T]
   int64_t tokens, vocab;
   int64_t first = 0;
@@ -38,7 +40,7 @@ struct CrossEntropyBackwardArgs {
   const void* logits;  // [T, V] dtype
   void* dlogits;       // [T, V] dlogits_dtype; if that is dtype, may be logits
   const int32_t* labels;  // [T]
-  const void* lse;        // [T] accumulator dtype
+  const double* lse;      // [T]
   const double* dloss;    // [1]
   int64_t tokens, vocab;
   int64_t first = 0;
@@ -60,13 +62,12 @@ struct CrossEntropyForwardBackwardArgs {
 MIMO_OP(CrossEntropyForwardBackward, CrossEntropyForwardBackwardArgs);
 
 struct CrossEntropyJoinArgs {
-  const void* part_lse;     // [P, T] accumulator dtype
+  const double* part_lse;   // [P, T]
   const double* part_loss;  // [P, T]
   const int32_t* labels;    // [T]
-  void* lse;                // [T] accumulator dtype; unset where ignored
+  double* lse;              // [T]; unset where ignored
   double* loss;             // [T]
   int64_t parts, tokens;
-  DType dtype;
 };
 MIMO_OP(CrossEntropyJoin, CrossEntropyJoinArgs);
 

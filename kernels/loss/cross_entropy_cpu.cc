@@ -13,7 +13,7 @@ namespace {
 
 // log sum_v exp(z[v]); partial sums of a block in T, of the row in double.
 template <typename T>
-T LogSumExp(const T* z, int64_t vocab) {
+double LogSumExp(const T* z, int64_t vocab) {
   T max = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : max)
   for (int64_t v = 0; v < vocab; ++v) max = std::max(max, z[v]);
@@ -26,7 +26,7 @@ T LogSumExp(const T* z, int64_t vocab) {
     for (int64_t v = begin; v < end; ++v) block += Exp(z[v] - max);
     sum += block;
   }
-  return static_cast<T>(max + std::log(sum));
+  return max + std::log(sum);
 }
 
 // dz = dloss * exp(z - lse); dz may be z.
@@ -63,9 +63,8 @@ void Forward(const CrossEntropyForwardArgs& args) {
     args.loss[t] = 0;
     if (label == kIgnored) return;
     const T* z = static_cast<const T*>(args.logits) + t * args.vocab;
-    const T lse = LogSumExp(z, args.vocab);
-    static_cast<T*>(args.lse)[t] = lse;
-    args.loss[t] = double{lse} - (label < 0 ? 0 : z[label]);
+    args.lse[t] = LogSumExp(z, args.vocab);
+    args.loss[t] = args.lse[t] - (label < 0 ? 0 : z[label]);
   });
 }
 
@@ -85,7 +84,7 @@ void Backward(const CrossEntropyBackwardArgs& args) {
   CHECK(args.dlogits_dtype == args.dtype);
   ForRows(args, args.first, args.part, [&](int64_t t, int64_t label) {
     BackwardRow(static_cast<const T*>(args.logits) + t * args.vocab, label,
-                static_cast<const T*>(args.lse)[t], static_cast<T>(*args.dloss),
+                static_cast<T>(args.lse[t]), static_cast<T>(*args.dloss),
                 args.vocab, static_cast<T*>(args.dlogits) + t * args.vocab);
   });
 }
@@ -95,32 +94,11 @@ void ForwardBackward(const CrossEntropyForwardBackwardArgs& args) {
   CHECK(args.dlogits_dtype == args.dtype);
   ForRows(args, 0, false, [&](int64_t t, int64_t label) {
     const T* z = static_cast<const T*>(args.logits) + t * args.vocab;
-    const T lse = label < 0 ? 0 : LogSumExp(z, args.vocab);
-    args.loss[t] = label < 0 ? 0 : double{lse} - z[label];
-    BackwardRow(z, label, lse, static_cast<T>(*args.dloss), args.vocab,
-                static_cast<T*>(args.dlogits) + t * args.vocab);
+    const double lse = label < 0 ? 0 : LogSumExp(z, args.vocab);
+    args.loss[t] = label < 0 ? 0 : lse - z[label];
+    BackwardRow(z, label, static_cast<T>(lse), static_cast<T>(*args.dloss),
+                args.vocab, static_cast<T*>(args.dlogits) + t * args.vocab);
   });
-}
-
-template <typename T>
-void Join(const CrossEntropyJoinArgs& args) {
-  for (int64_t t = 0; t < args.tokens; ++t) {
-    args.loss[t] = 0;
-    if (args.labels[t] < 0) continue;
-    const T* part_lse = static_cast<const T*>(args.part_lse) + t;
-    double max = -std::numeric_limits<double>::infinity();
-    for (int64_t p = 0; p < args.parts; ++p)
-      max = std::max<double>(max, part_lse[p * args.tokens]);
-    double sum = 0, logits = 0;  // of the label
-    for (int64_t p = 0; p < args.parts; ++p) {
-      const double lse = part_lse[p * args.tokens];
-      sum += std::exp(lse - max);
-      logits += args.part_loss[p * args.tokens + t] - lse;
-    }
-    const T lse = static_cast<T>(max + std::log(sum));
-    static_cast<T*>(args.lse)[t] = lse;
-    args.loss[t] = lse + logits;
-  }
 }
 
 }  // namespace
@@ -139,7 +117,21 @@ void CrossEntropyForwardBackwardCpu(
 }
 
 void CrossEntropyJoinCpu(const CrossEntropyJoinArgs& args) {
-  DispatchCpuFloat(args.dtype, [&]<typename T>() { Join<T>(args); });
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    args.loss[t] = 0;
+    if (args.labels[t] < 0) continue;
+    double max = -std::numeric_limits<double>::infinity();
+    for (int64_t p = 0; p < args.parts; ++p)
+      max = std::max(max, args.part_lse[p * args.tokens + t]);
+    double sum = 0, logits = 0;  // of the label
+    for (int64_t p = 0; p < args.parts; ++p) {
+      const double lse = args.part_lse[p * args.tokens + t];
+      sum += std::exp(lse - max);
+      logits += args.part_loss[p * args.tokens + t] - lse;
+    }
+    args.lse[t] = max + std::log(sum);
+    args.loss[t] = args.lse[t] + logits;
+  }
 }
 
 }  // namespace mimo::kernels

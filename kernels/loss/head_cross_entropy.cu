@@ -19,8 +19,8 @@ class Chunk {
         begin_(begin),
         rows_(std::min(args_.chunk, args_.tokens - begin)),
         loss_(static_cast<double*>(args_.workspace)),
-        lse_(reinterpret_cast<float*>(loss_ + CeilDiv(args_.chunk, 4) * 4)),
-        logits_(lse_ + CeilDiv(args_.chunk, 4) * 4),
+        lse_(loss_ + args_.chunk),
+        logits_(lse_ + args_.chunk),
         dlogits_(args_.logits_dtype == args_.dtype
                      ? logits_
                      : static_cast<char*>(logits_) +
@@ -29,7 +29,7 @@ class Chunk {
                                    16) *
                                16),
         stream_(stream) {
-    if (pass.lse != nullptr) lse_ = static_cast<float*>(pass.lse) + begin_;
+    if (pass.lse != nullptr) lse_ = pass.lse + begin_;
   }
 
   void Run() const {
@@ -128,7 +128,7 @@ class Chunk {
   const HeadCrossEntropyForwardBackwardArgs& args_;
   const int64_t begin_, rows_;
   double* const loss_;   // [chunk]
-  float* lse_;           // [chunk], or the rows' of the pass
+  double* lse_;          // [chunk], or the rows' of the pass
   void* const logits_;   // [chunk, V] logits_dtype
   void* const dlogits_;  // [chunk, V] dtype; logits_ if that is logits_dtype
   const Stream stream_;

@@ -34,10 +34,10 @@ namespace mimo::kernels {
 // A part of the vocabulary, from token `first` on: the others are elsewhere.
 struct VocabularyPart {
   int64_t first;
-  // Makes lse [rows] accumulator dtype and loss [rows] of this part those of
+  // Makes lse [rows] and loss [rows] of this part those of
   // the whole (CrossEntropyJoin). labels [rows]. Called once a chunk, by the
   // host.
-  std::function<void(const int32_t* labels, void* lse, double* loss,
+  std::function<void(const int32_t* labels, double* lse, double* loss,
                      int64_t rows)>
       join;
 };
@@ -47,7 +47,7 @@ struct HeadCrossEntropyForwardArgs {
   const void* weight;     // [V, H] dtype
   const int32_t* labels;  // [T]; < 0: ignored, else < V
   double* loss;           // [1] sum over labelled tokens
-  void* lse;              // [T] accumulator dtype; unset where ignored
+  double* lse;            // [T]; unset where ignored
   void* workspace;        // HeadCrossEntropyWorkspaceBytes(...) bytes
   int64_t tokens, hidden, vocab, chunk;
   const VocabularyPart* part = nullptr;  // null: weight has all tokens
@@ -60,7 +60,7 @@ struct HeadCrossEntropyBackwardArgs {
   const void* x;          // [T, H] dtype
   const void* weight;     // [V, H] dtype
   const int32_t* labels;  // [T]
-  const void* lse;        // [T] accumulator dtype
+  const double* lse;      // [T]
   const double* dloss;    // [1] gradient of the loss sum
   void* dx;               // [T, H] dtype, written; null when not needed
   void* dweight;          // [V, H] accumulator dtype; null when frozen

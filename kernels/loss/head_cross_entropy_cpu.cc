@@ -20,10 +20,11 @@ class Chunks {
       : args_(args),
         tokens_(static_cast<int64_t*>(args.workspace)),
         loss_(reinterpret_cast<double*>(tokens_ + args.chunk)),
-        x_(reinterpret_cast<T*>(loss_ + args.chunk)),
+        lse_(loss_ + args.chunk),
+        x_(reinterpret_cast<T*>(lse_ + args.chunk)),
         logits_(x_ + args.chunk * args.hidden),
-        lse_(logits_ + args.chunk * args.vocab),
-        labels_(reinterpret_cast<int32_t*>(lse_ + args.chunk)) {}
+        labels_(reinterpret_cast<int32_t*>(logits_ + args.chunk * args.vocab)) {
+  }
 
   // Packs the next rows; false when there are none.
   bool Next() {
@@ -73,7 +74,7 @@ class Chunks {
   T* x() const { return x_; }                  // [rows, H]
   T* logits() const { return logits_; }        // [rows, V]
   int32_t* labels() const { return labels_; }  // [rows]
-  T* lse() const { return lse_; }              // [rows]
+  double* lse() const { return lse_; }         // [rows]
   double* loss() const { return loss_; }       // [rows]
 
  private:
@@ -87,9 +88,9 @@ class Chunks {
   const HeadCrossEntropyForwardBackwardArgs args_;
   int64_t* tokens_;  // [chunk]
   double* loss_;     // [chunk]
+  double* lse_;      // [chunk]
   T* x_;             // [chunk, H]
   T* logits_;        // [chunk, V]
-  T* lse_;           // [chunk]
   int32_t* labels_;  // [chunk]
   int64_t next_ = 0, rows_ = 0;
 };
@@ -111,7 +112,6 @@ template <typename T>
 void Run(const HeadPass& pass) {
   const HeadCrossEntropyForwardBackwardArgs& args = pass.args;
   Chunks<T> chunks(args);
-  T* lse = static_cast<T*>(pass.lse);
   const int64_t first = args.part == nullptr ? 0 : args.part->first;
   double loss = 0;
   if (args.dx != nullptr) ClearIgnored<T>(args);
@@ -140,12 +140,12 @@ void Run(const HeadPass& pass) {
         args.part->join(chunks.labels(), chunks.lse(), chunks.loss(),
                         chunks.rows());
       for (int64_t r = 0; r < chunks.rows(); ++r) {
-        if (lse != nullptr) lse[chunks.token(r)] = chunks.lse()[r];
+        if (pass.lse != nullptr) pass.lse[chunks.token(r)] = chunks.lse()[r];
         loss += chunks.loss()[r];
       }
     } else {
       for (int64_t r = 0; r < chunks.rows(); ++r)
-        chunks.lse()[r] = lse[chunks.token(r)];
+        chunks.lse()[r] = pass.lse[chunks.token(r)];
     }
     if (!pass.backward()) continue;
     CrossEntropyBackwardCpu({.logits = chunks.logits(),
@@ -192,17 +192,16 @@ void HeadCrossEntropyForwardBackwardCpu(
   RunOn(args);
 }
 
-// CPU: token, loss, x, logits, lse and label of a row; a GPU: loss and lse,
-// their rows rounded up to four so that logits begin at 16 bytes, logits, and
-// dlogits, where they have another dtype, at 16 bytes too.
+// CPU: token, loss, lse, x, logits and label of a row; a GPU: loss, lse and
+// logits, and dlogits, where they have another dtype, at 16 bytes.
 int64_t HeadCrossEntropyWorkspaceBytes(int64_t chunk, int64_t hidden,
                                        int64_t vocab, DType dtype,
                                        DType logits_dtype, Device device) {
   const int64_t size = SizeOf(dtype);
   if (device == Device::kCpu)
-    return chunk * (8 + 8 + (hidden + vocab + 1) * size + 4);
+    return chunk * (8 + 8 + 8 + (hidden + vocab) * size + 4);
   const int64_t logits = chunk * vocab;
-  return (chunk + 3) / 4 * 4 * (8 + 4) + logits * SizeOf(logits_dtype) +
+  return chunk * (8 + 8) + logits * SizeOf(logits_dtype) +
          (logits_dtype == dtype ? 0 : 16 + logits * size);
 }
 

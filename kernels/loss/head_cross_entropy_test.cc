@@ -103,7 +103,8 @@ Outputs Compute(const Backend& on, const Inputs& in,
   const Array x(on, x_values), weight(on, in.weight);
   const Array labels(on, DType::kInt32, in.labels);
   const Array loss = Array::Poisoned(on, DType::kFloat64, 1);
-  const Array lse = Array::Poisoned(on, accumulator, c.tokens);
+  const Array lse = Array::Poisoned(on, DType::kFloat64, c.tokens);
+  double* const lse_data = static_cast<double*>(lse.data());
   const Array dloss(on, DType::kFloat64, {kDloss});
   const Array dx = Array::Poisoned(on, in.x.size());
   const Array dweight = c.beta == 0
@@ -134,12 +135,12 @@ Outputs Compute(const Backend& on, const Inputs& in,
     return {loss.Values()[0], {}, dx.Values(), dweight.Values()};
   }
   HeadCrossEntropyForward(
-      {args.x, args.weight, args.labels, args.loss, lse.data(), args.workspace,
+      {args.x, args.weight, args.labels, args.loss, lse_data, args.workspace,
        c.tokens, c.hidden, c.vocab, c.chunk, part, on.dtype, logits_dtype},
       StreamOf(on));
   const Array fresh = Array::Workspace(on, bytes);
   HeadCrossEntropyBackward(
-      {args.x, args.weight, args.labels, lse.data(), args.dloss, args.dx,
+      {args.x, args.weight, args.labels, lse_data, args.dloss, args.dx,
        args.dweight, c.beta, fresh.data(), c.tokens, c.hidden, c.vocab, c.chunk,
        part, on.dtype, logits_dtype},
       StreamOf(on));
@@ -266,12 +267,11 @@ TEST_P(HeadCrossEntropyTest, EachGradientAlone) {
 TEST_P(HeadCrossEntropyTest, PartsOfTheVocabularyMakeTheWhole) {
   const Backend on = backend();
   const DType accumulator = AccumulatorOf(on.dtype);
-  const int64_t size = SizeOf(accumulator);
   const Case c = {101, 31, 97, 17, Labels::kAll};
   const Inputs in(c);
   for (DType logits_dtype : {on.dtype, accumulator}) {
     const Literal literal(in, on.dtype, logits_dtype);
-    const Array lse(on, accumulator,
+    const Array lse(on, DType::kFloat64,
                     Compute(on, in, {.logits_dtype = logits_dtype}).lse);
     for (How how : {How::kApart, How::kAtOnce}) {
       Values sums(c.tokens), dx(in.x.size()), dweight;
@@ -283,15 +283,15 @@ TEST_P(HeadCrossEntropyTest, PartsOfTheVocabularyMakeTheWhole) {
         const auto begin = in.weight.begin() + first * c.hidden;
         own.weight.assign(begin, begin + width * c.hidden);
         int64_t done = 0;
-        const auto join = [&](const int32_t*, void* rows_lse, double*,
+        const auto join = [&](const int32_t*, double* rows_lse, double*,
                               int64_t rows) {
-          const Array copy = Array::Poisoned(on, accumulator, rows);
-          CopyBytes(copy.data(), rows_lse, rows * size, StreamOf(on));
+          const Array copy = Array::Poisoned(on, DType::kFloat64, rows);
+          CopyBytes(copy.data(), rows_lse, rows * 8, StreamOf(on));
           for (double part_lse : copy.Values())
             sums[done++] += std::exp(part_lse);
           CopyBytes(rows_lse,
-                    static_cast<char*>(lse.data()) + (done - rows) * size,
-                    rows * size, StreamOf(on));
+                    static_cast<const double*>(lse.data()) + done - rows,
+                    rows * 8, StreamOf(on));
         };
         const VocabularyPart part = {first, join};
         const Outputs out =

@@ -11,7 +11,7 @@ namespace mimo::kernels {
 struct HeadPass {
   HeadCrossEntropyForwardBackwardArgs args;
   // [T] of a forward alone, or for a backward alone; else null.
-  void* lse;
+  double* lse;
 
   bool forward() const { return args.loss != nullptr; }
   bool backward() const { return args.dloss != nullptr; }
@@ -38,7 +38,7 @@ inline HeadPass PassOf(const HeadCrossEntropyBackwardArgs& args) {
       args.x, args.weight, args.labels, nullptr, args.dloss, args.dx,
       args.dweight, args.dweight_beta, args.workspace, args.tokens, args.hidden,
       args.vocab, args.chunk, args.part, args.dtype, args.logits_dtype});
-  pass.lse = const_cast<void*>(args.lse);
+  pass.lse = const_cast<double*>(args.lse);
   return pass;
 }
 

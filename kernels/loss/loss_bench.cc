@@ -25,7 +25,7 @@ std::vector<int32_t> RandomLabels(int64_t tokens, int64_t vocab, int every) {
 }
 
 void Enqueue(How how, const HeadCrossEntropyForwardBackwardArgs& args,
-             void* lse, Stream stream) {
+             double* lse, Stream stream) {
   if (how == kBoth) return HeadCrossEntropyForwardBackward(args, stream);
   if (how == kForward) {
     return HeadCrossEntropyForward(
@@ -49,7 +49,8 @@ void CpuHead(benchmark::State& state) {
   const std::vector<float> x = RandomVector<float>(tokens * hidden, 1);
   const std::vector<float> weight = RandomVector<float>(vocab * hidden, 2);
   const std::vector<int32_t> labels = RandomLabels(tokens, vocab, 2);
-  std::vector<float> lse(tokens), dx(x.size()), dweight(weight.size());
+  std::vector<double> lse(tokens);
+  std::vector<float> dx(x.size()), dweight(weight.size());
   std::vector<char> workspace(HeadCrossEntropyWorkspaceBytes(
       chunk, hidden, vocab, DType::kFloat32, DType::kFloat32, Device::kCpu));
   double loss;
@@ -91,7 +92,7 @@ void CudaCrossEntropy(benchmark::State& state) {
   const How how = static_cast<How>(state.range(2));
   void* logits = gpu.Random(DType::kBFloat16, tokens * vocab, 4);
   const int32_t* labels = gpu.Copy(RandomLabels(tokens, vocab, 1));
-  void* lse = gpu.Random(DType::kFloat32, tokens);
+  double* lse = gpu.Copy(std::vector<double>(tokens, 10));
   double* loss = gpu.Copy(std::vector<double>(tokens));
   const double* dloss = gpu.Copy(std::vector<double>{1.0 / tokens});
   gpu.Run([&](Stream stream) {
@@ -148,7 +149,7 @@ void CudaHead(benchmark::State& state) {
   const DType logits = state.range(4) ? DType::kFloat32 : DType::kBFloat16;
   const DType dtype = DType::kBFloat16;
   const double floor = CudaMatmulFlopsPerSecond(gpu);
-  void* lse = gpu.Random(DType::kFloat32, tokens);
+  double* lse = gpu.Copy(std::vector<double>(tokens, 10));
   const HeadCrossEntropyForwardBackwardArgs args = {
       .x = gpu.Random(dtype, tokens * hidden),
       .weight = gpu.Random(dtype, vocab * hidden, 0.05f),

@@ -38,24 +38,22 @@ struct Head {
         DType::kUInt8);
     if (tp == nullptr) return;
     part.first = weight.sharding.shards[0].begin;
-    part.join = [&ctx, tp, dtype = x.dtype()](const int32_t* labels, void* lse,
-                                              double* loss, int64_t rows) {
-      const DType accumulator = AccumulatorOf(dtype);
+    part.join = [&ctx, tp](const int32_t* labels, double* lse, double* loss,
+                           int64_t rows) {
       const Shape shape = {tp->size(), rows};
-      const Tensor part_lse = ctx.Empty(shape, accumulator);
+      const Tensor part_lse = ctx.Empty(shape, DType::kFloat64);
       const Tensor part_loss = ctx.Empty(shape, DType::kFloat64);
       WaitFor(ctx.comm, ctx.compute);
-      tp->AllGather(lse, part_lse.data(), rows, accumulator, ctx.comm);
+      tp->AllGather(lse, part_lse.data(), rows, DType::kFloat64, ctx.comm);
       tp->AllGather(loss, part_loss.data(), rows, DType::kFloat64, ctx.comm);
       WaitFor(ctx.compute, ctx.comm);
-      kernels::CrossEntropyJoin({.part_lse = part_lse.data(),
+      kernels::CrossEntropyJoin({.part_lse = part_lse.pointer<double>(),
                                  .part_loss = part_loss.pointer<double>(),
                                  .labels = labels,
                                  .lse = lse,
                                  .loss = loss,
                                  .parts = tp->size(),
-                                 .tokens = rows,
-                                 .dtype = dtype},
+                                 .tokens = rows},
                                 ctx.compute);
     };
   }
@@ -89,7 +87,7 @@ struct HeadLossNode final : Node {
         {.x = in.data(),
          .weight = weight->data.data(),
          .labels = labels.pointer<int32_t>(),
-         .lse = lse.get().data(),
+         .lse = lse.get().pointer<double>(),
          .dloss = dloss.pointer<double>(),
          .dx = dx.data(),
          .dweight = weight->main_grad_or_null(),
@@ -162,13 +160,13 @@ Var Loss(const Context& ctx, const Var& x, Parameter& weight,
   if (record && dloss.defined())
     return LossAndGradients(ctx, x, weight, labels, dloss, logit_dtype, tp);
   Var loss{ctx.Empty({1}, DType::kFloat64)};
-  Tensor lse = ctx.Empty({in.dim(0)}, AccumulatorOf(in.dtype()));
+  Tensor lse = ctx.Empty({in.dim(0)}, DType::kFloat64);
   const Head head(ctx, in, weight, logit_dtype, tp);
   kernels::HeadCrossEntropyForward({.x = in.data(),
                                     .weight = weight.Values().data(),
                                     .labels = labels.pointer<int32_t>(),
                                     .loss = loss.value.pointer<double>(),
-                                    .lse = lse.data(),
+                                    .lse = lse.pointer<double>(),
                                     .workspace = head.workspace.data(),
                                     .tokens = in.dim(0),
                                     .hidden = in.dim(1),
