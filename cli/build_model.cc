@@ -12,12 +12,11 @@ absl::Status CheckFits(const MimoModel& counted,
                        const OptimizerConfig& optimizer, Device device) {
   double bytes = 0;
   for (const Parameter* p : counted.Parameters()) {
-    bytes += p->data.bytes();
-    if (p->frozen) {
-      // Kept in 8 bits too, and transposed.
-      if (p->quantization != Quantization::kNone) bytes += 2 * p->data.numel();
-      continue;
-    }
+    // A frozen matrix in 8 bits, and once more transposed: on a GPU alone.
+    const bool codes = p->frozen && p->quantization != Quantization::kNone;
+    if (codes) bytes += 2 * p->data.numel();
+    if (!codes || device == Device::kCpu) bytes += p->data.bytes();
+    if (p->frozen) continue;
     // A gradient and two moments, and the rest of a 16-bit weight's master.
     bytes += 2 * p->main_grad.bytes() +
              p->main_grad.numel() * SizeOf(optimizer.exp_avg_dtype);

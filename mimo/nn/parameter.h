@@ -62,7 +62,8 @@ struct Parameter {
   bool reduce_grad_over_tp = false;
   Quantization quantization = Quantization::kNone;  // of products with it
   // With fp8: kept from the first use of a frozen weight, which changes no
-  // more. codes [F, H], of `transposed` [H, F].
+  // more, and whose `data` goes to the host then. codes [F, H], of `transposed`
+  // [H, F].
   Quantised quantised, transposed;
   // How many pipeline stages have it (a tied embedding: the first and the last)
   // and which of them this one is. Their gradients' sum is its gradient. What

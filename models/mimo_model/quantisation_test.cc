@@ -127,6 +127,14 @@ TEST_P(ModuleQuantisation, LanguageInFp8VisionInBf16) {
   }
   EXPECT_EQ(Quantised(*model), wanted);
   EXPECT_EQ(Images(*model), Images(*plain));
+  const auto bytes = [](const Tensor& tensor) {
+    Allocator host;
+    const Tensor copy = tensor.Clone(host);
+    return std::string(static_cast<const char*>(copy.data()), copy.bytes());
+  };
+  std::map<std::string, std::string> saved;  // as a checkpoint takes them
+  for (const Parameter* p : model->Parameters())
+    if (p->frozen) saved[p->name] = bytes(p->data);
   const Course before = Train(*plain, 1), after = Train(*model, 1);
   EXPECT_NE(after.losses, before.losses);
   EXPECT_NEAR(after.losses[0], before.losses[0], kLossError);
@@ -134,6 +142,10 @@ TEST_P(ModuleQuantisation, LanguageInFp8VisionInBf16) {
     EXPECT_EQ(p->quantised.codes.defined(), wanted.contains(p->name))
         << p->name;
     EXPECT_EQ(p->transposed.codes.defined(), wanted.contains(p->name))
+        << p->name;
+    EXPECT_TRUE(!p->frozen || bytes(p->data) == saved[p->name]) << p->name;
+    EXPECT_EQ(p->data.device(),
+              wanted.contains(p->name) ? Device::kCpu : backend().device)
         << p->name;
   }
 }

@@ -69,12 +69,11 @@ class StageCounter {
   void AddParameter(int stage, const Parameter& parameter, bool trained) {
     RankMemory& memory = stages_[stage];
     const int64_t count = parameter.data.numel();
-    memory.weights += count * size_;
-    if (!trained) {
-      if (parameter.quantization != Quantization::kNone)
-        memory.weights += count * 2;
-      return;
-    }
+    // A frozen matrix in 8 bits, and once more transposed; itself on the host.
+    const bool codes =
+        !trained && parameter.quantization != Quantization::kNone;
+    memory.weights += count * (codes ? 2 : size_);
+    if (!trained) return;
     memory.gradients += count * 4;
     memory.optimizer +=
         CeilDiv(count, replicas_) * (SizeOf(load_.exp_avg_dtype) + 4 +

@@ -172,7 +172,7 @@ TEST(Plan, FrozenModulesInEightBits) {
   llava.quantization = {{"language", Quantization::kFp8}};
   EXPECT_EQ(weights(), plain);
   llava.freeze_language_model = true;
-  EXPECT_EQ(weights(), plain + 2 * 4 * (kLayer - 2 * kH));
+  EXPECT_EQ(weights(), plain + (2 - 4) * 4 * (kLayer - 2 * kH));
 }
 
 // Three stages hold 2, 1 and 1 layers; the first has the embedding, the last

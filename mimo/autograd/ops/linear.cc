@@ -29,14 +29,34 @@ Quantised Quantise(const Context& ctx, const Tensor& x, DType code_dtype,
   return q;
 }
 
-// The weight as a product reads it; a frozen one's is kept.
+// A frozen weight as its products read it, those of a backward pass too if
+// `gradients`. Nothing else reads it: on a GPU it makes room.
+void KeepQuantised(const Context& ctx, Parameter& weight, bool gradients) {
+  const bool forward = !weight.quantised.codes.defined();
+  const bool backward = gradients && !weight.transposed.codes.defined();
+  if (!forward && !backward) return;
+  const Device device = ctx.compute.device;
+  const Tensor values = weight.data.device() == device
+                            ? weight.Values()
+                            : weight.data.Clone(*ctx.allocator);
+  if (forward) weight.quantised = Quantise(ctx, values, DType::kFloat8E4M3);
+  if (backward)
+    weight.transposed =
+        Quantise(ctx, values, DType::kFloat8E4M3, /*transpose=*/true);
+  if (device == Device::kCpu || weight.data.device() == Device::kCpu) return;
+  Synchronize(ctx.compute);
+  Allocator host;
+  weight.data = weight.data.Clone(host);
+  ctx.allocator->ReleaseKept();
+}
+
+// The weight as a product reads it.
 Quantised QuantisedWeight(const Context& ctx, Parameter& weight,
                           bool transpose) {
-  Quantised& kept = transpose ? weight.transposed : weight.quantised;
-  if (weight.frozen && kept.codes.defined()) return kept;
-  Quantised q = Quantise(ctx, weight.Values(), DType::kFloat8E4M3, transpose);
-  if (weight.frozen) kept = q;
-  return q;
+  if (!weight.frozen)
+    return Quantise(ctx, weight.Values(), DType::kFloat8E4M3, transpose);
+  KeepQuantised(ctx, weight, transpose);
+  return transpose ? weight.transposed : weight.quantised;
 }
 
 // args.c = in w^T (kForward) or in w (kBackward) as the weight's quantization
@@ -176,6 +196,8 @@ Var Apply(const Context& ctx, const Var& x, Parameter& weight, Parameter* bias,
   const bool record =
       ctx.tape != nullptr &&
       (x.needs_grad() || !weight.frozen || (bias != nullptr && !bias->frozen));
+  if (weight.frozen && weight.quantization != Quantization::kNone)
+    KeepQuantised(ctx, weight, record && x.needs_grad());
   Var y;
   Tensor z;  // kept for the backward of an activation
   if (!record_only) {

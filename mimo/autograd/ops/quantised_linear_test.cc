@@ -182,6 +182,8 @@ TEST_P(QuantisedLinearTest, AFrozenWeightIsQuantisedOnceWithTheSameResult) {
   EXPECT_EQ(first.dx, wanted.dx);
   EXPECT_EQ(frozen.quantised.codes.shape(), (Shape{kF, kH}));
   EXPECT_EQ(frozen.transposed.codes.shape(), (Shape{kH, kF}));
+  EXPECT_EQ(frozen.data.device(), Device::kCpu);
+  EXPECT_EQ(Get(frozen.data), w_);
   // From here on nothing reads the weight itself.
   trained.data.Zero();
   frozen.data.Zero();
@@ -189,6 +191,19 @@ TEST_P(QuantisedLinearTest, AFrozenWeightIsQuantisedOnceWithTheSameResult) {
   const Results again = Run(frozen, x_, dy_);
   EXPECT_EQ(again.y, wanted.y);
   EXPECT_EQ(again.dx, wanted.dx);
+}
+
+TEST_P(QuantisedLinearTest, GradientsThroughAWeightThatHadNone) {
+  Parameter at_once = Weight(/*frozen=*/true), later = Weight(/*frozen=*/true);
+  const Context ctx = {.allocator = &*allocator_};
+  const Tensor y = Linear(ctx, Var{Of({kT, kH}, x_)}, later, nullptr).value;
+  const void* codes = later.quantised.codes.data();
+  EXPECT_FALSE(later.transposed.codes.defined());
+  const Results wanted = Run(at_once, x_, dy_), got = Run(later, x_, dy_);
+  EXPECT_EQ(Get(y), wanted.y);
+  EXPECT_EQ(got.y, wanted.y);
+  EXPECT_EQ(got.dx, wanted.dx);
+  EXPECT_EQ(later.quantised.codes.data(), codes) << "a captured pass reads it";
 }
 
 TEST_P(QuantisedLinearTest, TheRecordAloneHasTheSameGradients) {
