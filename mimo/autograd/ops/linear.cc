@@ -1,10 +1,13 @@
 #include "mimo/autograd/ops/linear.h"
 
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <utility>
 
 #include "absl/log/check.h"
 #include "kernels/base/device.h"
+#include "kernels/base/parallel.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/quantise/quantise.h"
 #include "mimo/autograd/ops/collectives.h"
@@ -29,6 +32,17 @@ Quantised Quantise(const Context& ctx, const Tensor& x, DType code_dtype,
   return q;
 }
 
+// All threads make the new pages: one alone needs most of a second for a GiB.
+Tensor ToHost(const Tensor& x) {
+  Allocator host;
+  Tensor copy(host, x.shape(), x.dtype());
+  ParallelFor(copy.bytes(), 1 << 20, [&](int64_t begin, int64_t end) {
+    std::memset(static_cast<char*>(copy.data()) + begin, 0, end - begin);
+  });
+  copy.CopyFrom(x);
+  return copy;
+}
+
 // A frozen weight as its products read it, those of a backward pass too if
 // `gradients`. Nothing else reads it: on a GPU it makes room.
 void KeepQuantised(const Context& ctx, Parameter& weight, bool gradients) {
@@ -45,8 +59,7 @@ void KeepQuantised(const Context& ctx, Parameter& weight, bool gradients) {
         Quantise(ctx, values, DType::kFloat8E4M3, /*transpose=*/true);
   if (device == Device::kCpu || weight.data.device() == Device::kCpu) return;
   Synchronize(ctx.compute);
-  Allocator host;
-  weight.data = weight.data.Clone(host);
+  weight.data = ToHost(weight.data);
   ctx.allocator->ReleaseKept();
 }
 
