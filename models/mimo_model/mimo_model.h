@@ -1,9 +1,9 @@
 // MimoModel: a language model and the modalities it reads.
 //
-// Each modality has encoders, whose features are joined along the tokens
-// (encoder-major), and a projection into the language model's space, or one an
-// encoder. Projected rows replace the embeddings of the modality's special
-// token, in order.
+// Each modality has encoders, whose features are joined item by item, the first
+// encoder's tokens before the next one's, and a projection into the language
+// model's space, or one an encoder. Projected rows replace the embeddings of
+// the modality's special token, in order.
 //
 // A rank has the modules of its role alone. One that has all of them runs
 // Forward; others run their part of it and pass the rest on.
@@ -49,7 +49,7 @@ struct ModelInputs {
   TokenLayout layout;  // of the language model's T, as are the last three
   ModalityInputs modalities;  // raw: e.g. pixels
   // Of modalities that were encoded ahead, in place of their raw inputs: each
-  // encoder's features [n, size].
+  // encoder's features [items, tokens, size].
   std::map<std::string, std::vector<Var>> features;
   // The rows whose hidden states are wanted, the labelled ones or all, and what
   // these predict (undefined when there are no labels). Behind the labelled

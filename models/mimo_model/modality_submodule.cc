@@ -168,7 +168,17 @@ absl::StatusOr<std::vector<Var>> ModalitySubmodule::Encode(
           absl::StrCat("output ", ToString(out.value.shape()), ", wanted ",
                        encoder->output_size(), " columns"));
     }
-    out.value = out.value.Reshape({out.value.numel() / size, size});
+    const int64_t rows = out.value.numel() / size;
+    const int64_t items =
+        encoders_.size() == 1 ? 1 : std::max<int64_t>(1, input->second.dim(0));
+    if (rows % items != 0) {
+      return Invalid(
+          encoder->path(),
+          absl::StrCat("output ", ToString(out.value.shape()), " of ", items,
+                       " items, wanted as many "
+                       "tokens of each, to join other encoders'"));
+    }
+    out.value = out.value.Reshape({items, rows / items, size});
     features.push_back(std::move(out));
   }
   return features;
@@ -179,8 +189,19 @@ absl::StatusOr<Var> ModalitySubmodule::Combine(
   if (features.empty()) {
     return Invalid(path(), "Cannot combine empty list of embeddings");
   }
-  if (features.size() == 1) return features[0];
-  return ConcatRows(ctx, features);
+  const int64_t items = features[0].value.dim(0);
+  std::vector<Var> flat;
+  for (const Var& var : features) {
+    const Tensor& value = var.value;
+    if (value.dim(0) != items) {
+      return Invalid(path(), absl::StrCat("features ", ToString(value.shape()),
+                                          ", wanted those of ", items,
+                                          " items as of the first encoder"));
+    }
+    flat.push_back(
+        {value.Reshape({items * value.dim(1), value.dim(2)}), var.slot});
+  }
+  return flat.size() == 1 ? flat[0] : ConcatRows(ctx, flat, items);
 }
 
 absl::StatusOr<Var> ModalitySubmodule::Project(
@@ -188,8 +209,13 @@ absl::StatusOr<Var> ModalitySubmodule::Project(
   if (projections_.size() > 1) {
     CHECK_EQ(features.size(), projections_.size()) << path();
     std::vector<Var> projected;
-    for (size_t i = 0; i < features.size(); ++i)
-      projected.push_back(projections_[i]->Forward(ctx, features[i]));
+    for (size_t i = 0; i < features.size(); ++i) {
+      const Tensor& value = features[i].value;
+      MIMO_ASSIGN_OR_RETURN(const Var flat, Combine(ctx, {features[i]}));
+      Var& rows = projected.emplace_back(projections_[i]->Forward(ctx, flat));
+      rows.value =
+          rows.value.Reshape({value.dim(0), value.dim(1), output_size()});
+    }
     return Combine(ctx, projected);
   }
   MIMO_ASSIGN_OR_RETURN(Var combined, Combine(ctx, features));
@@ -218,7 +244,9 @@ absl::StatusOr<Shape> ModalitySubmodule::PassedShape(int64_t rows) const {
 absl::StatusOr<Var> ModalitySubmodule::Continue(const Context& ctx,
                                                 const Var& passed,
                                                 int64_t rows) const {
-  return Project(ctx, {encoders_[0].second->Continue(ctx, passed, rows)});
+  Var out = encoders_[0].second->Continue(ctx, passed, rows);
+  out.value = out.value.Reshape({1, out.value.dim(0), out.value.dim(1)});
+  return Project(ctx, {out});
 }
 
 }  // namespace mimo

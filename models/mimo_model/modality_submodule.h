@@ -27,10 +27,13 @@ class ModalitySubmodule : public Module {
       const ModalitySpec& spec, const ModuleRegistry& registry,
       BuildContext build);
 
-  // Features of every encoder in order, each [tokens, size]. No inputs: none.
+  // Features of every encoder in order, each [items, tokens, size]; of an only
+  // encoder, whose items may be of any lengths, [1, tokens, size]. No inputs:
+  // none.
   absl::StatusOr<std::vector<Var>> Encode(
       const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
-  // Joined along the tokens; an empty list is an error.
+  // Joined, of each item the tokens of one encoder after another's ->
+  // [tokens, size]; an empty list is an error.
   absl::StatusOr<Var> Combine(const Context& ctx,
                               const std::vector<Var>& features) const;
   // The joined features through the projection, or each through its own, then

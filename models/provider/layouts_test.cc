@@ -3,33 +3,23 @@
 // their parts, with bridges of the infra's edges between them.
 //
 // Length: every layout goes through the one executor.
-#include <algorithm>
 #include <cstdint>
-#include <map>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "absl/types/span.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/base/status_macros.h"
-#include "mimo/optim/adamw.h"
-#include "mimo/parallel/sum_over_ranks.h"
-#include "models/mimo_model/mimo_stage.h"
 #include "models/mimo_model/tiny_llava.h"
-#include "models/provider/mimo_model_provider.h"
+#include "models/provider/layout_testing.h"
 
 namespace mimo {
 namespace {
 
 using ::testing::HasSubstr;
 using Module = ModuleParallelismConfig;
-
-constexpr int kSamples = 12;
 
 struct Options {
   bool images = true;
@@ -38,30 +28,11 @@ struct Options {
   bool packed = false;  // on the ranks, and padded on the one
 };
 
-// Sizes that 1 to 3 tensor-parallel ranks share out.
-LlavaConfig Model() {
-  LlavaConfig config = Tiny();
-  config.language.num_layers = 3;
-  config.language.num_attention_heads = 6;
-  config.language.num_query_groups = 6;
-  config.language.ffn_hidden_size = 48;
-  config.language.vocab_size = 36;
-  config.vision.num_layers = 5;  // of which 4 run
-  config.vision.num_attention_heads = 6;
-  config.vision.ffn_hidden_size = 24;
-  return config;
-}
-
-MimoModelProvider Provider(std::optional<MimoParallelismConfig> parallelism,
-                           const Options& options = {}) {
-  LlavaConfig model = Model();
-  model.language.tie_word_embeddings = options.tied;
-  MimoModelProvider provider(BuiltinModules(), LlavaModelConfig(model),
-                             std::move(parallelism));
-  provider.model.freeze_modality_encoders["images"] = options.frozen_encoder;
-  provider.dtype = DType::kFloat64;
-  provider.seed = 3;
-  return provider;
+MimoModelConfig ModelWith(const Options& options) {
+  LlavaConfig config = LayoutModel();
+  config.language.tie_word_embeddings = options.tied;
+  config.freeze_modality_encoders["images"] = options.frozen_encoder;
+  return LlavaModelConfig(config);
 }
 
 // Samples of 0, 1 or 3 images, of different length; two are of one token.
@@ -74,9 +45,7 @@ std::vector<Sample> Samples(bool images = true) {
     for (int image = 0; images && image < of_sample[i % 6]; ++image) {
       sample.input_ids.push_back(random.Below(kImageToken));
       sample.input_ids.insert(sample.input_ids.end(), 4, kImageToken);
-      ModalityItem item{{3, 6, 6}, std::vector<float>(3 * 6 * 6)};
-      for (float& x : item.values) x = random.Normal();
-      sample.modalities["images"].push_back(item);
+      sample.modalities["images"].push_back(RandomItem({3, 6, 6}, random));
     }
     for (int t = 0; t < (i % 6 == 3 ? 1 : 4 + i % 3); ++t)
       sample.input_ids.push_back(random.Below(kImageToken));
@@ -87,147 +56,12 @@ std::vector<Sample> Samples(bool images = true) {
   return samples;
 }
 
-// Part `rank` of `ranks` equal ones.
-std::vector<Sample> Part(const std::vector<Sample>& samples, int rank,
-                         int ranks) {
-  const auto begin = samples.begin() + kSamples / ranks * rank;
-  return {begin, begin + kSamples / ranks};
-}
-
-// What a rank reads: text of its replica of the language model, images of its
-// lane of the encoder, where it has them; the counts of all samples.
-MicroBatch BatchOf(const MimoInfra& infra, const std::vector<Sample>& samples) {
-  MicroBatch batch = Collate(samples, 0);
-  const auto rows =
-      SampleRows(batch.input_ids, kSamples, {{"images", kImageToken}});
-  const auto& language = infra.pg_collections.at("language");
-  const auto& images = infra.pg_collections.at("images");
-  MicroBatch lane;
-  if (images != nullptr && images->IsFirstStage()) {
-    // A lane for each dp and cp.
-    const int cp = images->cp->size();
-    lane = Collate(Part(samples, images->dp->rank() * cp + images->cp->rank(),
-                        images->dp->size() * cp),
-                   0);
-  }
-  if (language != nullptr) {
-    batch =
-        Collate(Part(samples, language->dp->rank(), language->dp->size()), 0);
-    batch.modalities = std::move(lane.modalities);
-  } else {
-    batch = std::move(lane);
-  }
-  batch.sample_rows = rows;
-  return batch;
-}
-
-using Gradients = std::map<std::string, std::vector<double>>;
-
-// What this rank would update: the gradients of its shards of each module, of
-// all replicas together, against the same elements of the whole model's.
-void CheckGradients(const MimoModel& model, const DistributedDataParallel& ddp,
-                    const Gradients& wanted) {
-  for (size_t module = 0; module < model.role().modules.size(); ++module) {
-    for (const ParameterShard& shard : ddp.shards(module)) {
-      Parameter& p = *shard.parameter;
-      std::vector<double> own;  // of the whole, the rank's part
-      const auto whole = wanted.at(p.name).begin();
-      const int64_t size = p.whole[p.sharding.dim];
-      const auto sizes = absl::MakeConstSpan(p.whole);
-      const int64_t outer = NumElements(sizes.first(p.sharding.dim));
-      const int64_t inner = NumElements(sizes.subspan(p.sharding.dim + 1));
-      for (int64_t o = 0; o < outer; ++o) {
-        for (const Shard& part : p.sharding.shards) {
-          const auto begin = whole + (o * size + part.begin) * inner;
-          own.insert(own.end(), begin, begin + part.size * inner);
-        }
-      }
-      const auto grad = p.Grad().span<double>();
-      ASSERT_EQ(own.size(), grad.size()) << p.name;
-      for (int64_t i = shard.begin; i < shard.end; ++i) {
-        // float64 sums in another order.
-        ASSERT_NEAR(grad[i], own[i], 1e-11) << p.name << "[" << i << "]";
-      }
-    }
-  }
-}
-
 void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism, int ranks,
                           const Options& options = {}) {
-  const std::vector<Sample> samples = Samples(options.images);
-  Allocator allocator;
-  MimoModelProvider one = Provider({}, options);
-  const auto whole = one.Provide(
-      nullptr, {.allocator = &allocator, .dtype = one.dtype, .seed = one.seed});
-  ASSERT_TRUE(whole.ok()) << whole.status();
-  MimoStage stage(**whole, allocator);
-  const auto loss = stage.ForwardBackward({Collate(samples, 0)}, 1);
-  ASSERT_TRUE(loss.ok()) << loss.status();
-  AdamW update({}, (*whole)->Parameters(), allocator);
-  update.Step(0);
-  Gradients wanted;
-  for (Parameter* p : (*whole)->Parameters()) {
-    if (p->frozen) continue;
-    const auto grad = p->Grad().span<double>();
-    wanted[p->name].assign(grad.begin(), grad.end());
-  }
-  const auto results =
-      RunRanks(ranks, [&](Communicator& world) -> absl::Status {
-        Allocator memory;
-        MimoModelProvider provider = Provider(parallelism, options);
-        // Buckets of a few parameters each, reduced during the backward.
-        MIMO_ASSIGN_OR_RETURN(
-            const DistributedModel provided,
-            provider.ProvideDistributedModel(
-                &world, memory, {.ddp_config = {{.bucket_size = 500}}}));
-        DistributedDataParallel& ddp = *provided.data_parallel;
-        MimoModel& model = *provided.model;
-        for (const auto& [name, stage] : model.role().modules) {
-          EXPECT_EQ(model.placement().GroupsOf(name).sequence_parallel,
-                    parallelism.Find(name)->sequence_parallel);
-        }
-        MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
-        MIMO_ASSIGN_OR_RETURN(ModelLinks links,
-                              ModelLinks::Connect(model, world, memory));
-        // Projections are trained, on the last stage.
-        const PipelineSchedule& schedule = links.Program(1, false).schedule;
-        const PipelineStage& first =
-            schedule.stages[schedule.StageOf("images")];
-        EXPECT_EQ(first.backward,
-                  !options.frozen_encoder ||
-                      schedule.modules[first.module].stages == 1);
-        MimoStage stage(model, memory, {.pack = options.packed},
-                        std::move(links));
-        double sum = 0;
-        MIMO_ASSIGN_OR_RETURN(
-            sum, stage.ForwardBackward(
-                     {BatchOf(*infra, samples)}, 1,
-                     {.before_last_backward = [&](const std::string& module) {
-                       ddp.BeginLastBackward(module);
-                     }}));
-        ddp.FinishGradSync();
-        MIMO_RETURN_IF_ERROR(ddp.Health());
-        CheckGradients(model, ddp, wanted);
-        MIMO_RETURN_IF_ERROR(
-            SumOverRanks(&world, memory, absl::MakeSpan(&sum, 1)));
-        EXPECT_NEAR(sum / *loss, 1, 1e-13);
-        // One norm of all modules, known to all ranks, idle ones too.
-        std::vector<ParamGroup> groups(ddp.modules().size());
-        for (size_t m = 0; m < groups.size(); ++m)
-          groups[m].shards = ddp.shards(m);
-        AdamW of_shards({}, groups, &world, memory);
-        of_shards.Step(0);
-        EXPECT_NEAR(of_shards.norm() / update.norm(), 1, 1e-12);
-        return absl::OkStatus();
-      });
-  for (size_t rank = 0; rank < results.size(); ++rank)
-    EXPECT_TRUE(results[rank].ok()) << "rank " << rank << ": " << results[rank];
-}
-
-Module Sizes(int tp, int dp, int offset = 0) {
-  return {.tensor_model_parallel_size = tp,
-          .data_parallel_size = dp,
-          .rank_offset = offset};
+  ExpectEqualToOneRank(parallelism, ranks,
+                       Trial{.model = ModelWith(options),
+                             .micro_batches = {Samples(options.images)},
+                             .packed = options.packed});
 }
 
 TEST(Layouts, Homogeneous) {
@@ -456,12 +290,13 @@ TEST(Layouts, BatchesThatDoNotFit) {
                               {"language", Sizes(2, 1)}}};
   RunRanks(2, [&](Communicator& world) -> absl::Status {
     Allocator memory;
-    MimoModelProvider provider = Provider(parallelism);
+    MimoModelProvider provider = ProviderOf(ModelWith({}), parallelism);
     auto model = *provider.Provide(
         &world, {.allocator = &memory, .dtype = DType::kFloat64});
     const auto infra = *provider.BuildInfra(&world);
     const Context ctx{.allocator = &memory};
-    const MicroBatch good = BatchOf(*infra, Samples());
+    const MicroBatch good =
+        BatchOf(*infra, {{"images", kImageToken}}, Samples());
     EXPECT_TRUE(model->Prepare(ctx, good).ok());
     MicroBatch batch = good;
     batch.sample_rows.clear();

@@ -133,17 +133,43 @@ struct DropClassTokensNode final : Node {
   }
 };
 
+// A part's rows of each item, which are in `whole` from `begin` of the item's.
+void CopyItems(const Context& ctx, const Tensor& part, const Tensor& whole,
+               int64_t items, int64_t begin, bool join) {
+  const int64_t columns = part.numel() / items, stride = whole.numel() / items;
+  char* const at = static_cast<char*>(whole.data()) +
+                   begin * whole.dim(1) * SizeOf(whole.dtype());
+  kernels::Copy2d({.src = join ? part.data() : at,
+                   .src_stride = join ? columns : stride,
+                   .dst = join ? at : part.data(),
+                   .dst_stride = join ? stride : columns,
+                   .rows = items,
+                   .columns = columns,
+                   .dtype = whole.dtype()},
+                  ctx.compute);
+}
+
 struct ConcatRowsNode final : Node {
-  std::vector<Slot> slots;
-  std::vector<int64_t> begins;  // first row of each part, then the end
+  struct Part {
+    Slot slot;
+    Shape shape;
+  };
+  std::vector<Part> parts;
+  int64_t items;
   Slot out_slot;
 
   const char* name() const override { return "ConcatRows"; }
   void Backward(BackwardContext& ctx) override {
     const Tensor dout = ctx.Take(out_slot);
     if (!dout.defined()) return;
-    for (size_t i = 0; i < slots.size(); ++i) {
-      ctx.PassGrad(slots[i], dout.Rows(begins[i], begins[i + 1]));
+    int64_t begin = 0;
+    for (const Part& part : parts) {
+      const auto dx = ctx.GradFor(part.slot, part.shape, dout.dtype());
+      CHECK(!dx.accumulate) << "ConcatRows must be a part's only user";
+      if (dx.buffer.defined()) {
+        CopyItems(ctx.exec(), dx.buffer, dout, items, begin, /*join=*/false);
+      }
+      begin += part.shape[0] / items;
     }
   }
 };
@@ -222,31 +248,29 @@ Var SelectRows(const Context& ctx, const Var& x, const Tensor& index) {
   return out;
 }
 
-Var ConcatRows(const Context& ctx, const std::vector<Var>& parts) {
+Var ConcatRows(const Context& ctx, const std::vector<Var>& parts,
+               int64_t items) {
   CHECK(!parts.empty());
   const int64_t hidden = parts[0].value.dim(1);
-  std::vector<int64_t> begins = {0};
+  int64_t rows = 0;
   bool record = false;
   for (const Var& part : parts) {
     CHECK_EQ(part.value.dim(1), hidden);
-    begins.push_back(begins.back() + part.value.dim(0));
+    CHECK_EQ(part.value.dim(0) % items, 0);
+    rows += part.value.dim(0);
     record = record || part.needs_grad();
   }
-  Var out{ctx.Empty({begins.back(), hidden}, parts[0].value.dtype())};
-  for (size_t i = 0; i < parts.size(); ++i) {
-    kernels::Copy2d({.src = parts[i].value.data(),
-                     .src_stride = hidden,
-                     .dst = out.value.Rows(begins[i], begins[i + 1]).data(),
-                     .dst_stride = hidden,
-                     .rows = parts[i].value.dim(0),
-                     .columns = hidden,
-                     .dtype = out.value.dtype()},
-                    ctx.compute);
+  Var out{ctx.Empty({rows, hidden}, parts[0].value.dtype())};
+  int64_t begin = 0;
+  for (const Var& part : parts) {
+    CopyItems(ctx, part.value, out.value, items, begin, /*join=*/true);
+    begin += part.value.dim(0) / items;
   }
   if (ctx.tape == nullptr || !record) return out;
   auto node = std::make_unique<ConcatRowsNode>();
-  for (const Var& part : parts) node->slots.push_back(part.slot);
-  node->begins = std::move(begins);
+  for (const Var& part : parts)
+    node->parts.push_back({part.slot, part.value.shape()});
+  node->items = items;
   node->out_slot = out.slot = ctx.tape->NewSlot();
   ctx.tape->Append(std::move(node));
   return out;

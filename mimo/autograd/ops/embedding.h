@@ -3,6 +3,7 @@
 #ifndef MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_
 #define MIMO_MIMO_AUTOGRAD_OPS_EMBEDDING_H_
 
+#include <cstdint>
 #include <vector>
 
 #include "mimo/autograd/tape.h"
@@ -31,8 +32,10 @@ Var EmbedAndPlace(const Context& ctx, const Tensor& ids, Parameter& weight,
 // x [T, H], index [n] int32 -> [n, H]
 Var SelectRows(const Context& ctx, const Var& x, const Tensor& index);
 
-// The parts one after another. Each [n_i, H] -> [sum n_i, H]
-Var ConcatRows(const Context& ctx, const std::vector<Var>& parts);
+// Of each of the items the rows of the first part, then of the next.
+// Each [items*n_i, H] -> [items * sum n_i, H]
+Var ConcatRows(const Context& ctx, const std::vector<Var>& parts,
+               int64_t items);
 
 // Patch embeddings of `images` images with class token and positions added.
 // x [N*P, H], class_token [H], position [1+P, H] -> [N*(1+P), H]
