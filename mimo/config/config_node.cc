@@ -218,16 +218,16 @@ absl::StatusOr<ConfigNode> ParseYaml(const std::string& text,
 }
 
 absl::Status ApplyOverride(ConfigNode& root, absl::string_view assignment) {
-  const std::string origin = absl::StrCat("override ", assignment);
   const std::vector<std::string> sides =
       absl::StrSplit(assignment, absl::MaxSplits('=', 1));
   const std::vector<std::string> names = absl::StrSplit(sides[0], '.');
   if (sides.size() != 2 ||
       std::any_of(names.begin(), names.end(),
                   [](const std::string& name) { return name.empty(); })) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(origin, ": not an assignment, wanted a.b=value"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "override ", assignment, ": not an assignment, wanted a.b=value"));
   }
+  const std::string origin = absl::StrCat(root.origin, " with ", assignment);
   ConfigNode value;
   value.origin = origin;
   value.path = sides[0];
@@ -243,9 +243,7 @@ absl::Status ApplyOverride(ConfigNode& root, absl::string_view assignment) {
     }
     ConfigNode* child = const_cast<ConfigNode*>(node->Find(name));
     if (child == nullptr) {
-      ConfigNode made = (*node)[name];
-      made.origin = origin;
-      node->children.push_back(std::move(made));
+      node->children.push_back((*node)[name]);
       child = &node->children.back();
     }
     node = child;

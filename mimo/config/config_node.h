@@ -1,7 +1,8 @@
 // ConfigNode: a piece of a YAML configuration that knows where it came from, so
-// that every error names the file (or the override) and the dotted key:
+// that every error names the file, the override if any, and the dotted key:
 //
 //   configs/x.yaml: optimizer.lr: "fast", wanted a number
+//   configs/x.yaml with optimizer.lr=-1: optimizer.lr: -1, wanted > 0
 //
 // yaml-cpp and its exceptions stay behind ParseYaml.
 #ifndef MIMO_MIMO_CONFIG_CONFIG_NODE_H_
@@ -25,7 +26,7 @@ struct ConfigNode {
   std::string text;                  // of a scalar
   bool quoted = false;               // a scalar that is text whatever it says
   std::vector<ConfigNode> children;  // of a list or map, in their order
-  std::string origin;                // the file or the override it came from
+  std::string origin;                // the file, with the override if any
   std::string path;                  // dotted key from the root; "" is the root
 
   bool IsNull() const { return kind == Kind::kNull; }
@@ -51,7 +52,7 @@ absl::StatusOr<ConfigNode> ParseYaml(const std::string& text,
                                      const std::string& origin);
 
 // Sets "a.b=value" (value in YAML) in the map `root`; missing maps on the way
-// are made. What is set names the override as its origin.
+// are made. What is set names the override beside its origin.
 absl::Status ApplyOverride(ConfigNode& root, absl::string_view assignment);
 
 // Error when the map `node` has a key that is not in `known`; the nearest known

@@ -178,7 +178,12 @@ TEST(FromYaml, ValidateNamesFileKeyAndOverride) {
   ASSERT_TRUE(ApplyOverride(node, "inner.lr=-2").ok());
   Outer out;
   EXPECT_EQ(FromYaml(node, out).message(),
-            "override inner.lr=-2: inner.lr: -2, wanted > 0");
+            "x.yaml with inner.lr=-2: inner.lr: -2, wanted > 0");
+  // A section that an override makes is otherwise the file's.
+  node = Parse("name: a");
+  ASSERT_TRUE(ApplyOverride(node, "inner.iters=3").ok());
+  out.inner.lr = -3;
+  EXPECT_EQ(FromYaml(node, out).message(), "x.yaml: inner.lr: -3, wanted > 0");
   // A default that is not valid is found even where no key is given.
   out.inner.lr = -3;
   EXPECT_EQ(FromYaml(Parse("name: a"), out).message(),
@@ -232,7 +237,7 @@ TEST(Override, SetsAndMakesSections) {
   Outer out;
   // "a=b: c" is a map in YAML.
   EXPECT_EQ(FromYaml(node, out).message(),
-            "override name=a=b: c: name: a section, wanted text");
+            "x.yaml with name=a=b: c: name: a section, wanted text");
   ASSERT_TRUE(ApplyOverride(node, "name='a=b: c'").ok());
   const absl::Status status = FromYaml(node, out);
   ASSERT_TRUE(status.ok()) << status;
@@ -251,18 +256,20 @@ TEST(Override, ErrorsNameTheOverride) {
               absl::StrCat("override ", text,
                            ": not an assignment, wanted a.b=value"));
   }
-  EXPECT_EQ(ApplyOverride(node, "inner.lr.x=1").message(),
-            "override inner.lr.x=1: inner.lr: 1 in x.yaml, wanted a section");
-  EXPECT_EQ(ApplyOverride(node, "a=[1").message().substr(0, 26),
-            "override a=[1: a: not YAML");
+  EXPECT_EQ(
+      ApplyOverride(node, "inner.lr.x=1").message(),
+      "x.yaml with inner.lr.x=1: inner.lr: 1 in x.yaml, wanted a section");
+  EXPECT_EQ(ApplyOverride(node, "a=[1").message().substr(0, 29),
+            "x.yaml with a=[1: a: not YAML");
   ASSERT_TRUE(ApplyOverride(node, "inner.itres=2").ok());
   Outer out;
   EXPECT_EQ(FromYaml(node, out).message(),
-            "override inner.itres=2: inner.itres: unknown key, did you mean "
+            "x.yaml with inner.itres=2: inner.itres: unknown key, did you mean "
             "inner.iters?");
   ASSERT_TRUE(ApplyOverride(node, "inner={lr: slow}").ok());
-  EXPECT_EQ(FromYaml(node, out).message(),
-            "override inner={lr: slow}: inner.lr: \"slow\", wanted a number");
+  EXPECT_EQ(
+      FromYaml(node, out).message(),
+      "x.yaml with inner={lr: slow}: inner.lr: \"slow\", wanted a number");
 }
 
 TEST(ToYaml, ReadsBackEqual) {
