@@ -20,7 +20,6 @@
 #include "kernels/base/status_macros.h"
 #include "mimo/train/train_config.h"
 #include "models/llava/model_section.h"
-#include "models/parallelism/module_grid.h"
 #include "models/parallelism/module_schedule.h"
 
 namespace mimo {
@@ -73,15 +72,14 @@ Json ToJson(const ModulePlan& module) {
   return json;
 }
 
-Json GroupsToJson(const RankGrid& ranks) {
+Json GroupsToJson(const ModulePlan& module) {
   Json json;
-  for (const ModuleGroup& group : ModuleGroups()) {
-    const RankGroups groups = group.Ranks(ranks);
+  for (const auto& [name, groups] : module.Groups()) {
     Json lists = Json::array();
     for (int g = 0; g < groups.size(); ++g) {
       lists.push_back(std::vector<int>(groups[g].begin(), groups[g].end()));
     }
-    json[group.Name(ranks)] = std::move(lists);
+    json[name] = std::move(lists);
   }
   return json;
 }
@@ -160,6 +158,7 @@ Json ToJson(const MimoPlan& plan, const TrainConfig& train,
   for (const auto& [sender, receivers] : plan.topology) {
     json["topology"][sender] = receivers;
   }
+  json["warnings"] = plan.parallelism.Warnings();
   json["schedule"] = {{"total_stages", plan.schedule.total_stages},
                       {"ideal_bubble_share", ideal.bubble_share}};
   if (timed) json["schedule"]["ideal_milliseconds"] = ideal.milliseconds;
@@ -168,7 +167,7 @@ Json ToJson(const MimoPlan& plan, const TrainConfig& train,
   }
   json["memory"]["ranks"] = ToJson(plan.MemoryOfRanks());
   for (const ModulePlan& module : plan.modules) {
-    json["groups"][module.name] = GroupsToJson(module.ranks);
+    json["groups"][module.name] = GroupsToJson(module);
   }
   return json;
 }
@@ -217,12 +216,14 @@ std::string Table(const MimoPlan& plan, const TrainConfig& train,
     absl::StrAppend(&out, sender, " -> ", absl::StrJoin(receivers, ", "), "\n");
   }
   out += ScheduleLine(plan, ideal, timed);
+  for (const std::string& warning : plan.parallelism.Warnings()) {
+    absl::StrAppend(&out, "warning: ", warning, "\n");
+  }
 
   for (const ModulePlan& module : plan.modules) {
     absl::StrAppend(&out, "\ngroups of ", module.name, "\n");
-    for (const ModuleGroup& group : ModuleGroups()) {
-      absl::StrAppendFormat(&out, "  %-22s %s\n", group.Name(module.ranks),
-                            group.Ranks(module.ranks).ToString());
+    for (const auto& [name, groups] : module.Groups()) {
+      absl::StrAppendFormat(&out, "  %-22s %s\n", name, groups.ToString());
     }
   }
 

@@ -26,6 +26,7 @@
 #include "kernels/gemm/gemm.h"
 #include "mimo/checkpoint/checkpoint.h"
 #include "mimo/checkpoint/sharded_tensors.h"
+#include "mimo/config/fields.h"
 #include "mimo/parallel/distributed_data_parallel.h"
 #include "mimo/train/stop_signal.h"
 #include "mimo/train/trainer.h"
@@ -174,6 +175,8 @@ absl::Status Read(const Args& args, int size, int threads,
   MIMO_ASSIGN_OR_RETURN(
       shared.parallelism,
       ReadRunParallelism(shared.root, shared.section.model, train, size));
+  if (const absl::Status runs = CheckRuns(shared.parallelism); !runs.ok())
+    return config_internal::PlaceError(shared.root["parallelism"], runs);
   const std::vector<std::string> modules = shared.parallelism.ModuleNames();
   for (const auto& [name, config] : shared.run.optimizer.modules) {
     if (std::ranges::find(modules, name) != modules.end()) continue;
@@ -322,7 +325,13 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
       [&] {
         const absl::Status status =
             Read(args, size, threads, registry, shared, options);
-        if (status.ok()) stop.emplace();
+        if (!status.ok()) return status;
+        stop.emplace();
+        if (job.rank > 0) return status;
+        for (const std::string& warning : shared.parallelism.Warnings()) {
+          std::cerr << "mimo: warning: " << shared.path << ": parallelism."
+                    << warning << "\n";
+        }
         return status;
       },
       [&](Communicator* world) {

@@ -39,6 +39,8 @@ TEST(TrainConfig, SaysWhatIsWrong) {
       {[](auto& c) { c.seed = -1; }, "seed: -1, wanted 0 or more"},
       {[](auto& c) { c.dtype = "fp8"; },
        "dtype: fp8, wanted float32 or bfloat16"},
+      {[](auto& c) { c.dtype = "float16"; },
+       "dtype: float16, wanted float32 or bfloat16"},
       {[](auto& c) { c.device = "tpu"; },
        "device: tpu, wanted auto, cpu or cuda"},
       {[](auto& c) { c.eval_interval = -1; },

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "models/parallelism/module_grid.h"
@@ -39,48 +38,11 @@ absl::StatusOr<MultiModuleProcessGroupCollection> MimoInfra::OwnCollections()
       own, own.contains(language) ? std::optional(language) : std::nullopt);
 }
 
-std::optional<ColocatedCommConfig> MimoInfra::ColocatedComm() const {
-  if (parallelism.deployment_mode == DeploymentMode::kHeterogeneous) {
-    return std::nullopt;
-  }
-  return ColocatedCommConfig{module_to_grid_map, topology};
-}
-
-std::vector<BridgeCommConfig> MimoInfra::BridgeComms() const {
-  std::vector<BridgeCommConfig> bridges;
-  if (parallelism.deployment_mode != DeploymentMode::kHeterogeneous) {
-    return bridges;
-  }
-  for (const auto& [sender, receivers] : topology) {
-    for (const std::string& receiver : receivers) {
-      bridges.push_back({.source = sender,
-                         .destination = receiver,
-                         .source_grid = *module_to_grid_map.at(sender),
-                         .destination_grid = *module_to_grid_map.at(receiver),
-                         .tensor_ndim = module_output_ndim.at(sender)});
-    }
-  }
-  return bridges;
-}
-
 absl::StatusOr<MimoInfra> BuildInfra(const MimoParallelismConfig& config,
-                                     Communicator& world,
-                                     const InfraOptions& options) {
+                                     Communicator& world) {
   MimoInfra infra{.parallelism = config};
   MIMO_RETURN_IF_ERROR(infra.parallelism.Finalize(world.size()));
-  infra.topology = options.topology.value_or(DefaultTopology(config));
-  MIMO_RETURN_IF_ERROR(CheckTopology(config, infra.topology));
-  for (const std::string& name : config.ModuleNames()) {
-    infra.module_output_ndim[name] = name == config.llm_module_name ? 3 : 2;
-  }
-  for (const auto& [name, ndim] : options.module_output_ndim) {
-    if (config.Find(name) == nullptr || ndim < 2 || ndim > 3) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "module_output_ndim.%s: %d, wanted 2 or 3 of one of [%s]", name, ndim,
-          absl::StrJoin(config.ModuleNames(), ", ")));
-    }
-    infra.module_output_ndim[name] = ndim;
-  }
+  infra.topology = infra.parallelism.Topology();
   MIMO_ASSIGN_OR_RETURN(infra.module_to_grid_map,
                         BuildHyperCommGrids(infra.parallelism, world));
   std::map<const HyperCommGrid*, std::shared_ptr<const ProcessGroupCollection>>

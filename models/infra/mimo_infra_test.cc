@@ -11,8 +11,6 @@
 #include <vector>
 
 #include "absl/log/check.h"
-#include "comm/bridge/bridge.h"
-#include "comm/bridge/grid_bridge.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -84,6 +82,13 @@ void ExpectGroupsWork(const ProcessGroupCollection& collection,
   }
   EXPECT_EQ(collection.intra_dp_cp, collection.dp_cp);
   EXPECT_EQ(collection.intra_expt_dp, collection.expt_dp);
+  EXPECT_EQ(*collection.Get("dp_cp_gtp_remat"), collection.dp_cp);
+  EXPECT_EQ(*collection.Get("expt_dp_gtp_remat"), collection.expt_dp);
+  EXPECT_EQ(*collection.Get("tp_ep_pp_with_egtp_remat"), collection.tp_ep_pp);
+  for (const char* of_gtp_alone : {"gtp_remat", "expt_gtp_remat"}) {
+    EXPECT_EQ(collection.Get(of_gtp_alone).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
   EXPECT_EQ(collection.Get("gtp").status().message(),
             "Unknown attribute 'gtp'");
 }
@@ -100,9 +105,6 @@ TEST(MimoInfra, Heterogeneous) {
     EXPECT_EQ(infra.module_to_grid_map.size(), 2);
     EXPECT_EQ(infra.topology,
               (ModuleTopology{{"images", {"language"}}, {"language", {}}}));
-    EXPECT_EQ(infra.module_output_ndim,
-              (std::map<std::string, int>{{"images", 2}, {"language", 3}}));
-    EXPECT_FALSE(infra.ColocatedComm().has_value());
 
     const ProcessGroupCollection& groups = *infra.pg_collections.at(own);
     ExpectGroupsWork(groups, *infra.module_to_grid_map.at(own), rank);
@@ -117,45 +119,6 @@ TEST(MimoInfra, Heterogeneous) {
                           infra.OwnCollections());
     EXPECT_EQ(*all.Get(own), &groups);
     EXPECT_EQ(all.Language().ok(), rank >= 4);
-    return absl::OkStatus();
-  });
-}
-
-TEST(MimoInfra, ABridgeOfItsConfigCarriesRows) {
-  RunOnAll(8, [](Communicator& world) {
-    MIMO_ASSIGN_OR_RETURN(const MimoInfra infra,
-                          BuildInfra(EncoderAndPipeline(), world));
-    const std::vector<BridgeCommConfig> bridges = infra.BridgeComms();
-    EXPECT_EQ(bridges.size(), 1);
-    const BridgeCommConfig& edge = bridges[0];
-    EXPECT_EQ(edge.source, "images");
-    EXPECT_EQ(edge.destination, "language");
-    EXPECT_EQ(edge.dim_mapping, (DimMapping{.s = 0, .b = 1, .h = 2}));
-    EXPECT_EQ(edge.tensor_ndim, 2);
-    EXPECT_EQ(edge.batch_axis(), 0);
-    MIMO_ASSIGN_OR_RETURN(const BridgeSide from,
-                          SourceSide(edge.source_grid.ranks()));
-    MIMO_ASSIGN_OR_RETURN(const BridgeSide to,
-                          DestinationSide(edge.destination_grid.ranks()));
-    MIMO_ASSIGN_OR_RETURN(const auto all,
-                          world.Split("bridge", {BridgeRanks(from, to)}));
-    MIMO_ASSIGN_OR_RETURN(
-        const BridgeGroups groups,
-        GridBridgeGroups(edge.source_grid, edge.destination_grid, all.get()));
-    if (all == nullptr) return absl::OkStatus();  // the second stage
-    MIMO_ASSIGN_OR_RETURN(
-        const auto bridge,
-        Bridge::Create(from, to, DefaultBridgeRouting(from, to), groups));
-    const BridgePayload payload = {.source_rows = {1, 1},
-                                   .destination_rows = {2}};
-    const float sent = 10.f + world.rank() / 2;  // of the replica
-    std::vector<float> received(2);
-    MIMO_RETURN_IF_ERROR(
-        bridge->Forward({payload, world.rank() < 4 ? &sent : nullptr,
-                         world.rank() < 4 ? nullptr : received.data()},
-                        Stream()));
-    const std::vector<float> wanted = {10, 11};
-    EXPECT_EQ(received, world.rank() < 4 ? std::vector<float>(2) : wanted);
     return absl::OkStatus();
   });
 }
@@ -176,8 +139,6 @@ TEST(MimoInfra, HomogeneousSharesOneGridAndOneCollection) {
     EXPECT_THAT(infra.participating_modules, ElementsAre("images", "language"));
     ExpectGroupsWork(*infra.pg_collections.at("language"),
                      *infra.module_to_grid_map.at("language"), world.rank());
-    EXPECT_TRUE(infra.ColocatedComm().has_value());
-    EXPECT_THAT(infra.BridgeComms(), IsEmpty());
     return absl::OkStatus();
   });
 }
@@ -204,12 +165,6 @@ TEST(MimoInfra, Colocated) {
     MIMO_ASSIGN_OR_RETURN(const auto own, infra.OwnCollections());
     EXPECT_EQ(own.modules().size(), 2);
     EXPECT_EQ(*own.LanguageContextParallelSize(), 1);
-    const auto colocated = infra.ColocatedComm();
-    if (!colocated) return absl::InternalError("no colocated config");
-    EXPECT_EQ(&colocated->module_to_grid_map, &infra.module_to_grid_map);
-    EXPECT_EQ(&colocated->topology, &infra.topology);
-    EXPECT_EQ(colocated->dim_mapping, (DimMapping{.s = 1, .b = 0, .h = 2}));
-    EXPECT_THAT(infra.BridgeComms(), IsEmpty());
     return absl::OkStatus();
   });
 }
@@ -234,25 +189,19 @@ TEST(MimoInfra, ARankOfTwoModulesAndOneOfNone) {
   });
 }
 
-TEST(MimoInfra, OptionsReplaceDefaults) {
+TEST(MimoInfra, TheConfigsTopology) {
   RecordingWorld world(0, 3);
-  auto config =
-      Heterogeneous({{"images", {.data_parallel_size = 1}},
-                     {"language", {.data_parallel_size = 1, .rank_offset = 1}},
-                     {"sounds", {.data_parallel_size = 1, .rank_offset = 2}}});
-  const ModuleTopology chain = {
+  auto config = Heterogeneous(
+      {{"images", {.data_parallel_size = 1}},
+       {"sounds", {.data_parallel_size = 1, .rank_offset = 2}},
+       {"language", {.data_parallel_size = 1, .rank_offset = 1}}});
+  config.topology = {
       {"images", {"language"}}, {"language", {"sounds"}}, {"sounds", {}}};
-  const auto infra =
-      BuildInfra(config, world,
-                 {.topology = chain, .module_output_ndim = {{"images", 3}}});
+  const auto infra = BuildInfra(config, world);
   ASSERT_TRUE(infra.ok()) << infra.status();
-  const auto bridges = infra->BridgeComms();
-  ASSERT_EQ(bridges.size(), 2);
-  EXPECT_EQ(bridges[0].batch_axis(), 1);
-  EXPECT_EQ(bridges[1].source, "language");
-  EXPECT_EQ(bridges[1].destination, "sounds");
-  EXPECT_EQ(&bridges[1].source_grid,
-            infra->module_to_grid_map.at("language").get());
+  EXPECT_EQ(infra->topology, (ModuleTopology{{"images", {"language"}},
+                                             {"sounds", {}},
+                                             {"language", {"sounds"}}}));
 }
 
 TEST(MimoInfra, GroupsAreMadeOnceAndEndWithIt) {
@@ -271,7 +220,6 @@ TEST(MimoInfra, GroupsAreMadeOnceAndEndWithIt) {
     EXPECT_EQ(world.alive(), 5);
     const size_t made = world.splits().size();
     (void)infra->OwnCollections();
-    (void)infra->BridgeComms();
     EXPECT_EQ(world.splits().size(), made);
   }
   EXPECT_EQ(world.alive(), 0);
@@ -291,25 +239,18 @@ TEST(MimoInfra, AFailureEndsWhatWasMade) {
 TEST(MimoInfra, RefusesBeforeAnyGroupIsMade) {
   RecordingWorld world(0, 8);
   const auto expect = [&](const MimoParallelismConfig& config,
-                          const InfraOptions& options, const char* words) {
-    const auto infra = BuildInfra(config, world, options);
+                          const char* words) {
+    const auto infra = BuildInfra(config, world);
     EXPECT_EQ(infra.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(infra.status().message(), HasSubstr(words));
     EXPECT_THAT(world.splits(), IsEmpty());
   };
-  auto late = EncoderAndPipeline();
-  late.module_parallelisms[1].second.rank_offset = 5;
-  expect(late, {}, "no gaps");
-  const auto config = EncoderAndPipeline();
-  expect(config,
-         {.topology = ModuleTopology{{"images", {"language"}},
-                                     {"language", {"images"}}}},
-         "cycle images -> language -> images");
-  expect(config, {.module_output_ndim = {{"images", 4}}},
-         "module_output_ndim.images: 4, wanted 2 or 3");
-  expect(config, {.module_output_ndim = {{"audios", 2}}},
-         "module_output_ndim.audios: 2, wanted 2 or 3 of one of [images, "
-         "language]");
+  auto config = EncoderAndPipeline();
+  config.module_parallelisms[1].second.rank_offset = 5;
+  expect(config, "no gaps");
+  config = EncoderAndPipeline();
+  config.topology = {{"images", {"language"}}, {"language", {"images"}}};
+  expect(config, "cycle images -> language -> images");
 }
 
 TEST(MultiModuleProcessGroupCollection, Refuses) {

@@ -36,6 +36,11 @@ Field FindField(absl::string_view name) {
       {"embd", &Collection::embd},
       {"intra_dp_cp", &Collection::intra_dp_cp},
       {"intra_expt_dp", &Collection::intra_expt_dp},
+      {"gtp_remat", &Collection::gtp_remat},
+      {"expt_gtp_remat", &Collection::expt_gtp_remat},
+      {"dp_cp_gtp_remat", &Collection::dp_cp_gtp_remat},
+      {"expt_dp_gtp_remat", &Collection::expt_dp_gtp_remat},
+      {"tp_ep_pp_with_egtp_remat", &Collection::tp_ep_pp_with_egtp_remat},
   };
   for (const auto& [field, member] : kFields) {
     if (field == name) return member;
@@ -81,8 +86,9 @@ ProcessGroupCollection GetProcessGroups(const HyperCommGrid& grid) {
     CHECK(field != nullptr) << group.field;
     collection.*field = *made;
   }
-  collection.intra_dp_cp = collection.dp_cp;
-  collection.intra_expt_dp = collection.expt_dp;
+  collection.intra_dp_cp = collection.dp_cp_gtp_remat = collection.dp_cp;
+  collection.intra_expt_dp = collection.expt_dp_gtp_remat = collection.expt_dp;
+  collection.tp_ep_pp_with_egtp_remat = collection.tp_ep_pp;
   return collection;
 }
 

@@ -4,6 +4,8 @@
 
 #include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/types/span.h"
 #include "comm/bridge/grid_bridge.h"
 #include "kernels/base/status_macros.h"
@@ -38,7 +40,7 @@ absl::StatusOr<std::map<std::string, int>> FrozenStages(
   return frozen_stages;
 }
 
-// Between two modules.
+// From a module to the language model.
 absl::StatusOr<StageLink> LinkModules(const MimoInfra& infra,
                                       const std::string& sender,
                                       Communicator& world) {
@@ -65,6 +67,21 @@ absl::StatusOr<StageLink> LinkModules(const MimoInfra& infra,
 
 }  // namespace
 
+absl::Status CheckRuns(const MimoParallelismConfig& parallelism) {
+  const std::string& language = parallelism.llm_module_name;
+  for (const auto& [name, receivers] : parallelism.Topology()) {
+    if (name == language ? receivers.empty()
+                         : receivers == std::vector{language})
+      continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "topology: '%s' sends to [%s], wanted [%s]: no module but the language "
+        "model takes what another gives",
+        name, absl::StrJoin(receivers, ", "),
+        name == language ? "" : language));
+  }
+  return absl::OkStatus();
+}
+
 ModelLinks::ModelLinks(const MimoModel& model) {
   for (const auto& [name, stage] : model.role().modules) {
     CHECK(stage.is_first_stage && stage.is_last_stage)
@@ -75,7 +92,6 @@ ModelLinks::ModelLinks(const MimoModel& model) {
   parallelism_.deployment_mode = DeploymentMode::kHomogeneous;
   parallelism_.llm_module_name = model.role().language_module_name;
   CHECK_OK(parallelism_.Finalize(1));
-  topology_ = DefaultTopology(parallelism_);
   Allocator none;
   frozen_stages_ = *FrozenStages(model, parallelism_, nullptr, none);
   links_.resize(Program(1, false).schedule.edges.size());
@@ -87,9 +103,9 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
                                                int run_ahead) {
   CHECK(model.placement().infra != nullptr) << "a model without an infra";
   const MimoInfra& infra = *model.placement().infra;
+  MIMO_RETURN_IF_ERROR(CheckRuns(infra.parallelism));
   ModelLinks self;
   self.parallelism_ = infra.parallelism;
-  self.topology_ = infra.topology;
   self.rank_ = world.rank();
   self.run_ahead_ = run_ahead;
   MIMO_ASSIGN_OR_RETURN(
@@ -101,17 +117,11 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
     const PipelineStage &upper = schedule.stages[from],
                         &lower = schedule.stages[to];
     const std::string& sender = schedule.modules[upper.module].name;
-    const std::string& receiver = schedule.modules[lower.module].name;
     if (upper.module == lower.module) {
       const auto& groups = infra.pg_collections.at(sender);
       if (groups != nullptr) link.pipeline = groups->pp;
-    } else if (receiver == infra.parallelism.llm_module_name) {
-      MIMO_ASSIGN_OR_RETURN(link, LinkModules(infra, sender, world));
     } else {
-      return absl::UnimplementedError(
-          absl::StrCat("topology: ", sender, " feeds ", receiver, ", wanted ",
-                       infra.parallelism.llm_module_name,
-                       " alone to be fed: no other module takes rows"));
+      MIMO_ASSIGN_OR_RETURN(link, LinkModules(infra, sender, world));
     }
   }
   return self;
@@ -121,7 +131,7 @@ const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
   const auto [at, added] = programs_.try_emplace({micro_batches, forward_only});
   if (added) {
     RankProgram& program = at->second;
-    auto schedule = MakeModuleSchedule(parallelism_, topology_, frozen_stages_,
+    auto schedule = MakeModuleSchedule(parallelism_, frozen_stages_,
                                        {.micro_batches = micro_batches,
                                         .forward_only = forward_only,
                                         .run_ahead = run_ahead_});

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "comm/base/communicator.h"
 #include "comm/bridge/bridge.h"
@@ -16,7 +17,6 @@
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/mimo_parallelism.h"
 #include "models/parallelism/module_schedule.h"
-#include "models/parallelism/topology.h"
 
 namespace mimo {
 
@@ -34,14 +34,17 @@ struct RankProgram {
   std::vector<PipelineStep> steps;
 };
 
+// Whether the model runs with this topology: each modality feeds the language
+// model and nothing else does anything. InvalidArgument: it does not.
+absl::Status CheckRuns(const MimoParallelismConfig& parallelism);
+
 class ModelLinks {
  public:
   // Of a model that is whole on this rank.
   explicit ModelLinks(const MimoModel& model);
   // Of this rank's part of a model; called by all ranks of `world`, which the
   // links do not outlive. `run_ahead`: PipelineScheduleOptions. Other errors
-  // than the communicators': a module that feeds another than the language
-  // model.
+  // than the communicators': CheckRuns'.
   static absl::StatusOr<ModelLinks> Connect(const MimoModel& model,
                                             Communicator& world,
                                             Allocator& allocator,
@@ -59,7 +62,6 @@ class ModelLinks {
 
   // Who is where: of one rank, homogeneous modules.
   MimoParallelismConfig parallelism_;
-  ModuleTopology topology_;
   std::map<std::string, int> frozen_stages_;  // the first of each module
   int rank_ = 0, run_ahead_ = 0;
   std::vector<StageLink> links_;  // by edge

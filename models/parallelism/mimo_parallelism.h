@@ -30,6 +30,7 @@
 #include "absl/strings/string_view.h"
 #include "mimo/config/fields.h"
 #include "models/parallelism/module_parallelism.h"
+#include "models/parallelism/topology.h"
 
 namespace mimo {
 
@@ -55,6 +56,8 @@ struct MimoParallelismConfig {
   std::vector<std::pair<std::string, ModuleParallelismConfig>>
       module_parallelisms;
   std::map<std::string, int64_t> special_token_ids;  // of each modality
+  // Of all modules; empty: each feeds the language module, which feeds none.
+  Receivers topology;
   bool allow_idle_ranks = false;
   bool strict_megatron_compat = false;
 
@@ -71,8 +74,11 @@ struct MimoParallelismConfig {
   // Checks everything and sets the DP sizes that are unset. On error nothing
   // has changed; a second call for the same world changes nothing.
   absl::Status Finalize(int world_size);
+  // Of what is accepted, as Megatron does, and has no effect.
+  std::vector<std::string> Warnings() const;
 
   // The rest is for a finalized config.
+  ModuleTopology Topology() const;
   // Samples of a micro-batch of one replica of `module`, where one replica of
   // the language module has `micro_batch_size`: micro_batch_size * DP_language
   // / DP. An error if that is not whole.

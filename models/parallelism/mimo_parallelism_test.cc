@@ -2,7 +2,6 @@
 // Megatron's tests and run scripts pin.
 #include "models/parallelism/mimo_parallelism.h"
 
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -13,7 +12,9 @@ namespace mimo {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::StartsWith;
 using Module = ModuleParallelismConfig;
 using Modules = std::vector<std::pair<std::string, Module>>;
@@ -214,10 +215,41 @@ TEST(MimoParallelism, EncodersAreDense) {
   ExpectRefused(Colocated({{"images", WithExperts(Sizes(1, 1, 4), 2, 1)},
                            {"language", Sizes(1, 1, 4)}}),
                 4, "must remain dense");
-  // One shared grid has one factorisation.
-  ExpectAccepted(Homogeneous({{"images", WithExperts(Sizes(1, 1, 4), 2, 1)},
-                              {"language", WithExperts(Sizes(1, 1, 4), 2, 1)}}),
-                 4);
+  // One shared grid has one factorisation; Megatron has no such mode.
+  const auto shared =
+      Homogeneous({{"images", WithExperts(Sizes(1, 1, 4), 2, 1)},
+                   {"language", WithExperts(Sizes(1, 1, 4), 2, 1)}});
+  ExpectAccepted(shared, 4);
+  ExpectRefused(Strict(shared), 4, "must remain dense");
+}
+
+TEST(MimoParallelism, SizesWithoutEffectAreWarnedOf) {
+  EXPECT_THAT(Homogeneous({{"language", Sizes(2, 2, 2)}}).Warnings(),
+              IsEmpty());
+  EXPECT_THAT(
+      Heterogeneous({{"images", Sizes(1, 1, 4)},
+                     {"language", WithExperts(Sizes(2, 2, 2, 4), 1, 2)}})
+          .Warnings(),
+      ElementsAre("modules.language: EP=1, ETP=2 make groups alone: no module "
+                  "has experts"));
+}
+
+TEST(MimoParallelism, Topology) {
+  auto config = Heterogeneous({{"images", Sizes(1, 1, 1)},
+                               {"llm", Sizes(1, 1, 1, 1)},
+                               {"audios", Sizes(1, 1, 1, 2)}});
+  config.llm_module_name = "llm";
+  EXPECT_EQ(
+      config.Topology(),
+      (ModuleTopology{{"images", {"llm"}}, {"llm", {}}, {"audios", {"llm"}}}));
+  config.topology = {{"audios", {}}, {"images", {"llm"}}, {"llm", {"audios"}}};
+  ExpectAccepted(config, 3);
+  EXPECT_EQ(config.Topology(),
+            (ModuleTopology{
+                {"images", {"llm"}}, {"llm", {"audios"}}, {"audios", {}}}));
+  config.topology["audios"] = {"images"};
+  EXPECT_EQ(config.Finalize(3).message(),
+            "topology: cycle audios -> images -> llm -> audios, wanted none");
 }
 
 TEST(MimoParallelism, EncoderDpSmallerThanLanguageDp) {
@@ -359,41 +391,6 @@ TEST(MimoParallelism, LayoutsOfTheRunScripts) {
           c.micro_batch / c.layouts[i][2]);
     }
   }
-}
-
-TEST(MimoParallelism, BatchArithmetic) {
-  auto config = Heterogeneous(
-      {{"language", Sizes(1, 1, 2)}, {"images", Sizes(1, 1, 8, 2)}});
-  ASSERT_TRUE(config.Finalize(10).ok());
-  EXPECT_EQ(*config.MicroBatchSize("language", 4), 4);
-  EXPECT_EQ(*config.MicroBatchSize("images", 4), 1);
-  EXPECT_EQ(*config.MicroBatches(32, 4), 4);
-  EXPECT_THAT(config.MicroBatchSize("images", 3).status().message(),
-              HasSubstr("modules.images.data_parallel_size: 8, must divide "
-                        "micro_batch_size 3 * DP 2 of module 'language'"));
-  EXPECT_FALSE(config.MicroBatches(32, 3).ok());
-  EXPECT_THAT(config.MicroBatches(36, 4).status().message(),
-              HasSubstr("must divide global_batch_size 36"));
-  EXPECT_FALSE(config.MicroBatches(0, 4).ok());
-  for (int64_t bad :
-       {int64_t{0}, int64_t{-8}, std::numeric_limits<int64_t>::max()}) {
-    EXPECT_FALSE(config.MicroBatchSize("images", bad).ok());
-  }
-  EXPECT_EQ(config.MicroBatchSize("audios", 4).status().code(),
-            absl::StatusCode::kNotFound);
-  // Fan-out, and DP sizes of which neither divides the other.
-  auto odd = Heterogeneous(
-      {{"language", Sizes(1, 1, 3)}, {"images", Sizes(1, 1, 2, 3)}});
-  ASSERT_TRUE(odd.Finalize(5).ok());
-  EXPECT_EQ(*odd.MicroBatchSize("images", 4), 6);
-  EXPECT_FALSE(odd.MicroBatchSize("images", 3).ok());
-  // CP ranks of an encoder have whole samples.
-  for (auto& [name, module] : odd.module_parallelisms)
-    module.context_parallel_size = name == "images" ? 4 : 1;
-  EXPECT_EQ(*odd.MicroBatches(24, 8), 1);
-  EXPECT_EQ(odd.MicroBatches(12, 4).status().message(),
-            "modules.images.context_parallel_size: 4, must divide 6, a "
-            "replica's samples");
 }
 
 }  // namespace

@@ -14,15 +14,14 @@
 #include "mimo/parallel/pipeline_schedule.h"
 #include "mimo/parallel/schedule_simulator.h"
 #include "models/parallelism/mimo_parallelism.h"
-#include "models/parallelism/topology.h"
 
 namespace mimo {
 
-// `parallelism` is finalized, `topology` checked for it. `frozen_stages`: of
-// modules, how many of the first have no trained parameter; of others none.
-// three_phases is set here. Errors: fewer than one micro-batch.
+// `parallelism` is finalized. `frozen_stages`: of modules, how many of the
+// first have no trained parameter; of others none. three_phases is set here.
+// Errors: fewer than one micro-batch.
 absl::StatusOr<PipelineSchedule> MakeModuleSchedule(
-    const MimoParallelismConfig& parallelism, const ModuleTopology& topology,
+    const MimoParallelismConfig& parallelism,
     const std::map<std::string, int>& frozen_stages,
     PipelineScheduleOptions options);
 
@@ -34,9 +33,11 @@ std::vector<int> StagesOfRank(const PipelineSchedule& schedule,
 struct IdealTime {
   double milliseconds;  // of an iteration's forwards and backwards
   double bubble_share;  // of its ranks' time, with neither
+  int simulated;        // micro-batches; all others take what these do
 };
 
-// Of `micro_batches`, transfers taking no time. `times` of each stage.
+// Of `micro_batches`, transfers taking no time. `times` of each stage. Only as
+// many are simulated as it takes until all stages keep one pace.
 IdealTime IdealIteration(const PipelineSchedule& schedule,
                          const MimoParallelismConfig& parallelism,
                          absl::Span<const StageTime> times, int micro_batches);

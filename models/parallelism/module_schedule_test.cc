@@ -1,5 +1,7 @@
 #include "models/parallelism/module_schedule.h"
 
+#include <random>
+
 #include "absl/log/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -23,9 +25,8 @@ MimoParallelismConfig Config(DeploymentMode mode, Module images,
 
 PipelineSchedule Make(const MimoParallelismConfig& config, int micro_batches,
                       const std::map<std::string, int>& frozen_stages = {}) {
-  auto schedule =
-      MakeModuleSchedule(config, DefaultTopology(config), frozen_stages,
-                         {.micro_batches = micro_batches});
+  auto schedule = MakeModuleSchedule(config, frozen_stages,
+                                     {.micro_batches = micro_batches});
   CHECK_OK(schedule.status());
   return *std::move(schedule);
 }
@@ -103,11 +104,76 @@ TEST(ModuleSchedule, WithoutPipelinesEachMicroBatchInTurn) {
   }
 }
 
+// Stages of any times, where one is slower than another by much or by nearly
+// nothing, the slow one first, last or frozen.
+TEST(ModuleSchedule, ManyMicroBatchesTakeWhatAllSimulatedWould) {
+  std::mt19937 bits(20261128);
+  const auto below = [&](int end) {
+    return std::uniform_int_distribution(0, end - 1)(bits);
+  };
+  int part = 0;
+  for (int i = 0; i < 300; ++i) {
+    const bool colocated = below(3) == 0;
+    const int images = colocated ? 1 : 1 + below(4), language = 1 + below(6);
+    const auto config =
+        colocated ? Config(DeploymentMode::kColocated, {},
+                           {.pipeline_model_parallel_size = language}, language)
+                  : Config(DeploymentMode::kHeterogeneous,
+                           {.pipeline_model_parallel_size = images,
+                            .data_parallel_size = 1},
+                           {.pipeline_model_parallel_size = language,
+                            .data_parallel_size = 1,
+                            .rank_offset = below(2) * images},
+                           images + language);
+    const auto made = MakeModuleSchedule(
+        config, {{"images", below(images + 1)}},
+        {.micro_batches = 1 + below(400), .run_ahead = below(4)});
+    ASSERT_TRUE(made.ok()) << made.status();
+    std::vector<StageTime> times;
+    for (size_t s = 0; s < made->stages.size(); ++s) {
+      const double nearly[] = {0, 1e-3, 1e-6, 3.7};
+      times.push_back({1 + nearly[below(4)], 2 + nearly[below(4)]});
+    }
+    const int micro_batches = made->options.micro_batches;
+    const IdealTime ideal = IdealIteration(*made, config, times, micro_batches);
+
+    ScheduleTimes of_steps;
+    of_steps.transfer.resize(made->edges.size());
+    for (const StageTime& time : times) {
+      of_steps.forward.push_back(time.forward);
+      of_steps.backward.push_back(time.backward);
+    }
+    std::vector<std::vector<PipelineStep>> programs;
+    for (int rank = 0; rank < *config.TotalWorldSize(); ++rank)
+      programs.push_back(made->Program(StagesOfRank(*made, config, rank)));
+    const double total = SimulateSchedule(*made, programs, of_steps)->total;
+    EXPECT_NEAR(ideal.milliseconds, total, 1e-9 * total) << ToYaml(config);
+    part += ideal.simulated < micro_batches;
+  }
+  EXPECT_GT(part, 150);
+}
+
+// The work of a plan does not grow with the micro-batches.
+TEST(ModuleSchedule, FewOfManyMicroBatchesAreSimulated) {
+  const auto config =
+      Config(DeploymentMode::kHeterogeneous, {.data_parallel_size = 1},
+             {.pipeline_model_parallel_size = 32,
+              .data_parallel_size = 1,
+              .rank_offset = 1},
+             33);
+  const int many = 1000000000;
+  const PipelineSchedule schedule = Make(config, many);
+  const IdealTime ideal = IdealIteration(
+      schedule, config,
+      TimesOfStages(schedule, {{"images", {1, 2}}, {"language", {1, 2}}}),
+      many);
+  EXPECT_EQ(ideal.milliseconds, (many + 33 - 1) * 3.);
+  EXPECT_LE(ideal.simulated, 4 * 34);
+}
+
 TEST(ModuleSchedule, RefusesNoMicroBatches) {
-  EXPECT_FALSE(MakeModuleSchedule(Heterogeneous(),
-                                  DefaultTopology(Heterogeneous()), {},
-                                  {.micro_batches = 0})
-                   .ok());
+  EXPECT_FALSE(
+      MakeModuleSchedule(Heterogeneous(), {}, {.micro_batches = 0}).ok());
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct PlainFields {
     v("deployment_mode", config.deployment_mode);
     v("llm_module_name", config.llm_module_name);
     v("special_token_ids", config.special_token_ids);
+    v("topology", config.topology);
     v("allow_idle_ranks", config.allow_idle_ranks);
     v("strict_megatron_compat", config.strict_megatron_compat);
   }

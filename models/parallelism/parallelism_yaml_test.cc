@@ -19,6 +19,7 @@ parallelism:
     language: {tensor_model_parallel_size: 2, data_parallel_size: 2}
     images: {data_parallel_size: 4, rank_offset: 4}
   special_token_ids: {images: 32000}
+  topology: {language: [], images: [language]}
 )",
                               "f.yaml");
   ASSERT_TRUE(root.ok());
@@ -30,6 +31,7 @@ parallelism:
       {"language", {.tensor_model_parallel_size = 2, .data_parallel_size = 2}},
       {"images", {.data_parallel_size = 4, .rank_offset = 4}}};
   want.special_token_ids = {{"images", 32000}};
+  want.topology = {{"images", {"language"}}, {"language", {}}};
   EXPECT_EQ(*config, want);  // in the file's order, not the alphabet's
   const auto again = ParseYaml(absl::StrCat(*config), "again");
   ASSERT_TRUE(again.ok());
@@ -51,6 +53,14 @@ TEST(ParallelismYaml, FaultsNameFileAndKey) {
        "f.yaml: parallelism.modules.language.rank_offset: 3000000000, wanted"},
       {"{modules: {language: {context_parallel_size: 0}}}",
        "f.yaml: parallelism.modules.language.context_parallel_size: 0, "},
+      {"{topology: [images]}",
+       "f.yaml: parallelism.topology: a list, wanted a section"},
+      {"{modules: {language: {}}, topology: {language: [language]}}",
+       "f.yaml: parallelism.topology: cycle language -> language"},
+      // Megatron's has the field, and nothing that reads it.
+      {"{modules: {language: {virtual_pipeline_model_parallel_size: 2}}}",
+       "f.yaml: parallelism.modules.language."
+       "virtual_pipeline_model_parallel_size: unknown key"},
       {"{modules: {}}", "f.yaml: parallelism.modules: Language module"},
   };
   for (const auto& [text, want] : cases) {

@@ -3,6 +3,7 @@
 #define MIMO_MODELS_PARALLELISM_RANDOM_CONFIG_H_
 
 #include <random>
+#include <string>
 #include <vector>
 
 #include "models/parallelism/mimo_parallelism.h"
@@ -68,6 +69,15 @@ inline MimoParallelismConfig RandomConfig(Draw& draw, int& world) {
     config.module_parallelisms.emplace_back(name, m);
   }
   if (draw.OneIn(10)) world += draw.Below(5) - 2;
+  if (draw.OneIn(5)) {  // at times with a cycle, or without a module
+    for (const std::string& a : config.ModuleNames()) {
+      std::vector<std::string>& receivers = config.topology[a];
+      for (const std::string& b : config.ModuleNames()) {
+        if (draw.OneIn(a < b ? 2 : 20)) receivers.push_back(b);
+      }
+    }
+    if (draw.OneIn(10)) config.topology.erase("images");
+  }
   return config;
 }
 

@@ -1,27 +1,27 @@
-// ModuleTopology: which modules each module sends its output to.
+// Which modules each module sends its output to.
 #ifndef MIMO_MODELS_PARALLELISM_TOPOLOGY_H_
 #define MIMO_MODELS_PARALLELISM_TOPOLOGY_H_
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "models/parallelism/mimo_parallelism.h"
+#include "absl/types/span.h"
 
 namespace mimo {
 
-// (module, its receivers), in the modules' order.
+// By module: those that it sends to.
+using Receivers = std::map<std::string, std::vector<std::string>>;
+// The same in the modules' order.
 using ModuleTopology =
     std::vector<std::pair<std::string, std::vector<std::string>>>;
 
-// Every other module sends to the language module, which sends to none.
-ModuleTopology DefaultTopology(const MimoParallelismConfig& config);
-
-// Each module stands once, receivers are modules and stand once, and no module
+// `receivers` has all `modules`, each sends to modules, to each once, and none
 // comes to receive from itself; else InvalidArgument, with the cycle.
-absl::Status CheckTopology(const MimoParallelismConfig& config,
-                           const ModuleTopology& topology);
+absl::Status CheckTopology(absl::Span<const std::string> modules,
+                           const Receivers& receivers);
 
 }  // namespace mimo
 

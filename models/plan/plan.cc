@@ -34,6 +34,13 @@ ParameterCount ModulePlan::Total() const {
   return total;
 }
 
+std::vector<std::pair<std::string, RankGroups>> ModulePlan::Groups() const {
+  std::vector<std::pair<std::string, RankGroups>> groups;
+  for (const ModuleGroup& group : ModuleGroups())
+    groups.emplace_back(group.Name(ranks), group.Ranks(ranks));
+  return groups;
+}
+
 std::vector<RankMemory> MimoPlan::MemoryOfRanks() const {
   std::vector<RankMemory> of_ranks(world_size);
   for (const ModulePlan& module : modules) {
@@ -55,7 +62,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
   MIMO_ASSIGN_OR_RETURN(plan.micro_batches,
                         parallelism.MicroBatches(train.global_batch_size,
                                                  train.micro_batch_size));
-  plan.topology = DefaultTopology(parallelism);
+  plan.topology = parallelism.Topology();
   MIMO_ASSIGN_OR_RETURN(plan.idle_ranks, parallelism.IdleRanks(world_size));
   Allocator allocator;
   MIMO_ASSIGN_OR_RETURN(
@@ -100,7 +107,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
   MIMO_ASSIGN_OR_RETURN(
       plan.schedule,
       MakeModuleSchedule(
-          parallelism, plan.topology, frozen_stages,
+          parallelism, frozen_stages,
           {.micro_batches = static_cast<int>(plan.micro_batches),
            .run_ahead = static_cast<int>(train.encoder_run_ahead)}));
   for (ModulePlan& module : plan.modules) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -37,6 +38,8 @@ struct ModulePlan {
   std::vector<RankMemory> stages;
 
   ParameterCount Total() const;
+  // Those of ModuleGroups(), in their order, by name.
+  std::vector<std::pair<std::string, RankGroups>> Groups() const;
 };
 
 struct MimoPlan {

@@ -2,10 +2,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -43,6 +45,12 @@ TEST_F(DistributedModelTest, Refusals) {
       nullptr, allocator_, {.wrap_with_ddp = false, .use_fsdp = true});
   EXPECT_EQ(fsdp.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_EQ(fsdp.status().message(), "FSDP is not yet supported");
+  DistributedModelOptions half = kWrapped;
+  half.dtype = DType::kFloat16;
+  const auto fp16 = provider.ProvideDistributedModel(nullptr, allocator_, half);
+  EXPECT_EQ(fp16.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(fp16.status().message(),
+              ::testing::StartsWith("dtype: float16, wanted bfloat16"));
   provider.pre_wrap_hooks = {[](std::unique_ptr<MimoModel>& model) {
     model.reset();
     return absl::OkStatus();
@@ -125,6 +133,31 @@ TEST_F(DistributedModelTest, AHookMayReplaceTheModel) {
       provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
   ASSERT_TRUE(provided.ok()) << provided.status();
   EXPECT_EQ(provided->model.get(), replaced);
+}
+
+// As with an adapter: what a hook freezes or frees is what is trained.
+TEST_F(DistributedModelTest, HooksMayChangeWhatIsFrozen) {
+  MimoModelProvider provider = Provider();
+  provider.model.freeze_language_model = true;
+  std::set<std::string> freed;
+  provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
+    for (Parameter* p : model->Parameters()) {
+      EXPECT_TRUE(p->frozen || !absl::StartsWith(p->name, "language_model"));
+      p->frozen = !absl::EndsWith(p->name, "norm.weight");
+      if (!p->frozen) freed.insert(p->name);
+    }
+    return absl::OkStatus();
+  }};
+  const auto provided =
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  std::set<std::string> wrapped;
+  for (const int module : {0, 1}) {
+    for (const ParameterShard& shard : provided->data_parallel->shards(module))
+      wrapped.insert(shard.parameter->name);
+  }
+  EXPECT_FALSE(freed.empty());
+  EXPECT_EQ(wrapped, freed);
 }
 
 TEST_F(DistributedModelTest, WithoutWrapping) {

@@ -10,7 +10,6 @@
 #include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
 #include "models/parallelism/module_parallelism.h"
-#include "models/parallelism/topology.h"
 
 namespace mimo {
 namespace {
@@ -24,14 +23,14 @@ int LanguageSize(const std::optional<MimoParallelismConfig>& parallelism,
   return language == nullptr ? 1 : language->*size;
 }
 
-// The infra of one rank that has every module: where its outputs go, alone.
-MimoInfra InfraOfOneRank(const MimoModelConfig& model) {
+// Of one rank that has every module.
+MimoParallelismConfig OneRank(const MimoModelConfig& model) {
   MimoParallelismConfig names;
   for (const auto& [name, spec] : model.modality_submodules_spec)
     names.module_parallelisms.emplace_back(name, ModuleParallelismConfig());
   names.module_parallelisms.emplace_back(names.llm_module_name,
                                          ModuleParallelismConfig());
-  return {.topology = DefaultTopology(names)};
+  return names;
 }
 
 // A rank's modules as their gradients come: the order in which they are
@@ -92,9 +91,7 @@ absl::Status MimoModelProvider::Finalize(int world_size) {
   if (parallelism->Find(parallelism->llm_module_name) != nullptr) {
     MIMO_RETURN_IF_ERROR(CheckModuleNames());
   }
-  MIMO_RETURN_IF_ERROR(parallelism->Finalize(world_size));
-  if (!infra_options.topology) return absl::OkStatus();
-  return CheckTopology(*parallelism, *infra_options.topology);
+  return parallelism->Finalize(world_size);
 }
 
 absl::StatusOr<std::shared_ptr<const MimoInfra>> MimoModelProvider::BuildInfra(
@@ -105,16 +102,16 @@ absl::StatusOr<std::shared_ptr<const MimoInfra>> MimoModelProvider::BuildInfra(
         "before finalize()");
   }
   MIMO_RETURN_IF_ERROR(Finalize(world == nullptr ? 1 : world->size()));
+  MimoInfra infra{.parallelism = parallelism.value_or(OneRank(model))};
   if (infra_ != nullptr) {
-    if (world != world_ || (parallelism && *parallelism != infra_->parallelism))
+    if (world != world_ || infra.parallelism != infra_->parallelism)
       return absl::FailedPreconditionError(
-          "the infra was built for another world or parallelism");
+          "the infra was built for another world, parallelism or modules");
     return infra_;
   }
-  MimoInfra infra = InfraOfOneRank(model);
+  infra.topology = infra.parallelism.Topology();
   if (parallelism) {
-    MIMO_ASSIGN_OR_RETURN(
-        infra, mimo::BuildInfra(*parallelism, *world, infra_options));
+    MIMO_ASSIGN_OR_RETURN(infra, mimo::BuildInfra(*parallelism, *world));
   }
   world_ = world;
   return infra_ = std::make_shared<const MimoInfra>(std::move(infra));
@@ -141,13 +138,19 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
   if (options.use_fsdp) {
     return absl::UnimplementedError("FSDP is not yet supported");
   }
+  const DType of_model = options.dtype.value_or(dtype);
+  if (of_model == DType::kFloat16) {
+    return absl::UnimplementedError(
+        "dtype: float16, wanted bfloat16: float16's gradients would need a "
+        "loss scale that all modules agree on");
+  }
   MIMO_ASSIGN_OR_RETURN(const auto infra, BuildInfra(world));
   const bool meta =
       options.init_model_with_meta_device.value_or(init_model_with_meta_device);
   DistributedModel provided;
   MIMO_ASSIGN_OR_RETURN(provided.model,
                         Provide(world, {.allocator = &allocator,
-                                        .dtype = options.dtype.value_or(dtype),
+                                        .dtype = of_model,
                                         .seed = seed,
                                         .meta = meta,
                                         .initialize = initialize}));

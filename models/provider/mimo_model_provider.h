@@ -66,7 +66,6 @@ class MimoModelProvider {
   MimoModelConfig model;  // specs, special tokens, what is frozen
   // None: one rank has every module, and there are no groups.
   std::optional<MimoParallelismConfig> parallelism;
-  InfraOptions infra_options;  // another topology, other output dimensions
   DType dtype = DType::kBFloat16;
   bool init_model_with_meta_device = false;  // shapes alone: a model to count
   uint64_t seed = 0;
@@ -81,13 +80,14 @@ class MimoModelProvider {
 
   // Sets data parallel sizes that are left open. Errors: no language model
   // spec; parallelism of other modules than the model has; those of
-  // MimoParallelismConfig::Finalize and CheckTopology.
+  // MimoParallelismConfig::Finalize.
   absl::Status Finalize(int world_size);
 
   // `world` has all ranks and outlives infra and model; null only without
   // parallelism. Built by the first call and given again by later ones; its
   // groups end with the last holder. Other errors than Finalize's:
-  // FailedPrecondition when world or parallelism are others than at first.
+  // FailedPrecondition when world, parallelism or modules are others than at
+  // first.
   absl::StatusOr<std::shared_ptr<const MimoInfra>> BuildInfra(
       Communicator* world);
 

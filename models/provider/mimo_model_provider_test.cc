@@ -61,8 +61,6 @@ TEST_F(ProviderTest, Defaults) {
   const MimoModelProvider provider(BuiltinModules(), {});
   EXPECT_TRUE(provider.model == MimoModelConfig());
   EXPECT_FALSE(provider.parallelism.has_value());
-  EXPECT_FALSE(provider.infra_options.topology.has_value());
-  EXPECT_THAT(provider.infra_options.module_output_ndim, IsEmpty());
   EXPECT_EQ(provider.dtype, DType::kBFloat16);
   EXPECT_FALSE(provider.init_model_with_meta_device);
   EXPECT_THAT(provider.pre_wrap_hooks, IsEmpty());
@@ -116,20 +114,17 @@ TEST_F(ProviderTest, FinalizeErrors) {
 
 TEST_F(ProviderTest, TopologyOverrideIsChecked) {
   MimoModelProvider provider = Provider();
-  provider.infra_options.topology = {
-      {{"images", {"language"}}, {"language", {"images"}}}};
+  provider.parallelism->topology = {{"images", {"language"}},
+                                    {"language", {"images"}}};
   RecordingWorld world(0, 8);
   EXPECT_THAT(Message(provider.BuildInfra(&world).status()),
               HasSubstr("cycle images -> language -> images"));
   EXPECT_THAT(world.splits(), IsEmpty());  // no group was made
-  const ModuleTopology apart = {{"images", {}}, {"language", {}}};
-  provider.infra_options.topology = apart;
-  provider.infra_options.module_output_ndim = {{"images", 3}};
+  provider.parallelism->topology = {{"images", {}}, {"language", {}}};
   const auto infra = provider.BuildInfra(&world);
   ASSERT_TRUE(infra.ok()) << infra.status();
-  EXPECT_EQ((*infra)->topology, apart);
-  EXPECT_EQ((*infra)->module_output_ndim.at("images"), 3);
-  EXPECT_EQ((*infra)->module_output_ndim.at("language"), 3);
+  EXPECT_EQ((*infra)->topology,
+            (ModuleTopology{{"images", {}}, {"language", {}}}));
 }
 
 TEST_F(ProviderTest, InfraWithoutParallelism) {
@@ -142,6 +137,9 @@ TEST_F(ProviderTest, InfraWithoutParallelism) {
   EXPECT_EQ((*infra)->topology,
             (ModuleTopology{{"images", {"language"}}, {"language", {}}}));
   EXPECT_EQ(*provider.BuildInfra(nullptr), *infra);
+  provider.model.modality_submodules_spec["audios"] = {};
+  EXPECT_EQ(provider.BuildInfra(nullptr).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(ProviderTest, ParallelismNeedsTheWorld) {
@@ -171,9 +169,19 @@ TEST_F(ProviderTest, InfraIsBuiltOnceAndItsGroupsEndWithIt) {
       RecordingWorld another(4, 8);
       EXPECT_EQ(provider.BuildInfra(&another).status().code(),
                 absl::StatusCode::kFailedPrecondition);
-      provider.parallelism->allow_idle_ranks = true;
-      EXPECT_EQ(provider.BuildInfra(&world).status().code(),
-                absl::StatusCode::kFailedPrecondition);
+      const MimoParallelismConfig first = *provider.parallelism;
+      for (const auto change : std::vector<void (*)(MimoModelProvider&)>{
+               [](auto& p) { p.parallelism->allow_idle_ranks = true; },
+               [](auto& p) {
+                 p.parallelism->topology = {{"images", {}}, {"language", {}}};
+               },
+               [](auto& p) { p.parallelism.reset(); }}) {
+        change(provider);
+        EXPECT_EQ(provider.BuildInfra(&world).status().code(),
+                  absl::StatusCode::kFailedPrecondition);
+        provider.parallelism = first;
+        EXPECT_EQ(*provider.BuildInfra(&world), *infra);
+      }
     }
     EXPECT_GT(world.alive(), 0);  // the model's
   }

@@ -1,202 +1,13 @@
-// mimo plan: every mistake of a layout by its words, and what the JSON says.
+// mimo plan: what the JSON says, and the tables.
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/substitute.h"
-#include "tests/cli/mistakes.h"
+#include "tests/cli/plan_testing.h"
 
 namespace mimo {
 namespace {
-
-using nlohmann::json;
-
-// A tiny LLaVA with `parallelism` and batch sizes.
-std::string Config(const std::string& parallelism, int micro_batch_size = 1,
-                   int global_batch_size = 1) {
-  return absl::Substitute(R"(
-model:
-  type: llava
-  language: {num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
-             num_attention_heads: 4, vocab_size: 400, max_sequence_length: 96}
-  vision: {num_layers: 2, hidden_size: 24, ffn_hidden_size: 40,
-           num_attention_heads: 2, image_size: 16, patch_size: 8}
-  special_token_ids: {images: 4}
-parallelism: {$0}
-train: {micro_batch_size: $1, global_batch_size: $2}
-)",
-                          parallelism, micro_batch_size, global_batch_size);
-}
-
-class PlanTest : public Mistakes {
- protected:
-  Words PlanWords(const std::string& config, int world) {
-    Write(In("f.yaml"), config);
-    return {"plan", "--config", In("f.yaml"), "--world", absl::StrCat(world)};
-  }
-  json Plan(const std::string& config, int world) {
-    Words words = PlanWords(config, world);
-    words.push_back("--json");
-    const Ran ran = RunMimo(words);
-    EXPECT_EQ(ran.code, 0) << ran.err;
-    return json::parse(ran.out);
-  }
-};
-
-TEST_F(PlanTest, EveryMistakeOfALayout) {
-  const std::string heterogeneous = "deployment_mode: heterogeneous, ";
-  const std::string colocated = "deployment_mode: colocated, ";
-  const std::string strict = "strict_megatron_compat: true, ";
-  struct Case {
-    std::string parallelism;
-    int world;
-    std::string key;  // below parallelism
-    std::string words;
-  };
-  std::vector<Case> cases = {
-      // Of one module.
-      {"modules: {language: {rank_offset: -1}, images: {}}", 1,
-       "modules.language.rank_offset", "rank_offset must be non-negative"},
-      {"modules: {language: {tensor_model_parallel_size: 3, "
-       "pipeline_model_parallel_size: 2}, images: {}}",
-       10, "modules.language.data_parallel_size",
-       "world_size (10) is not divisible by total_model_parallel_size (6)"},
-      {"modules: {language: {data_parallel_size: 0}, images: {}}", 1,
-       "modules.language.data_parallel_size",
-       "data_parallel_size must be positive"},
-      {"modules: {language: {tensor_model_parallel_size: 2, "
-       "expert_tensor_parallel_size: 3}, images: {}}",
-       2, "modules.language.expert_tensor_parallel_size",
-       "TP * CP * DP must be divisible by expert_tensor_parallel_size * "
-       "expert_model_parallel_size, found TP=2, CP=1, DP=1, ETP=3, EP=1"},
-      // Of names.
-      {heterogeneous + "modules: {images: {}, audios: {}}", 2, "modules",
-       "Language module 'language' must be in module_parallelisms, found "
-       "[images, audios]"},
-      {heterogeneous, 1, "modules", "must be in module_parallelisms, found []"},
-      {"llm_module_name: llm, modules: {language: {}, images: {}}", 1,
-       "modules", "Language module 'llm' must be in module_parallelisms"},
-      {"modules: {language: {}}", 1, "modules",
-       "keys must match modality module names + 'language': missing [images], "
-       "extra []"},
-      {"modules: {language: {}, images: {}, audios: {}}", 1, "modules",
-       "missing [], extra [audios]"},
-      {"modules: {}, special_token_ids: {images: 5}", 1,
-       "special_token_ids.images", "5, wanted the model's 4"},
-      // Heterogeneous.
-      {heterogeneous + "modules: {language: {data_parallel_size: 4}, "
-                       "images: {rank_offset: 4}}",
-       8, "modules.images.data_parallel_size",
-       "data_parallel_size must be set for module 'images' in heterogeneous "
-       "deployment"},
-      {heterogeneous + strict +
-           "modules: {images: {data_parallel_size: 4}, "
-           "language: {data_parallel_size: 4, rank_offset: 2}}",
-       6, "modules.language.rank_offset",
-       "rank_offset ranges overlap in heterogeneous deployment: 'images' [0, "
-       "4) and 'language' [2, 6)"},
-      {heterogeneous + "modules: {images: {data_parallel_size: 1}, "
-                       "language: {data_parallel_size: 1, rank_offset: 2}}",
-       3, "modules.language.rank_offset",
-       "rank_offset ranges must tile the distributed world with no gaps: "
-       "module 'language' expected start 1, actual start 2; ranks 1 do not "
-       "participate in any module"},
-      {heterogeneous + "modules: {images: {data_parallel_size: 4}, "
-                       "language: {data_parallel_size: 4, rank_offset: 4}}",
-       9, "modules.language.rank_offset",
-       "MIMO world size mismatch: expected 8, got 9; rank_offset ranges must "
-       "tile the distributed world with no gaps: covered ranks [0, 8), "
-       "world_size is 9"},
-      {heterogeneous + "modules: {images: {data_parallel_size: 4, "
-                       "expert_model_parallel_size: 2}, "
-                       "language: {data_parallel_size: 4, rank_offset: 4}}",
-       8, "modules.images.expert_model_parallel_size",
-       "Encoder modules must remain dense for MegatronMIMO MoE, module "
-       "'images' has EP=2, ETP=1"},
-      {heterogeneous + strict +
-           "modules: {images: {data_parallel_size: 1}, language: "
-           "{tensor_model_parallel_size: 3, data_parallel_size: 1, "
-           "rank_offset: 1}}",
-       4, "modules.language.tensor_model_parallel_size",
-       "Module 'language' has TP=3, but TP size must be a power of 2"},
-      {heterogeneous + strict +
-           "modules: {images: {data_parallel_size: 3}, "
-           "language: {data_parallel_size: 2, rank_offset: 3}}",
-       5, "modules.language.data_parallel_size",
-       "DP sizes must be divisible between modules, 'images' has DP=3 and "
-       "'language' DP=2"},
-      {heterogeneous + strict +
-           "modules: {images: {data_parallel_size: 1, "
-           "context_parallel_size: 2}, "
-           "language: {data_parallel_size: 1, rank_offset: 2}}",
-       3, "modules.images.context_parallel_size", "CP must be 1"},
-      {heterogeneous + strict +
-           "modules: {images: {data_parallel_size: 1, "
-           "pipeline_model_parallel_size: 2}, "
-           "language: {data_parallel_size: 1, rank_offset: 2}}",
-       3, "modules.images.pipeline_model_parallel_size",
-       "PP of an encoder must be 1"},
-      // Shared ranks.
-      {"modules: {language: {}, images: {tensor_model_parallel_size: 2}}", 2,
-       "modules.images.tensor_model_parallel_size",
-       "all sizes must be equal across modules in homogeneous deployment"},
-      {"modules: {language: {}, images: {rank_offset: 1}}", 1,
-       "modules.images.rank_offset",
-       "rank_offset must be 0 in homogeneous deployment"},
-      {colocated + "modules: {language: {}, images: {rank_offset: 1}}", 1,
-       "modules.images.rank_offset",
-       "rank_offset must be 0 in colocated deployment"},
-      {colocated +
-           "modules: {language: {}, images: {pipeline_model_parallel_size: 2}}",
-       2, "modules.images.pipeline_model_parallel_size",
-       "pipeline_model_parallel_size must be 1 in colocated deployment"},
-      {colocated + strict +
-           "modules: {language: {pipeline_model_parallel_size: 2}, images: {}}",
-       2, "modules.language.pipeline_model_parallel_size",
-       "pipeline_model_parallel_size must be 1 in colocated deployment"},
-      {colocated + "modules: {language: {data_parallel_size: 2}, "
-                   "images: {data_parallel_size: 1}}",
-       2, "modules.images.data_parallel_size",
-       "total_ranks must be equal across modules in colocated deployment"},
-      {"modules: {language: {data_parallel_size: 2}, "
-       "images: {data_parallel_size: 2}}",
-       4, "", "MIMO world size mismatch: expected 2, got 4"},
-  };
-  for (const char* size :
-       {"tensor_model_parallel_size", "pipeline_model_parallel_size",
-        "context_parallel_size", "expert_model_parallel_size",
-        "expert_tensor_parallel_size"}) {
-    cases.push_back(
-        {absl::StrCat("modules: {language: {}, images: {", size, ": 0}}"), 1,
-         absl::StrCat("modules.images.", size),
-         absl::StrCat(size, " must be positive")});
-  }
-  for (const Case& c : cases) {
-    const Words words = PlanWords(Config(c.parallelism), c.world);
-    Expect(words, {absl::StrCat("mimo: ", In("f.yaml"), ": parallelism.", c.key,
-                                c.key.empty() ? "" : ": "),
-                   c.words});
-  }
-  Expect(PlanWords(Config("modules: {language: {data_parallel_size: 2}, "
-                          "images: {data_parallel_size: 8, rank_offset: 2}}, "
-                          "deployment_mode: heterogeneous",
-                          3, 30),
-                   10),
-         {In("f.yaml") + ": parallelism.modules.images.data_parallel_size: 8, "
-                         "must divide micro_batch_size 3 * DP 2"});
-  Expect(PlanWords(Config("", 2, 6), 2),
-         {"parallelism.modules.language.data_parallel_size: 2 * "
-          "micro_batch_size 2 must divide global_batch_size 6"});
-  Expect(PlanWords(Config("modlues: {}"), 1),
-         {"parallelism.modlues", "did you mean parallelism.modules?"});
-  Expect(PlanWords(Config("deployment_mode: mixed"), 1),
-         {"parallelism.deployment_mode: \"mixed\"", "colocated"});
-  Expect(PlanWords(Config(""), 3000000), {"global_batch_size 1"});
-  for (const char* world : {"0", "-1", "3000000000", "many"}) {
-    Expect({"plan", "--config", In("f.yaml"), "--world", world}, {world});
-  }
-}
 
 // The language model of TP2 DP2 PP2 behind eight encoders, and one idle rank.
 TEST_F(PlanTest, Heterogeneous) {
@@ -318,6 +129,39 @@ TEST_F(PlanTest, TablesShowTheSame) {
   }
 }
 
+// A module behind the language model: planned in this order, and not trained.
+TEST_F(PlanTest, AnotherTopology) {
+  const std::string config = Config(
+      "deployment_mode: heterogeneous, topology: {language: [images], images: "
+      "[]}, modules: {images: {data_parallel_size: 1}, language: "
+      "{data_parallel_size: 1, rank_offset: 1}}",
+      1, 4);
+  const json plan = Plan(config, 2);
+  EXPECT_EQ(plan["topology"],
+            json({{"language", {"images"}}, {"images", json::array()}}));
+  EXPECT_EQ(plan["schedule"]["total_stages"], 2);
+  const Ran ran = RunMimo(PlanWords(config, 2));
+  EXPECT_TRUE(absl::StrContains(ran.out, "\nlanguage -> images\n")) << ran.out;
+  Expect({"train", "--config", In("f.yaml"), "--ranks", "2"},
+         {"mimo: " + In("f.yaml") +
+          ": parallelism.topology: 'images' sends to [], wanted [language]"});
+}
+
+// Experts that no module has are said to do nothing.
+TEST_F(PlanTest, Warnings) {
+  const std::string config = Config(
+      "modules: {images: {}, language: {}}, deployment_mode: colocated", 1, 2);
+  EXPECT_EQ(Plan(config, 2)["warnings"], json::array());
+  Words words = PlanWords(config, 2);
+  words.push_back("parallelism.modules.language.expert_model_parallel_size=2");
+  const Ran ran = RunMimo(words);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_TRUE(absl::StrContains(ran.out,
+                                "\nwarning: modules.language: EP=2, ETP=1 make "
+                                "groups alone: no module has experts\n"))
+      << ran.out;
+}
+
 // Encoder and two stages: (M + 3 - 1) (F + B); a rank works M (F + B) of it.
 TEST_F(PlanTest, IdealBubble) {
   const std::string config = Config(
@@ -354,8 +198,9 @@ TEST_F(PlanTest, AHundredThousandRanks) {
              "{tensor_model_parallel_size: 4, pipeline_model_parallel_size: 4, "
              "context_parallel_size: 2, data_parallel_size: 2500}, images: "
              "{data_parallel_size: 20000, rank_offset: 80000}}",
-             8, 40000),
+             8, 2000000000),
       100000);
+  EXPECT_EQ(plan["micro_batches"], 100000);
   for (const auto& [module, groups] : plan["groups"].items()) {
     const int ranks = plan["modules"][module]["total_ranks"];
     for (const auto& [name, lists] : groups.items()) {

@@ -288,8 +288,8 @@ double OverIdeal(const std::string& parallelism, int ranks, int samples,
 
   const MimoParallelismConfig layout =
       *ReadParallelism(*ParseYaml(parallelism, "parallelism"), ranks);
-  const PipelineSchedule schedule = *MakeModuleSchedule(
-      layout, DefaultTopology(layout), {}, {.micro_batches = micro_batches});
+  const PipelineSchedule schedule =
+      *MakeModuleSchedule(layout, {}, {.micro_batches = micro_batches});
   std::map<int, Measured> iterations;
   for (const std::vector<json>& ranges :
        RangesOf(folder + "/trace.json", ranks)) {
