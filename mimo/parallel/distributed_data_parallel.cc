@@ -1,8 +1,10 @@
 #include "mimo/parallel/distributed_data_parallel.h"
 
 #include <algorithm>
-#include <iterator>
+#include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/crc/crc32c.h"
 #include "absl/log/check.h"
@@ -29,29 +31,38 @@ bool Replicated(const DataParallelModule& module) {
 
 bool Tied(const Parameter& parameter) { return parameter.stage_copies > 1; }
 
-// As CheckReplicas, of parameters that all ranks of `group` have.
-absl::Status CheckCopies(const std::vector<Parameter*>& parameters,
-                         Communicator& group, Allocator& allocator) {
+// What a rank of a group has as rank `original` has it.
+struct Copy {
+  std::string name;
+  Tensor values;
+  int64_t original;
+};
+
+// As CheckReplicas; all ranks of `group` have copies of as many things.
+absl::Status CheckCopies(const std::vector<Copy>& copies, Communicator& group,
+                         Allocator& allocator) {
   Allocator host;
-  const int64_t count = parameters.size();
-  std::vector<int64_t> digests;  // [count]
-  for (Parameter* parameter : parameters) {
-    const Tensor bytes = parameter->Values().Clone(host);
+  const int64_t count = copies.size();
+  std::vector<int64_t> digests;  // [count, 2]: digest, original
+  for (const Copy& copy : copies) {
+    const Tensor bytes = copy.values.Clone(host);
     digests.push_back(static_cast<uint32_t>(
         absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
                              static_cast<size_t>(bytes.bytes())})));
+    digests.push_back(copy.original);
   }
-  const Tensor own = Tensor::From<int64_t>(allocator, {count}, digests);
-  const Tensor all(allocator, {group.size(), count}, DType::kInt64);
-  group.AllGather(own.data(), all.data(), count, DType::kInt64,
+  const Tensor own = Tensor::From<int64_t>(allocator, {count, 2}, digests);
+  const Tensor all(allocator, {group.size(), count, 2}, DType::kInt64);
+  group.AllGather(own.data(), all.data(), 2 * count, DType::kInt64,
                   allocator.stream());
   const Tensor read = all.Clone(host);
   MIMO_RETURN_IF_ERROR(group.Health());
   const auto values = read.span<int64_t>();
-  for (int64_t i = count; i < read.numel(); ++i) {
-    if (values[i] == values[i % count]) continue;
+  for (int64_t i = 0; i < group.size() * count; ++i) {
+    const int64_t original = values[2 * i + 1];
+    if (values[2 * i] == values[2 * (original * count + i % count)]) continue;
     return absl::InternalError(absl::StrCat(
-        parameters[i % count]->name, ": replicas 0 and ", i / count,
+        copies[i % count].name, ": replicas ", original, " and ", i / count,
         " of group ", group.name(), " have other bits, wanted the same"));
   }
   return absl::OkStatus();
@@ -232,23 +243,31 @@ absl::Status DistributedDataParallel::Health() const {
 
 absl::Status DistributedDataParallel::CheckReplicas() const {
   for (const DataParallelModule& module : modules_) {
-    const auto check = [&](Communicator* group, auto copied) {
-      std::vector<Parameter*> some;
-      std::copy_if(module.parameters.begin(), module.parameters.end(),
-                   std::back_inserter(some), copied);
-      return group == nullptr || group->size() == 1 || some.empty()
-                 ? absl::OkStatus()
-                 : CheckCopies(some, *group, allocator_);
-    };
-    MIMO_RETURN_IF_ERROR(
-        check(module.group, [](const Parameter*) { return true; }));
-    MIMO_RETURN_IF_ERROR(
-        check(module.embd, [](const Parameter* p) { return Tied(*p); }));
-    MIMO_RETURN_IF_ERROR(check(module.tp, [&](const Parameter* p) {
-      return std::ranges::all_of(p->sharding.shards, [&](const Shard& shard) {
-        return module.tp != nullptr && shard.copies == module.tp->size();
-      });
-    }));
+    std::vector<Copy> replicated, tied, sharded;
+    for (Parameter* p : module.parameters) {
+      const Tensor& values = p->Values();
+      replicated.push_back({p->name, values, 0});
+      if (Tied(*p)) tied.push_back({p->name, values, 0});
+      if (module.tp == nullptr) continue;
+      // Rows that no other rank has are compared with themselves: how many
+      // ranks have them differs between ranks.
+      int64_t begin = 0;
+      for (const Shard& shard : p->sharding.shards) {
+        const bool rows = p->sharding.dim == 0;
+        CHECK(rows || shard.copies == 1) << p->name;
+        const Tensor part =
+            rows ? values.Rows(begin, begin + shard.size) : values;
+        sharded.push_back(
+            {p->name, part, module.tp->rank() - int64_t{shard.copy}});
+        begin += shard.size;
+      }
+    }
+    for (const auto& [group, copies] : {std::pair(module.group, &replicated),
+                                        {module.embd, &tied},
+                                        {module.tp, &sharded}}) {
+      if (group == nullptr || group->size() == 1 || copies->empty()) continue;
+      MIMO_RETURN_IF_ERROR(CheckCopies(*copies, *group, allocator_));
+    }
   }
   return absl::OkStatus();
 }

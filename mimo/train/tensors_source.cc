@@ -209,7 +209,14 @@ absl::StatusOr<MicroBatch> TensorsSource::Next() {
 }
 
 absl::Status TensorsSource::Seek(int64_t samples) {
-  next_row_ = samples % text_.batch;
+  const int64_t row = samples % text_.batch;
+  if (row % share_.samples != 0) {
+    return Wrong(
+        file_.path(), "input_ids", absl::StrCat("to go on at row ", row),
+        absl::StrCat("a multiple of ", share_.samples,
+                     ", the samples of a micro-batch of all replicas"));
+  }
+  next_row_ = row;
   return absl::OkStatus();
 }
 

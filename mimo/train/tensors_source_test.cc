@@ -118,5 +118,15 @@ TEST(TensorsSource, RowsThatDoNotComeOutWhole) {
                 "the samples of a micro-batch of all replicas"));
 }
 
+TEST(TensorsSource, GoesOnWhereAMicroBatchBegins) {
+  const std::string path = WriteRows(12, true, DType::kFloat32);
+  const auto source = Open(path, WholeShare(4, {{"images", kImage}}));
+  EXPECT_THAT(source->Seek(3).message(),
+              HasSubstr("rows.safetensors: input_ids: to go on at row 3, "
+                        "wanted a multiple of 4, the samples of a micro-batch "
+                        "of all replicas"));
+  EXPECT_TRUE(source->Seek(20).ok());
+}
+
 }  // namespace
 }  // namespace mimo
