@@ -160,6 +160,16 @@ TEST_F(PlanTest, Warnings) {
                                 "\nwarning: modules.language: EP=2, ETP=1 make "
                                 "groups alone: no module has experts\n"))
       << ran.out;
+  const Ran train = RunMimo(TinyTrain(
+      folder_, {"--ranks", "2", "train.train_iters=1", "checkpoint.save=null",
+                "parallelism.deployment_mode=colocated",
+                "parallelism.modules={images: {}, language: "
+                "{expert_tensor_parallel_size: 2}}"}));
+  EXPECT_EQ(train.code, 0) << train.err;
+  EXPECT_EQ(train.err, absl::StrCat("mimo: warning: ", In("config.yaml"),
+                                    ": parallelism.modules.language: EP=1, "
+                                    "ETP=2 make groups alone: no module has "
+                                    "experts\n"));
 }
 
 // Encoder and two stages: (M + 3 - 1) (F + B); a rank works M (F + B) of it.
