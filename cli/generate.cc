@@ -62,8 +62,8 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
                             "tokenizer", opened.folder + "/tokenizer.model")));
   MIMO_ASSIGN_OR_RETURN(const ConversationTemplate format,
                         MakeFormat(std::move(tokenizer), opened.section.model));
-  MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision,
-                        PictureEncoder(opened.section.model));
+  MIMO_ASSIGN_OR_RETURN(const Pictures pictures,
+                        PicturesOf(opened.section.model));
   DataConfig data;
   if (!opened.hugging_face && opened.config.Has("data")) {
     MIMO_RETURN_IF_ERROR(FromYaml(opened.config["data"], data));
@@ -73,7 +73,7 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
   for (const std::string& path : args.Strings("image")) {
     MIMO_ASSIGN_OR_RETURN(
         sample.modalities[kImages].emplace_back(),
-        View({.path = path}, {.image_size = vision.image_size, .fit = data.fit},
+        View({.path = path}, {.image_size = pictures.size, .fit = data.fit},
              PhiloxSequence(0, 0)));
   }
   const int64_t images = args.Strings("image").size();

@@ -6,6 +6,7 @@
 #include "kernels/base/status_macros.h"
 #include "mimo/train/loader_source.h"
 #include "mimo/train/tensors_source.h"
+#include "models/clip/config.h"
 #include "models/gpt/config.h"
 #include "models/llava/llava.h"
 
@@ -31,21 +32,35 @@ absl::StatusOr<int32_t> ImageToken(const MimoModelConfig& model) {
 
 }  // namespace
 
-absl::StatusOr<ClipVitConfig> PictureEncoder(const MimoModelConfig& model) {
+absl::StatusOr<Pictures> PicturesOf(const MimoModelConfig& model) {
+  Pictures pictures;
   const auto images = model.modality_submodules_spec.find(kImages);
-  if (images != model.modality_submodules_spec.end()) {
-    for (const auto& [name, spec] : images->second.encoders) {
-      if (const auto* clip = spec.config.As<ClipVitConfig>()) return *clip;
-    }
+  if (images == model.modality_submodules_spec.end()) {
+    return absl::InvalidArgumentError(
+        "model: no modality images, wanted one for data of conversations");
   }
-  return absl::InvalidArgumentError(
-      "model: no clip_vit encoder of images, wanted one for data of "
-      "conversations");
+  for (const auto& [name, spec] : images->second.encoders) {
+    const auto* clip = spec.config.As<ClipVitConfig>();
+    const std::string path =
+        absl::StrCat("model.modalities.images.encoders.", name);
+    if (clip == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": not a clip_vit, wanted one for data of conversations"));
+    }
+    if (pictures.size != 0 && clip->image_size != pictures.size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".image_size: ", clip->image_size, ", wanted ",
+                       pictures.size, " as of the encoders before"));
+    }
+    pictures.size = clip->image_size;
+    pictures.tokens += clip->features();
+  }
+  return pictures;
 }
 
 absl::StatusOr<ConversationTemplate> MakeFormat(Tokenizer tokenizer,
                                                 const MimoModelConfig& model) {
-  MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision, PictureEncoder(model));
+  MIMO_ASSIGN_OR_RETURN(const Pictures pictures, PicturesOf(model));
   MIMO_ASSIGN_OR_RETURN(const GptConfig language, TextDecoder(model));
   MIMO_ASSIGN_OR_RETURN(const int32_t image, ImageToken(model));
   if (absl::Status fits = tokenizer.CheckVocab(language.vocab_size);
@@ -60,7 +75,7 @@ absl::StatusOr<ConversationTemplate> MakeFormat(Tokenizer tokenizer,
         absl::StrCat("model.special_token_ids.images: ", image, ", wanted ",
                      tokenizer.image_id(), ", the tokenizer's <image>"));
   }
-  return ConversationTemplate{std::move(tokenizer), vision.features(),
+  return ConversationTemplate{std::move(tokenizer), pictures.tokens,
                               language.max_sequence_length};
 }
 
@@ -70,8 +85,8 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
   RunData data;
   data.config = config;
   if (!tokenizer_file.empty()) data.config.tokenizer = tokenizer_file;
-  MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision, PictureEncoder(model));
-  data.image_size = vision.image_size;
+  MIMO_ASSIGN_OR_RETURN(const Pictures pictures, PicturesOf(model));
+  data.image_size = pictures.size;
   MIMO_ASSIGN_OR_RETURN(data.corpus, LoadCorpus(data.config));
   MIMO_ASSIGN_OR_RETURN(Tokenizer tokenizer,
                         MakeTokenizer(data.config, data.corpus));
@@ -92,23 +107,23 @@ absl::StatusOr<Sources> MakeSources(const RunData& data,
     return sources;
   }
   if (data.config.type == DataType::kMock) {
-    MIMO_ASSIGN_OR_RETURN(const ClipVitConfig vision, PictureEncoder(model));
+    MIMO_ASSIGN_OR_RETURN(const Pictures pictures, PicturesOf(model));
     MIMO_ASSIGN_OR_RETURN(const GptConfig language, TextDecoder(model));
     MIMO_ASSIGN_OR_RETURN(const int32_t image, ImageToken(model));
-    if (language.max_sequence_length < vision.features() ||
+    if (language.max_sequence_length < pictures.tokens ||
         language.vocab_size < 2) {
       return absl::InvalidArgumentError(absl::StrCat(
           "model.language: max_sequence_length ", language.max_sequence_length,
           " and vocab_size ", language.vocab_size, ", wanted at least ",
-          vision.features(), " (the tokens of an image) and 2"));
+          pictures.tokens, " (the tokens of an image) and 2"));
     }
     sources.train = std::make_unique<LoaderSource>(
         std::make_shared<MockDataset>(
             MockOptions{.samples = data.config.samples,
                         .sequence_length = language.max_sequence_length,
                         .vocab_size = language.vocab_size,
-                        .tokens_per_image = vision.features(),
-                        .image_size = vision.image_size,
+                        .tokens_per_image = pictures.tokens,
+                        .image_size = pictures.size,
                         .image_id = image,
                         .seed = seed}),
         options);

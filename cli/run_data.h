@@ -13,7 +13,6 @@
 #include "mimo/data/config.h"
 #include "mimo/data/corpus.h"
 #include "mimo/train/batch_source.h"
-#include "models/clip/config.h"
 #include "models/spec/module_spec.h"
 
 namespace mimo {
@@ -25,9 +24,13 @@ struct RunData {
   int64_t image_size = 0;
 };
 
-// The encoder that looks at pictures. Error: the model has none that mimo
-// knows.
-absl::StatusOr<ClipVitConfig> PictureEncoder(const MimoModelConfig& model);
+// As the model's encoders of images, all of them, look at one.
+struct Pictures {
+  int64_t size = 0;    // height and width
+  int64_t tokens = 0;  // of one
+};
+// Errors: an encoder that mimo does not know, one of another size.
+absl::StatusOr<Pictures> PicturesOf(const MimoModelConfig& model);
 
 // `tokenizer` with the model's image token. Errors: the model's vocabulary is
 // too small for it, or its image token is another.

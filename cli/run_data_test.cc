@@ -1,6 +1,7 @@
 // What ranks of a run read of each type of data.
 #include "cli/run_data.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -13,6 +14,7 @@
 #include "mimo/config/config_node.h"
 #include "mimo/data/file.h"
 #include "mimo/data/share_testing.h"
+#include "models/clip/config.h"
 #include "models/llava/llava.h"
 #include "models/llava/model_section.h"
 
@@ -122,6 +124,39 @@ TEST(MakeSources, ReadsNoOtherPictures) {
                       .status()
                       .message()),
       HasSubstr(".png.gone: no such file"));
+}
+
+// A picture's tokens are those of all its encoders.
+TEST(MakeSources, EncodersLookAtTheSamePictures) {
+  RunData mock;
+  mock.config.type = DataType::kMock;
+  mock.config.samples = 2;
+  mock.config.num_workers = 0;
+  MimoModelConfig model = Model();
+  auto& encoders = model.modality_submodules_spec["images"].encoders;
+  encoders.emplace_back("second", encoders[0].second);
+  auto* second = encoders[1].second.config.As<ClipVitConfig>();
+  second->patch_size = 2;
+  const DataShare share = WholeShare(1, {{"images", 4}});
+  const auto message = [&] {
+    return std::string(MakeSources(mock, model, 3, share).status().message());
+  };
+  auto sources = MakeSources(mock, model, 3, share);
+  ASSERT_TRUE(sources.ok()) << sources.status();
+  const auto batch = sources->train->Next();
+  ASSERT_TRUE(batch.ok()) << batch.status();
+  EXPECT_EQ(std::ranges::count(batch->input_ids, 4), 4 + 16);
+  second->image_size = 12;
+  EXPECT_EQ(message(),
+            "model.modalities.images.encoders.second.image_size: 12, wanted 8 "
+            "as of the encoders before");
+  encoders[1].second = model.language_model_spec;
+  EXPECT_EQ(message(),
+            "model.modalities.images.encoders.second: not a clip_vit, wanted "
+            "one for data of conversations");
+  model.modality_submodules_spec.clear();
+  EXPECT_EQ(message(),
+            "model: no modality images, wanted one for data of conversations");
 }
 
 std::vector<int32_t> Row(const MicroBatch& batch, int64_t b) {

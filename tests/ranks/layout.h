@@ -89,7 +89,7 @@ inline void WriteSamples(const std::string& path) {
 }
 
 // Layers for four stages, heads for four tp ranks, two groups of them.
-inline constexpr char kLayoutConfig[] = R"(
+inline constexpr char kLlava[] = R"(
 model:
   type: llava
   language: {num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
@@ -98,6 +98,31 @@ model:
   vision: {num_layers: 3, hidden_size: 24, ffn_hidden_size: 40,
            num_attention_heads: 4, image_size: 16, patch_size: 8,
            feature_layer: -1, position_embedding_std: 0.5}
+)";
+
+// Of pictures, of different sizes, each with its projection.
+inline constexpr char kTwoEncoders[] = R"(
+model:
+  type: mimo
+  language: {module: gpt, num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
+             num_attention_heads: 4, num_query_groups: 2, vocab_size: 400,
+             max_sequence_length: 96}
+  modalities:
+    images:
+      encoders:
+        clip: {module: clip_vit, num_layers: 3, hidden_size: 24,
+               ffn_hidden_size: 40, num_attention_heads: 4, image_size: 16,
+               patch_size: 8, feature_layer: -1, position_embedding_std: 0.5}
+        wide: {module: clip_vit, num_layers: 5, hidden_size: 32,
+               ffn_hidden_size: 40, num_attention_heads: 4, image_size: 16,
+               patch_size: 8, feature_select_strategy: full,
+               position_embedding_std: 0.5}
+      input_projections:
+        - {module: projector, input_size: 24, output_size: 32}
+        - {module: projector, input_size: 32, output_size: 32}
+)";
+
+inline constexpr char kLayoutConfig[] = R"(
   special_token_ids: {images: 4}
 $0
 data: {type: llava_json, path: $1/samples.jsonl, image_root: tests/fixtures,
@@ -110,19 +135,20 @@ checkpoint: {save: $1/save}
 logging: {metrics: $1/metrics.jsonl, progress: false}
 )";
 
-// Writes samples and config of a run in `folder`, of `micro_batches` global
-// micro-batches an iteration, and `more` lines of the model's; what `mimo`
-// wants to hear.
+// Writes samples and config of a run of `model` in `folder`, of `micro_batches`
+// global micro-batches an iteration, and `more` lines of the model's; what
+// `mimo` wants to hear.
 inline std::vector<std::string> LayoutRun(const std::string& folder,
                                           const Layout& layout,
                                           int micro_batches,
-                                          const std::string& more = "") {
+                                          const std::string& more = "",
+                                          const std::string& model = kLlava) {
   WriteSamples(folder + "/samples.jsonl");
   const std::string config = absl::Substitute(kLayoutConfig, more, folder,
                                               kSamples / Dp(layout.language),
                                               kSamples * micro_batches);
   return {"train", "--config",
-          Write(folder + "/config.yaml", config + layout.Yaml())};
+          Write(folder + "/config.yaml", model + config + layout.Yaml())};
 }
 
 }  // namespace mimo
