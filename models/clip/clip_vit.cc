@@ -162,22 +162,15 @@ absl::StatusOr<Var> ClipVit::Forward(const Context& ctx,
   return RunLayers(ctx, pre_norm_->Forward(ctx, x).normalized, images);
 }
 
-absl::StatusOr<Shape> ClipVit::PassedShape(int64_t features) const {
-  if (features % config_.features() != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path(), ": ", features, " tokens, wanted a multiple of ",
-                     config_.features(), ", the features of an image"));
-  }
-  const int64_t tokens =
-      features / config_.features() * (1 + config_.patches());
-  return Shape{TokensOfRank(tokens, build().parallel.tokens()),
-               config_.hidden_size};
+Shape ClipVit::PassedShape(int64_t images) const {
+  const int64_t tokens = images * (1 + config_.patches());
+  return {TokensOfRank(tokens, build().parallel.tokens()), config_.hidden_size};
 }
 
 Var ClipVit::Continue(const Context& ctx, const Var& passed,
-                      int64_t features) const {
+                      int64_t images) const {
   const ModuleScope scope(ctx, path());
-  return RunLayers(ctx, passed, features / config_.features());
+  return RunLayers(ctx, passed, images);
 }
 
 Var ClipVit::RunLayers(const Context& ctx, const Var& tokens,

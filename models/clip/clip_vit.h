@@ -24,10 +24,11 @@ class ClipVit : public ModalityEncoder {
   // pixels [images, C, image_size, image_size] -> [images*features, H]
   absl::StatusOr<Var> Forward(const Context& ctx,
                               const Tensor& pixels) const override;
+  int64_t item_features() const override { return config_.features(); }
   // [images*(1+P), H], token-sharded with sequence parallelism
-  absl::StatusOr<Shape> PassedShape(int64_t features) const override;
+  Shape PassedShape(int64_t images) const override;
   Var Continue(const Context& ctx, const Var& passed,
-               int64_t features) const override;
+               int64_t images) const override;
 
  private:
   Var RunLayers(const Context& ctx, const Var& tokens, int64_t images) const;

@@ -131,19 +131,6 @@ TEST_F(ModalitiesTest, SubmoduleErrors) {
       "first encoder");
   EXPECT_EQ((*submodule)->Encode(ctx, {{"other", Tensor()}}).status().message(),
             "images: No inputs found for encoder 'clip_encoder'");
-  ModalitySpec two =
-      LlavaModelConfig(Tiny()).modality_submodules_spec.at("images");
-  two.encoders.emplace_back("second", two.encoders[0].second);
-  for (int stage : {0, 1}) {
-    PlannedCommunicator pp(stage, 2);
-    EXPECT_EQ(ModalitySubmodule::Build(two, BuiltinModules(),
-                                       {.allocator = &allocator_,
-                                        .parallel = {.pp = &pp},
-                                        .path = "images"})
-                  .status()
-                  .message(),
-              "images: 2 encoders, wanted one in a pipeline of 2 stages");
-  }
 }
 
 TEST_F(ModalitiesTest, FeaturesStandForTheEncoders) {

@@ -14,19 +14,28 @@ absl::Status Invalid(absl::string_view path, absl::string_view why) {
       path.empty() ? std::string(why) : absl::StrCat(path, ": ", why));
 }
 
+namespace {
+
+// [items*tokens, size] <-> [items, tokens, size]
+Var ByItem(Var rows, int64_t items) {
+  const Tensor& value = rows.value;
+  rows.value = value.Reshape({items, value.dim(0) / items, value.dim(1)});
+  return rows;
+}
+Var Flat(Var features) {
+  const Tensor& value = features.value;
+  features.value = value.Reshape({value.dim(0) * value.dim(1), value.dim(2)});
+  return features;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<ModalitySubmodule>> ModalitySubmodule::Build(
     const ModalitySpec& spec, const ModuleRegistry& registry,
     BuildContext build) {
   std::unique_ptr<ModalitySubmodule> self(new ModalitySubmodule(build));
   if (spec.encoders.empty()) {
     return Invalid(build.path, "no encoder, wanted at least one");
-  }
-  const int stages = build.parallel.pp_size();
-  if (stages > 1 && spec.encoders.size() > 1) {
-    return Invalid(build.path,
-                   absl::StrCat(spec.encoders.size(),
-                                " encoders, wanted one in a pipeline of ",
-                                stages, " stages"));
   }
   const size_t projections = spec.input_projections.size();
   if (projections > 1 && projections != spec.encoders.size()) {
@@ -169,17 +178,16 @@ absl::StatusOr<std::vector<Var>> ModalitySubmodule::Encode(
                        encoder->output_size(), " columns"));
     }
     const int64_t rows = out.value.numel() / size;
-    const int64_t items =
-        encoders_.size() == 1 ? 1 : std::max<int64_t>(1, input->second.dim(0));
+    const int64_t items = JoinedItems(input->second.dim(0));
     if (rows % items != 0) {
       return Invalid(
           encoder->path(),
           absl::StrCat("output ", ToString(out.value.shape()), " of ", items,
-                       " items, wanted as many "
-                       "tokens of each, to join other encoders'"));
+                       " items, wanted as many tokens of each, to join other "
+                       "encoders'"));
     }
-    out.value = out.value.Reshape({items, rows / items, size});
-    features.push_back(std::move(out));
+    out.value = out.value.Reshape({rows, size});
+    features.push_back(ByItem(std::move(out), items));
   }
   return features;
 }
@@ -198,23 +206,25 @@ absl::StatusOr<Var> ModalitySubmodule::Combine(
                                           ", wanted those of ", items,
                                           " items as of the first encoder"));
     }
-    flat.push_back(
-        {value.Reshape({items * value.dim(1), value.dim(2)}), var.slot});
+    flat.push_back(Flat(var));
   }
   return flat.size() == 1 ? flat[0] : ConcatRows(ctx, flat, items);
 }
 
 absl::StatusOr<Var> ModalitySubmodule::Project(
     const Context& ctx, const std::vector<Var>& features) const {
+  if (!build().parallel.IsLastStage() && features.size() > 1) {
+    std::vector<Var> passed;
+    for (const Var& var : features) passed.push_back(Flat(var));
+    return PackRows(ctx, passed);
+  }
   if (projections_.size() > 1) {
     CHECK_EQ(features.size(), projections_.size()) << path();
     std::vector<Var> projected;
     for (size_t i = 0; i < features.size(); ++i) {
-      const Tensor& value = features[i].value;
-      MIMO_ASSIGN_OR_RETURN(const Var flat, Combine(ctx, {features[i]}));
-      Var& rows = projected.emplace_back(projections_[i]->Forward(ctx, flat));
-      rows.value =
-          rows.value.Reshape({value.dim(0), value.dim(1), output_size()});
+      projected.push_back(
+          ByItem(projections_[i]->Forward(ctx, Flat(features[i])),
+                 features[i].value.dim(0)));
     }
     return Combine(ctx, projected);
   }
@@ -237,16 +247,45 @@ absl::StatusOr<Var> ModalitySubmodule::Forward(
   return Project(ctx, encoded);
 }
 
+int64_t ModalitySubmodule::JoinedItems(int64_t items) const {
+  if (encoders_.size() == 1 || !build().parallel.IsLastStage()) return 1;
+  return std::max<int64_t>(1, items);
+}
+
+absl::StatusOr<int64_t> ModalitySubmodule::ItemsOf(int64_t rows) const {
+  int64_t of_item = 0;
+  for (const auto& [name, encoder] : encoders_)
+    of_item += encoder->item_features();
+  if (rows % of_item == 0) return rows / of_item;
+  return Invalid(path(), absl::StrCat(rows, " tokens, wanted a multiple of ",
+                                      of_item, ", those of an item"));
+}
+
 absl::StatusOr<Shape> ModalitySubmodule::PassedShape(int64_t rows) const {
-  return encoders_[0].second->PassedShape(rows);
+  MIMO_ASSIGN_OR_RETURN(const int64_t items, ItemsOf(rows));
+  if (encoders_.size() == 1) return encoders_[0].second->PassedShape(items);
+  int64_t elements = 0;
+  for (const auto& [name, encoder] : encoders_)
+    elements += NumElements(encoder->PassedShape(items));
+  return Shape{elements, 1};
 }
 
 absl::StatusOr<Var> ModalitySubmodule::Continue(const Context& ctx,
                                                 const Var& passed,
                                                 int64_t rows) const {
-  Var out = encoders_[0].second->Continue(ctx, passed, rows);
-  out.value = out.value.Reshape({1, out.value.dim(0), out.value.dim(1)});
-  return Project(ctx, {out});
+  MIMO_ASSIGN_OR_RETURN(const int64_t items, ItemsOf(rows));
+  std::vector<Var> features = {passed};
+  if (encoders_.size() > 1) {
+    std::vector<Shape> shapes;
+    for (const auto& [name, encoder] : encoders_)
+      shapes.push_back(encoder->PassedShape(items));
+    features = UnpackRows(ctx, passed, shapes);
+  }
+  for (size_t i = 0; i < encoders_.size(); ++i) {
+    features[i] = ByItem(encoders_[i].second->Continue(ctx, features[i], items),
+                         JoinedItems(items));
+  }
+  return Project(ctx, features);
 }
 
 }  // namespace mimo

@@ -22,14 +22,14 @@ absl::Status Invalid(absl::string_view path, absl::string_view why);
 class ModalitySubmodule : public Module {
  public:
   // The last stage of the modality's pipeline has the input projections, the
-  // first the output projection. One of several stages has one encoder.
+  // first the output projection.
   static absl::StatusOr<std::unique_ptr<ModalitySubmodule>> Build(
       const ModalitySpec& spec, const ModuleRegistry& registry,
       BuildContext build);
 
-  // Features of every encoder in order, each [items, tokens, size]; of an only
-  // encoder, whose items may be of any lengths, [1, tokens, size]. No inputs:
-  // none.
+  // Features of every encoder in order, each [items, tokens, size]; where they
+  // are not joined [1, tokens, size], so that an only encoder's items may be of
+  // any lengths. No inputs: none.
   absl::StatusOr<std::vector<Var>> Encode(
       const Context& ctx, const std::map<std::string, Tensor>& inputs) const;
   // Joined, of each item the tokens of one encoder after another's ->
@@ -37,7 +37,7 @@ class ModalitySubmodule : public Module {
   absl::StatusOr<Var> Combine(const Context& ctx,
                               const std::vector<Var>& features) const;
   // The joined features through the projection, or each through its own, then
-  // joined -> [tokens, H].
+  // joined -> [tokens, H]. On a stage before the last: what it passes on.
   absl::StatusOr<Var> Project(const Context& ctx,
                               const std::vector<Var>& features) const;
   // Encode and Project. `features`, if any, are the encoders' features that
@@ -47,7 +47,7 @@ class ModalitySubmodule : public Module {
                               const std::vector<Var>& features = {}) const;
 
   // Of several stages: what one passes to the next of items that have `rows`
-  // rows in the end; an error when no items have.
+  // rows in the end, several encoders' packed; an error when no items have.
   absl::StatusOr<Shape> PassedShape(int64_t rows) const;
   // Forward of a later one, which goes on from that.
   absl::StatusOr<Var> Continue(const Context& ctx, const Var& passed,
@@ -68,6 +68,11 @@ class ModalitySubmodule : public Module {
                                 const ModuleRegistry& registry);
   absl::Status BuildDecoders(const ModalitySpec& spec,
                              const ModuleRegistry& registry);
+
+  // How many items the features of `items` are joined by on this stage.
+  int64_t JoinedItems(int64_t items) const;
+  // That have `rows` rows in the end.
+  absl::StatusOr<int64_t> ItemsOf(int64_t rows) const;
 
   std::vector<std::pair<std::string, ModalityEncoder*>> encoders_;
   std::vector<Projection*> projections_;  // none: features pass as they are

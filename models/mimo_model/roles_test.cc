@@ -191,8 +191,8 @@ TEST_F(RolesTest, StagesOfAModality) {
             "items with 4 tokens");
   wrong.rows["images"] = 7;
   EXPECT_EQ(message(first->ForwardModality(ctx, "images", wrong)),
-            "modality_submodules.images.encoders.clip_encoder: 7 tokens, "
-            "wanted a multiple of 4, the features of an image");
+            "modality_submodules.images: 7 tokens, wanted a multiple of 4, "
+            "those of an item");
 }
 
 TEST_F(RolesTest, LaterStageTakesHiddenStatesInPlaceOfTokens) {

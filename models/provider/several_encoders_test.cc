@@ -139,6 +139,17 @@ TEST(SeveralEncoders, OfOneModality) {
       {kHeterogeneous,
        3,
        {{"images", Sizes(1, 2)}, {"language", Sizes(1, 2, 1)}}},
+      // Each encoder's layers over the stages.
+      {kHomogeneous,
+       4,
+       {{"images", Sp(Sizes(2, 1, 0, 2))},
+        {"language", Sp(Sizes(2, 1, 0, 2))}}},
+      {kHeterogeneous,
+       5,
+       {{"images", Sizes(1, 1, 0, 3)}, {"language", Sizes(1, 2, 3)}}},
+      {kHeterogeneous,
+       8,
+       {{"images", Sp(Sizes(3, 1, 2, 2))}, {"language", Sizes(1, 1, 0, 2)}}},
   };
   for (const Layout& layout : layouts) {
     for (bool projection_each : {false, true}) {

@@ -67,15 +67,17 @@ class ModalityEncoder : public Module {
                                       const Tensor& input) const = 0;
 
   // Of a module that can have several pipeline stages (its config says so, in
-  // CheckPipeline), where Forward is the first one's. What a stage passes to
-  // the next of items that have so many features in the end: [rows, width];
-  // an error when no items have.
-  virtual absl::StatusOr<Shape> PassedShape(int64_t /*features*/) const {
+  // CheckPipeline), where Forward is the first one's. The features of an item,
+  // and what a stage passes to the next of some: [rows, width].
+  virtual int64_t item_features() const {
+    LOG(FATAL) << path() << " has one stage";
+  }
+  virtual Shape PassedShape(int64_t /*items*/) const {
     LOG(FATAL) << path() << " has one stage";
   }
   // A later stage: goes on from that; the last one gives the features.
   virtual Var Continue(const Context& /*ctx*/, const Var& /*passed*/,
-                       int64_t /*features*/) const {
+                       int64_t /*items*/) const {
     LOG(FATAL) << path() << " has one stage";
   }
 };

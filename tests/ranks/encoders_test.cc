@@ -25,7 +25,9 @@ TEST(Encoders, TwoTrainAsOnOneRank) {
          std::vector<Layout>{{"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
                              {"colocated", 4, "dp4", "tp2 cp2"},
                              {"colocated", 4, "tp2 dp2 sp", "pp2 dp2"},
+                             {"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"},
                              {"heterogeneous", 5, "dp2", "dp3 @2"},
+                             {"heterogeneous", 6, "pp2 dp2", "pp2 dp1 @4"},
                              {"heterogeneous", 3, "dp2", "dp2 @1"}}) {
       SCOPED_TRACE(absl::StrCat(layout.Yaml(), frozen));
       ExpectNear(train(layout), wanted);

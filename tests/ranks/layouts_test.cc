@@ -84,8 +84,8 @@ const std::vector<std::string>& FrozenParts() {
 
 Trained TrainOn(const std::string& folder, const Layout& layout,
                 int micro_batches, const std::string& frozen = "",
-                const Words& overrides = {}) {
-  Words words = LayoutRun(folder, layout, micro_batches, frozen);
+                const Words& overrides = {}, const char* model = kLlava) {
+  Words words = LayoutRun(folder, layout, micro_batches, frozen, model);
   words.insert(words.end(), overrides.begin(), overrides.end());
   return Train(words, layout.ranks, folder);
 }
@@ -238,36 +238,41 @@ Layout RandomLayout(std::mt19937& bits) {
   }
 }
 
-// The first update of random layouts, each with some activation checkpointing:
-// its moments are the gradients.
+// The first update of random layouts, each with some activation checkpointing,
+// of a model with one encoder or two: its moments are the gradients.
 TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
   const int seed = std::random_device{}();
   std::mt19937 bits(seed);
   SCOPED_TRACE(absl::StrCat("seed ", seed));
-  const auto train = [](const std::string& name, const Layout& layout,
+  const auto train = [](const std::string& name, bool two, const Layout& layout,
                         int micro_batches, const std::string& language = "off",
                         const std::string& vision = "off") {
+    const std::string encoder =
+        two ? "modalities.images.encoders.wide" : "vision";
     return TrainOn(
         TestFolder(name), layout, micro_batches, "",
         {"train.train_iters=1", "model.language.recompute=" + language,
-         "model.vision.recompute=" + vision});
+         absl::StrCat("model.", encoder, ".recompute=", vision)},
+        two ? kTwoEncoders : kLlava);
   };
   const char* const recompute[] = {"off", "selective", "full"};
   std::vector<Trained> wanted;
-  for (int micro_batches : {1, 2, 3})
-    wanted.push_back(train("one", kOneRank, micro_batches));
+  for (int i = 0; i < 6; ++i)
+    wanted.push_back(train("one", i >= 3, kOneRank, 1 + i % 3));
   for (int i = 0; i < 200; ++i) {
+    const bool two = i % 4 == 0;
     const Layout layout = RandomLayout(bits);
     const std::string language = recompute[Pick(bits, {0, 1, 2})],
                       vision = recompute[Pick(bits, {0, 1, 2})];
-    SCOPED_TRACE(
-        absl::StrCat(layout.Yaml(), "recompute ", language, ", ", vision));
-    const Trained got = train("many", layout, 1 + i % 3, language, vision);
-    ExpectNear(got, wanted[i % 3]);
+    SCOPED_TRACE(absl::StrCat(layout.Yaml(), "recompute ", language, ", ",
+                              vision, two ? ", two encoders" : ""));
+    const Trained got = train("many", two, layout, 1 + i % 3, language, vision);
+    const Trained& one = wanted[(two ? 3 : 0) + i % 3];
+    ExpectNear(got, one);
     double all = 0;
-    for (const auto& [name, values] : wanted[i % 3].optimizer)
+    for (const auto& [name, values] : one.optimizer)
       if (absl::StartsWith(name, "exp_avg.")) all += Norm(values);
-    for (const auto& [name, values] : wanted[i % 3].optimizer) {
+    for (const auto& [name, values] : one.optimizer) {
       if (!absl::StartsWith(name, "exp_avg.")) continue;
       const auto found = got.optimizer.find(name);
       ASSERT_TRUE(found != got.optimizer.end()) << name;

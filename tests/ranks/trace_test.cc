@@ -231,8 +231,8 @@ class SleepyVit : public ClipVit {
     return Sleep(ctx, y);
   }
   Var Continue(const Context& ctx, const Var& passed,
-               int64_t features) const override {
-    return Sleep(ctx, ClipVit::Continue(ctx, passed, features));
+               int64_t images) const override {
+    return Sleep(ctx, ClipVit::Continue(ctx, passed, images));
   }
 };
 

@@ -133,12 +133,13 @@ struct DropClassTokensNode final : Node {
   }
 };
 
-// A part's rows of each item, which are in `whole` from `begin` of the item's.
+// A part's elements of each item, which are in `whole` from `begin` of the
+// item's.
 void CopyItems(const Context& ctx, const Tensor& part, const Tensor& whole,
                int64_t items, int64_t begin, bool join) {
   const int64_t columns = part.numel() / items, stride = whole.numel() / items;
-  char* const at = static_cast<char*>(whole.data()) +
-                   begin * whole.dim(1) * SizeOf(whole.dtype());
+  char* const at =
+      static_cast<char*>(whole.data()) + begin * SizeOf(whole.dtype());
   kernels::Copy2d({.src = join ? part.data() : at,
                    .src_stride = join ? columns : stride,
                    .dst = join ? at : part.data(),
@@ -149,27 +150,73 @@ void CopyItems(const Context& ctx, const Tensor& part, const Tensor& whole,
                   ctx.compute);
 }
 
-struct ConcatRowsNode final : Node {
-  struct Part {
-    Slot slot;
-    Shape shape;
-  };
+struct Part {
+  Slot slot;
+  Shape shape;
+};
+
+struct ConcatItemsNode final : Node {
   std::vector<Part> parts;
   int64_t items;
   Slot out_slot;
 
-  const char* name() const override { return "ConcatRows"; }
+  const char* name() const override { return "ConcatItems"; }
   void Backward(BackwardContext& ctx) override {
     const Tensor dout = ctx.Take(out_slot);
     if (!dout.defined()) return;
     int64_t begin = 0;
     for (const Part& part : parts) {
       const auto dx = ctx.GradFor(part.slot, part.shape, dout.dtype());
-      CHECK(!dx.accumulate) << "ConcatRows must be a part's only user";
+      CHECK(!dx.accumulate) << "ConcatItems must be a part's only user";
       if (dx.buffer.defined()) {
         CopyItems(ctx.exec(), dx.buffer, dout, items, begin, /*join=*/false);
       }
-      begin += part.shape[0] / items;
+      begin += NumElements(part.shape) / items;
+    }
+  }
+};
+
+// Of each item the parts, as an `out_shape`.
+Var ConcatItems(const Context& ctx, const std::vector<Var>& parts,
+                int64_t items, Shape out_shape) {
+  Var out{ctx.Empty(std::move(out_shape), parts[0].value.dtype())};
+  int64_t begin = 0;
+  bool record = false;
+  for (const Var& part : parts) {
+    CopyItems(ctx, part.value, out.value, items, begin, /*join=*/true);
+    begin += part.value.numel() / items;
+    record = record || part.needs_grad();
+  }
+  if (ctx.tape == nullptr || !record) return out;
+  auto node = std::make_unique<ConcatItemsNode>();
+  for (const Var& part : parts)
+    node->parts.push_back({part.slot, part.value.shape()});
+  node->items = items;
+  node->out_slot = out.slot = ctx.tape->NewSlot();
+  ctx.tape->Append(std::move(node));
+  return out;
+}
+
+struct UnpackRowsNode final : Node {
+  Slot packed_slot;
+  Shape packed_shape;
+  DType dtype;
+  std::vector<Part> parts;
+
+  const char* name() const override { return "UnpackRows"; }
+  void Backward(BackwardContext& ctx) override {
+    const auto dx = ctx.GradFor(packed_slot, packed_shape, dtype);
+    CHECK(!dx.accumulate) << "UnpackRows must be the only user";
+    int64_t begin = 0;
+    for (const Part& part : parts) {
+      const int64_t end = begin + NumElements(part.shape);
+      const Tensor dpart = ctx.Take(part.slot);
+      if (dpart.defined()) {
+        CopyItems(ctx.exec(), dpart, dx.buffer, 1, begin, /*join=*/true);
+      } else {
+        dx.buffer.Rows(begin, end).Zero();
+      }
+      begin = end;
     }
   }
 };
@@ -253,27 +300,41 @@ Var ConcatRows(const Context& ctx, const std::vector<Var>& parts,
   CHECK(!parts.empty());
   const int64_t hidden = parts[0].value.dim(1);
   int64_t rows = 0;
-  bool record = false;
   for (const Var& part : parts) {
     CHECK_EQ(part.value.dim(1), hidden);
     CHECK_EQ(part.value.dim(0) % items, 0);
     rows += part.value.dim(0);
-    record = record || part.needs_grad();
   }
-  Var out{ctx.Empty({rows, hidden}, parts[0].value.dtype())};
+  return ConcatItems(ctx, parts, items, {rows, hidden});
+}
+
+Var PackRows(const Context& ctx, const std::vector<Var>& parts) {
+  CHECK(!parts.empty());
+  int64_t elements = 0;
+  for (const Var& part : parts) elements += part.value.numel();
+  return ConcatItems(ctx, parts, 1, {elements, 1});
+}
+
+std::vector<Var> UnpackRows(const Context& ctx, const Var& packed,
+                            const std::vector<Shape>& shapes) {
+  auto node = std::make_unique<UnpackRowsNode>();
+  const bool record = ctx.tape != nullptr && packed.needs_grad();
+  std::vector<Var> parts;
   int64_t begin = 0;
-  for (const Var& part : parts) {
-    CopyItems(ctx, part.value, out.value, items, begin, /*join=*/true);
-    begin += part.value.dim(0) / items;
+  for (const Shape& shape : shapes) {
+    Var& part = parts.emplace_back(ctx.Empty(shape, packed.value.dtype()));
+    CopyItems(ctx, part.value, packed.value, 1, begin, /*join=*/false);
+    if (record) part.slot = ctx.tape->NewSlot();
+    node->parts.push_back({part.slot, shape});
+    begin += NumElements(shape);
   }
-  if (ctx.tape == nullptr || !record) return out;
-  auto node = std::make_unique<ConcatRowsNode>();
-  for (const Var& part : parts)
-    node->parts.push_back({part.slot, part.value.shape()});
-  node->items = items;
-  node->out_slot = out.slot = ctx.tape->NewSlot();
+  CHECK_EQ(begin, packed.value.numel());
+  if (!record) return parts;
+  node->packed_slot = packed.slot;
+  node->packed_shape = packed.value.shape();
+  node->dtype = packed.value.dtype();
   ctx.tape->Append(std::move(node));
-  return out;
+  return parts;
 }
 
 Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,

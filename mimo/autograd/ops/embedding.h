@@ -37,6 +37,12 @@ Var SelectRows(const Context& ctx, const Var& x, const Tensor& index);
 Var ConcatRows(const Context& ctx, const std::vector<Var>& parts,
                int64_t items);
 
+// The elements of all parts, one after another, and the parts of them again.
+// Each [n_i, H_i] -> [sum n_i*H_i, 1], and back
+Var PackRows(const Context& ctx, const std::vector<Var>& parts);
+std::vector<Var> UnpackRows(const Context& ctx, const Var& packed,
+                            const std::vector<Shape>& shapes);
+
 // Patch embeddings of `images` images with class token and positions added.
 // x [N*P, H], class_token [H], position [1+P, H] -> [N*(1+P), H]
 Var VisionTokens(const Context& ctx, const Var& x, Parameter& class_token,
