@@ -5,6 +5,7 @@
 #include "absl/log/check.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "models/parallelism/random_config.h"
 
 namespace mimo {
 namespace {
@@ -113,18 +114,22 @@ TEST(ModuleSchedule, ManyMicroBatchesTakeWhatAllSimulatedWould) {
   };
   int part = 0;
   for (int i = 0; i < 300; ++i) {
-    const bool colocated = below(3) == 0;
-    const int images = colocated ? 1 : 1 + below(4), language = 1 + below(6);
+    const DeploymentMode mode = kModes[below(3)];
+    const bool apart = mode == DeploymentMode::kHeterogeneous;
+    const int language = 1 + below(6);
+    const int images = apart                                  ? 1 + below(4)
+                       : mode == DeploymentMode::kHomogeneous ? language
+                                                              : 1;
     const auto config =
-        colocated ? Config(DeploymentMode::kColocated, {},
-                           {.pipeline_model_parallel_size = language}, language)
-                  : Config(DeploymentMode::kHeterogeneous,
-                           {.pipeline_model_parallel_size = images,
-                            .data_parallel_size = 1},
-                           {.pipeline_model_parallel_size = language,
-                            .data_parallel_size = 1,
-                            .rank_offset = below(2) * images},
-                           images + language);
+        apart ? Config(mode,
+                       {.pipeline_model_parallel_size = images,
+                        .data_parallel_size = 1},
+                       {.pipeline_model_parallel_size = language,
+                        .data_parallel_size = 1,
+                        .rank_offset = below(2) * images},
+                       images + language)
+              : Config(mode, {.pipeline_model_parallel_size = images},
+                       {.pipeline_model_parallel_size = language}, language);
     const auto made = MakeModuleSchedule(
         config, {{"images", below(images + 1)}},
         {.micro_batches = 1 + below(400), .run_ahead = below(4)});

@@ -66,7 +66,7 @@ class MimoModelProvider {
   MimoModelConfig model;  // specs, special tokens, what is frozen
   // None: one rank has every module, and there are no groups.
   std::optional<MimoParallelismConfig> parallelism;
-  DType dtype = DType::kBFloat16;
+  DType dtype = DType::kBFloat16;  // not float16: there are no loss scales
   bool init_model_with_meta_device = false;  // shapes alone: a model to count
   uint64_t seed = 0;
   bool initialize = true;  // false: weights come from elsewhere
