@@ -9,6 +9,8 @@
 
 #include "absl/status/statusor.h"
 #include "cli/run_data.h"
+#include "comm/base/communicator.h"
+#include "mimo/train/metrics_file.h"
 #include "models/mimo_model/mimo_model.h"
 
 namespace mimo {
@@ -32,6 +34,15 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
                                       const MimoModel& model,
                                       const RunData& data, const Split& split,
                                       uint64_t seed, int64_t limit);
+
+// The share of each kind of question in `split` that the model answers exactly.
+// Each rank of `world` (null: one) has the whole model and asks a part; they
+// meet after each conversation, so that none waits long for another.
+absl::StatusOr<MetricValues> ExactMatches(const Context& ctx,
+                                          const MimoModel& model,
+                                          const RunData& data,
+                                          const Split& split, uint64_t seed,
+                                          Communicator* world);
 
 // "<kind>_exact_match": the name of its share among the metrics.
 std::string MetricName(const std::string& kind);

@@ -104,6 +104,11 @@ bool AllAreReplicas(const MimoParallelismConfig& parallelism) {
                              });
 }
 
+// Whether validation has questions to ask.
+bool HasQuestions(const RunData& data) {
+  return data.format && !data.corpus.validation.empty();
+}
+
 // Whether passes are captured: those of one rank alone, so far.
 bool Captures(const TrainConfig& train, const Compute& compute,
               const Communicator* world) {
@@ -204,6 +209,21 @@ absl::Status Read(const Args& args, int size, int threads,
   return absl::OkStatus();
 }
 
+// Of what the config asks for and will not have.
+void Warn(const Shared& shared) {
+  std::vector<std::string> warnings = shared.parallelism.Warnings();
+  if (shared.run.train.eval_interval > 0 && HasQuestions(shared.data) &&
+      !AllAreReplicas(shared.parallelism)) {
+    warnings.push_back(
+        "modules: no rank has the whole model, so validation measures lm_loss "
+        "but no exact_match");
+  }
+  for (const std::string& warning : warnings) {
+    std::cerr << "mimo: warning: " << shared.path << ": parallelism." << warning
+              << "\n";
+  }
+}
+
 absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
                        const StopSignal& stop, Communicator* world) {
   const RunSections& run = shared.run;
@@ -268,18 +288,10 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     options.checkpoint_files["tokenizer.model"] =
         data.format->tokenizer.bytes();
   }
-  if (data.format && !data.corpus.validation.empty() &&
-      AllAreReplicas(parallelism)) {
-    options.task_metrics = [&]() -> absl::StatusOr<MetricValues> {
-      MIMO_ASSIGN_OR_RETURN(
-          const SplitAnswers result,
-          AskSplit({.allocator = &allocator}, model, data,
-                   data.corpus.validation[0], run.train.seed, /*limit=*/0));
-      MetricValues values;
-      for (const auto& [kind, share] : ExactByKind(result.answers)) {
-        values.emplace_back(MetricName(kind), share);
-      }
-      return values;
+  if (HasQuestions(data) && AllAreReplicas(parallelism)) {
+    options.task_metrics = [&] {
+      return ExactMatches({.allocator = &allocator}, model, data,
+                          data.corpus.validation[0], run.train.seed, world);
     };
   }
   options.stop_requested = [&] { return stop.requested(); };
@@ -327,11 +339,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
             Read(args, size, threads, registry, shared, options);
         if (!status.ok()) return status;
         stop.emplace();
-        if (job.rank > 0) return status;
-        for (const std::string& warning : shared.parallelism.Warnings()) {
-          std::cerr << "mimo: warning: " << shared.path << ": parallelism."
-                    << warning << "\n";
-        }
+        if (job.rank == 0) Warn(shared);
         return status;
       },
       [&](Communicator* world) {

@@ -372,7 +372,7 @@ absl::Status Trainer::Validate() {
                  options_.world, *ctx_.allocator));
     values.emplace_back("lm_loss", loss);
   }
-  if (options_.task_metrics && FirstRank()) {
+  if (options_.task_metrics) {
     MIMO_ASSIGN_OR_RETURN(const MetricValues task, options_.task_metrics());
     values.insert(values.end(), task.begin(), task.end());
   }

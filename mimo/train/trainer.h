@@ -53,7 +53,8 @@ struct TrainerOptions {
 
   // Validates every eval_interval iterations, from its first sample each time.
   BatchSource* validation = nullptr;
-  // Measured beside the validation loss: the task's own metrics.
+  // Measured beside the validation loss: the task's own metrics, by all ranks
+  // together.
   std::function<absl::StatusOr<MetricValues>()> task_metrics;
   // Kept in each checkpoint: metadata of its model.safetensors, and files by
   // name (the configuration, the tokenizer).
@@ -67,7 +68,7 @@ struct TrainerOptions {
   std::FILE* out = stderr;  // progress and messages
 
   // All ranks of the run, each with a trainer of the same options; null: one
-  // rank. Rank 0 writes logs and messages and measures task_metrics.
+  // rank. Rank 0 writes logs and messages.
   Communicator* world = nullptr;
   // Replicas of the language model, which share each global batch.
   int64_t data_parallel_size = 1;

@@ -148,6 +148,20 @@ TEST(TrainerRanks, AreOneTrainer) {
   }
 }
 
+TEST(TrainerRanks, MeasureTheTaskTogether) {
+  TrainerOptions options = Options(Folder("task"));
+  options.train.eval_interval = 10;
+  std::vector<int> measured(3);
+  const Outcome run = Train(3, options, [&](int rank, auto& own, auto&) {
+    own.task_metrics = [&, rank] {
+      ++measured[rank];
+      return MetricValues{{"accuracy", 0.25}};
+    };
+  });
+  ASSERT_TRUE(run.status().ok()) << run.status();
+  EXPECT_EQ(measured, std::vector<int>(3, 2));
+}
+
 // Saved by `from` ranks after 9 iterations, gone on with by `to`.
 TEST(TrainerRanks, AnyNumberOfRanksGoesOn) {
   const std::string straight = Folder("straight");

@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
 #include "models/hf/testing.h"
@@ -60,6 +61,58 @@ TEST(DataParallel, Conversations) {
     const Trained several = train(ranks);
     ExpectNear(several, one);
     EXPECT_TRUE(train(ranks) == several) << "not bitwise";
+  }
+}
+
+// Three ranks share 13 conversations out: in the last round two have none.
+TEST(DataParallel, TheTasksMetricsAreThoseOfEvaluate) {
+  const std::string folder = TestFolder("run");
+  std::string questions;
+  for (int i = 0; i < 3; ++i) {
+    for (absl::string_view text : absl::StrSplit(
+             Read("tests/fixtures/captions.jsonl"), '\n', absl::SkipEmpty())) {
+      auto item = nlohmann::json::parse(text);
+      item["conversations"][1]["kind"] = item["id"] < "004" ? "few" : "many";
+      absl::StrAppend(&questions, item.dump(), "\n");
+    }
+  }
+  Words words = TinyTrain(
+      folder, {"data.validation_path=" + Write(folder + "/q.jsonl", questions),
+               "data.image_root=tests/fixtures", "data.augment=false",
+               "train.train_iters=150", "optimizer.lr_decay_iters=150",
+               "optimizer.lr=1e-2", "train.eval_interval=150",
+               "train.micro_batch_size=4", "train.global_batch_size=12"});
+  const Trained trained = Train(words, 3, folder);
+  words[0] = "evaluate";
+  words.insert(words.end(), {"--checkpoint", folder + "/save", "--json"});
+  const Ran ran = RunMimo(words);
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const auto wanted = nlohmann::json::parse(ran.out);
+  for (const char* name : {"few_exact_match", "many_exact_match"}) {
+    EXPECT_EQ(trained.metrics.back()[name], wanted[name]) << name;
+    EXPECT_GT(wanted[name], 0) << name;
+  }
+}
+
+// Without a whole model on a rank there is nobody to ask: said at the start.
+TEST(DataParallel, TheTasksMetricsAreMissedAloud) {
+  for (const int interval : {0, 3}) {
+    const std::string folder = TestFolder("run");
+    Words words =
+        TinyTrain(folder, {"data.validation_fraction=0.3",
+                           "parallelism.modules={images: "
+                           "{}, language: {tensor_model_parallel_size: 2}}",
+                           "parallelism.deployment_mode=colocated",
+                           absl::StrCat("train.eval_interval=", interval)});
+    words.push_back("--ranks=2");
+    const Ran ran = RunMimo(words);
+    ASSERT_EQ(ran.code, 0) << ran.err;
+    EXPECT_EQ(absl::StrContains(ran.err,
+                                "parallelism.modules: no rank has the "
+                                "whole model, so validation measures "
+                                "lm_loss but no exact_match\n"),
+              interval > 0)
+        << ran.err;
   }
 }
 
