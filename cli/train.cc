@@ -4,7 +4,6 @@
 #include <iostream>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,22 +77,6 @@ struct Shared {
   RunData data;
 };
 
-// Whether gradients may be reduced during the last backward: not where ranks
-// of one module differ in what else they have, as they would wait for each
-// other's backwards.
-bool MayOverlapGradReduce(const MimoParallelismConfig& parallelism) {
-  if (parallelism.deployment_mode != DeploymentMode::kHeterogeneous)
-    return true;
-  std::set<int64_t> taken;
-  int64_t ranks = 0;
-  for (const std::string& name : parallelism.ModuleNames()) {
-    const RankSpan span = *parallelism.Span(name);
-    ranks += span.end - span.begin;
-    for (int64_t rank = span.begin; rank < span.end; ++rank) taken.insert(rank);
-  }
-  return static_cast<int64_t>(taken.size()) == ranks;
-}
-
 // Whether each rank has the whole model: it can answer questions by itself.
 bool AllAreReplicas(const MimoParallelismConfig& parallelism) {
   return parallelism.deployment_mode != DeploymentMode::kHeterogeneous &&
@@ -130,9 +113,7 @@ absl::StatusOr<DistributedModel> Provide(const Shared& shared,
   provider.initialize = shared.section.pretrained.empty();
   const bool captured = Captures(train, compute, world);
   DistributedModelOptions options{
-      .ddp_config = DataParallelOptions{
-          .overlap_grad_reduce =
-              !captured && MayOverlapGradReduce(shared.parallelism)}};
+      .ddp_config = DataParallelOptions{.overlap_grad_reduce = !captured}};
   options.init_model_with_meta_device = true;
   MIMO_ASSIGN_OR_RETURN(
       const DistributedModel counted,

@@ -62,6 +62,40 @@ TEST(ModuleSchedule, HeterogeneousIsOnePipeline) {
   EXPECT_NEAR(ideal.bubble_share, 2. / 7, 1e-15);
 }
 
+// Three stages of one encoder beside one of another: both start at once, and
+// the language model waits for the longer.
+TEST(ModuleSchedule, EncodersOfDifferentDepth) {
+  MimoParallelismConfig config = {
+      .deployment_mode = DeploymentMode::kHeterogeneous,
+      .module_parallelisms = {{"images", {.data_parallel_size = 2}},
+                              {"audio",
+                               {.pipeline_model_parallel_size = 3,
+                                .data_parallel_size = 1,
+                                .rank_offset = 2}},
+                              {"language",
+                               {.pipeline_model_parallel_size = 2,
+                                .data_parallel_size = 1,
+                                .rank_offset = 5}}}};
+  CHECK_OK(config.Finalize(7));
+  const PipelineSchedule schedule = Make(config, 8);
+  EXPECT_EQ(schedule.total_stages, 5);
+  EXPECT_EQ(schedule.WarmUp(schedule.StageOf("images")), 4);
+  for (int stage : {0, 1, 2})
+    EXPECT_EQ(schedule.WarmUp(schedule.StageOf("audio", stage)), 4 - stage);
+  for (int stage : {0, 1})
+    EXPECT_EQ(schedule.WarmUp(schedule.StageOf("language", stage)), 1 - stage);
+  EXPECT_THAT(StagesOfRank(schedule, config, 4),
+              ElementsAre(schedule.StageOf("audio", 2)));
+  const IdealTime ideal = IdealIteration(
+      schedule, config,
+      TimesOfStages(
+          schedule,
+          {{"images", {1, 2}}, {"audio", {1, 2}}, {"language", {1, 2}}}),
+      8);
+  EXPECT_EQ(ideal.milliseconds, (8 + 5 - 1) * 3);
+  EXPECT_NEAR(ideal.bubble_share, 4. / 12, 1e-15);
+}
+
 // 2 of 10 ranks have a third of the others' work.
 TEST(ModuleSchedule, BubbleCountsRanks) {
   const PipelineSchedule schedule = Make(Heterogeneous(), 5, {{"images", 1}});

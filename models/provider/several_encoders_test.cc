@@ -1,13 +1,11 @@
 // Models of two encoders under layouts of in-process ranks: of one modality, or
 // each of its own. What each rank computes is what one rank does.
-#include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "models/mimo_model/tiny_llava.h"
+#include "models/provider/encoders_testing.h"
 #include "models/provider/layout_testing.h"
 
 namespace mimo {
@@ -15,86 +13,6 @@ namespace {
 
 using Module = ModuleParallelismConfig;
 using Modules = std::vector<std::pair<std::string, Module>>;
-
-constexpr int32_t kSketchToken = 32;
-
-// Nine tokens of each image or sketch, a wider model.
-ClipVitConfig SecondEncoder() {
-  ClipVitConfig config = LayoutModel().vision;
-  config.num_layers = 4;  // of which 3 run
-  config.hidden_size = 18;
-  config.patch_size = 2;
-  return config;
-}
-
-ModuleSpec ProjectorFor(const ClipVitConfig& encoder) {
-  ProjectorConfig config = LayoutModel().projector;
-  config.input_size = encoder.hidden_size;
-  config.output_size = LayoutModel().language.hidden_size;
-  return ModuleSpec("projector", config);
-}
-
-MimoModelConfig TwoEncoders(bool projection_each) {
-  MimoModelConfig model = LlavaModelConfig(LayoutModel());
-  ModalitySpec& images = model.modality_submodules_spec["images"];
-  ClipVitConfig second = SecondEncoder();
-  if (projection_each) {
-    images.input_projections.push_back(ProjectorFor(second));
-  } else {
-    second.hidden_size = LayoutModel().vision.hidden_size;
-  }
-  images.encoders.emplace_back("second", ModuleSpec("clip_vit", second));
-  return model;
-}
-
-MimoModelConfig TwoModalities() {
-  MimoModelConfig model = LlavaModelConfig(LayoutModel());
-  ClipVitConfig encoder = SecondEncoder();
-  encoder.num_channels = 1;
-  model.modality_submodules_spec["sketches"] = {
-      .encoders = {{"vit", ModuleSpec("clip_vit", encoder)}},
-      .input_projections = {ProjectorFor(encoder)}};
-  model.special_token_ids["sketches"] = kSketchToken;
-  return model;
-}
-
-struct Kind {
-  std::string modality;
-  int32_t token;
-  int tokens;              // an item
-  Shape shape;             // of it
-  std::vector<int> items;  // of each sample, in turn
-};
-
-const Kind kBoth = {
-    "images", kImageToken, 4 + 9, {3, 6, 6}, {1, 0, 3, 0, 1, 2}};
-const Kind kImages = {"images", kImageToken, 4, {3, 6, 6}, {1, 0, 3, 0, 0, 1}};
-const Kind kSketches = {
-    "sketches", kSketchToken, 9, {1, 6, 6}, {0, 0, 1, 2, 1, 1, 3}};
-
-// Items of each kind between text, of different counts.
-std::vector<Sample> Samples(const std::vector<Kind>& kinds) {
-  std::vector<Sample> samples(kSamples);
-  PhiloxSequence random(8, 0);
-  for (int i = 0; i < kSamples; ++i) {
-    Sample& sample = samples[i];
-    for (const Kind& kind : kinds) {
-      for (int n = 0; n < kind.items[i % kind.items.size()]; ++n) {
-        sample.input_ids.push_back(random.Below(kImageToken));
-        sample.input_ids.insert(sample.input_ids.end(), kind.tokens,
-                                kind.token);
-        sample.modalities[kind.modality].push_back(
-            RandomItem(kind.shape, random));
-      }
-    }
-    for (int t = 0; t < 1 + i % 4; ++t)
-      sample.input_ids.push_back(random.Below(kImageToken));
-    sample.labels = sample.input_ids;
-    for (int32_t& label : sample.labels)
-      if (label >= kImageToken) label = kIgnoreLabel;
-  }
-  return samples;
-}
 
 struct Layout {
   DeploymentMode mode;
@@ -156,10 +74,11 @@ TEST(SeveralEncoders, OfOneModality) {
       SCOPED_TRACE(testing::Message()
                    << &layout - layouts.data() << " " << projection_each);
       Trial trial{.model = TwoEncoders(projection_each),
-                  .micro_batches = {Samples({kBoth})}};
+                  .micro_batches = {Samples({kItemsOfBothEncoders})}};
       ExpectEqualToOneRank(layout.Config(), layout.ranks, trial);
       // Text alone between images, in several micro-batches.
-      trial.micro_batches = {Samples({kBoth}), Samples({}), Samples({kBoth})};
+      trial.micro_batches = {Samples({kItemsOfBothEncoders}), Samples({}),
+                             Samples({kItemsOfBothEncoders})};
       trial.model.freeze_modality_encoders["images"] = projection_each;
       ExpectEqualToOneRank(layout.Config(), layout.ranks, trial);
     }
@@ -197,6 +116,11 @@ TEST(SeveralEncoders, OfTheirOwnModalities) {
        {{"images", Cp(2, Sizes(1, 2))},
         {"sketches", Sizes(2, 2)},
         {"language", Cp(2, Sizes(2, 1))}}},
+      {kColocated,
+       4,
+       {{"language", Sizes(2, 2)},
+        {"sketches", Sizes(1, 4)},
+        {"images", Sizes(2, 2)}}},
       // A span for each, and as many replicas as no other has.
       {kHeterogeneous,
        6,
@@ -256,12 +180,23 @@ TEST(SeveralEncoders, OfTheirOwnModalities) {
     return model;
   };
   // Both, either or none in a micro-batch.
-  const auto both = Samples({kImages, kSketches}), none = Samples({});
-  const auto images = Samples({kImages}), sketches = Samples({kSketches});
+  const auto both = Samples({kImageItems, kSketchItems}), none = Samples({});
+  const auto images = Samples({kImageItems}),
+             sketches = Samples({kSketchItems});
+  // Items of one kind in the first sample alone: other replicas have none.
+  const auto first = [](ItemKind kind) {
+    kind.items.assign(kSamples, 0);
+    kind.items[0] = 1;
+    return kind;
+  };
+  const auto few_images = Samples({first(kImageItems), kSketchItems});
+  const auto few_sketches = Samples({kImageItems, first(kSketchItems)});
   for (const Layout& layout : layouts) {
     const int i = &layout - layouts.data();
     SCOPED_TRACE(i);
     const Trial trials[] = {
+        {.model = frozen(0), .micro_batches = {both, few_images}},
+        {.model = frozen(0), .micro_batches = {both, few_sketches}},
         {.model = frozen(0), .micro_batches = {both}},
         {.model = frozen(0), .micro_batches = {images}},
         {.model = frozen(0), .micro_batches = {sketches, none, both, images}},

@@ -202,6 +202,62 @@ TEST_F(PlanTest, IdealBubble) {
   }
 }
 
+// Two modalities, each with ranks and stages of its own.
+constexpr char kTwoEncoders[] = R"(
+model:
+  type: mimo
+  language: {module: gpt, num_layers: 4, hidden_size: 32, ffn_hidden_size: 48,
+             num_attention_heads: 4, vocab_size: 400, max_sequence_length: 96}
+  modalities:
+    images:
+      encoders: {vit: {module: clip_vit, num_layers: 2, hidden_size: 32,
+                       ffn_hidden_size: 40, num_attention_heads: 2,
+                       image_size: 16, patch_size: 8}}
+    sketches:
+      encoders: {vit: {module: clip_vit, num_layers: 3, hidden_size: 32,
+                       ffn_hidden_size: 40, num_attention_heads: 2,
+                       image_size: 16, patch_size: 4}}
+  special_token_ids: {images: 4, sketches: 5}
+parallelism:
+  deployment_mode: heterogeneous
+  modules:
+    images: {data_parallel_size: 2}
+    sketches: {pipeline_model_parallel_size: 3, data_parallel_size: 1,
+               rank_offset: 2}
+    language: {pipeline_model_parallel_size: 2, data_parallel_size: 1,
+               rank_offset: 5}
+train: {micro_batch_size: 2, global_batch_size: 12}
+)";
+
+TEST_F(PlanTest, EncodersOfDifferentDepth) {
+  const json plan = Plan(kTwoEncoders, 7);
+  EXPECT_EQ(plan["topology"], json({{"images", {"language"}},
+                                    {"language", json::array()},
+                                    {"sketches", {"language"}}}));
+  EXPECT_EQ(plan["modules"]["images"]["micro_batch_size"], 1);
+  EXPECT_EQ(plan["modules"]["sketches"]["micro_batch_size"], 2);
+  EXPECT_EQ(plan["groups"]["sketches"]["pp"], json({{2, 3, 4}}));
+  const json& memory = plan["memory"];
+  for (int stage : {0, 1, 2}) {
+    EXPECT_EQ(memory["ranks"][2 + stage],
+              memory["modules"]["sketches"]["stages"][stage]);
+  }
+  // Six micro-batches through the longer encoder and the language model.
+  EXPECT_EQ(plan["schedule"]["total_stages"], 5);
+  EXPECT_NEAR(plan["schedule"]["ideal_bubble_share"].get<double>(), 4. / 10,
+              1e-12);
+  Words timed = PlanWords(kTwoEncoders, 7);
+  timed.insert(timed.end(),
+               {"--times", "images=2:3,sketches=2:3,language=2:3"});
+  const Ran table = RunMimo(timed);
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_TRUE(absl::StrContains(
+      table.out,
+      "schedule: 1F1B over 5 stages; ranks wait 40.0 % of the 50.0 ms that an "
+      "iteration takes at best\n"))
+      << table.out;
+}
+
 TEST_F(PlanTest, AHundredThousandRanks) {
   const json plan = Plan(
       Config("deployment_mode: heterogeneous, modules: {language: "

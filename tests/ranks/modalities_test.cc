@@ -1,0 +1,164 @@
+// A trainer on each rank, of a model with two modalities: the losses and the
+// weights of one rank.
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/inproc/inproc.h"
+#include "gtest/gtest.h"
+#include "mimo/data/dataset.h"
+#include "mimo/train/loader_source.h"
+#include "mimo/train/trainer.h"
+#include "models/infra/data_share.h"
+#include "models/provider/encoders_testing.h"
+#include "models/provider/layout_testing.h"
+#include "tests/testing/run_mimo.h"
+#include "tests/testing/trained.h"
+
+namespace mimo {
+namespace {
+
+constexpr auto kHomogeneous = DeploymentMode::kHomogeneous;
+constexpr auto kColocated = DeploymentMode::kColocated;
+constexpr auto kHeterogeneous = DeploymentMode::kHeterogeneous;
+
+// Images and sketches, either alone, or text.
+class Scrapbook : public Dataset {
+ public:
+  Scrapbook() {
+    for (const auto& kinds : std::vector<std::vector<ItemKind>>{
+             {kImageItems, kSketchItems}, {kImageItems}, {}, {kSketchItems}}) {
+      for (Sample& sample : Samples(kinds))
+        samples_.push_back(std::move(sample));
+    }
+  }
+  int64_t size() const override { return samples_.size(); }
+  absl::StatusOr<Sample> Get(int64_t index, int64_t /*visit*/,
+                             WantedItems wanted) const override {
+    Sample sample = samples_[index];
+    std::erase_if(sample.modalities,
+                  [&](const auto& items) { return !wanted(items.first); });
+    return sample;
+  }
+
+ private:
+  std::vector<Sample> samples_;
+};
+
+Trained TrainOn(const MimoModelConfig& model,
+                const MimoParallelismConfig& parallelism, int ranks) {
+  const std::string folder = TestFolder("run");
+  const auto statuses =
+      RunRanks(ranks, [&](Communicator& world) -> absl::Status {
+        Allocator allocator;
+        MimoModelProvider provider = ProviderOf(model, parallelism);
+        provider.dtype = DType::kFloat32;
+        MIMO_ASSIGN_OR_RETURN(
+            const DistributedModel provided,
+            provider.ProvideDistributedModel(
+                &world, allocator, {.ddp_config = {{.bucket_size = 500}}}));
+        MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
+        MIMO_ASSIGN_OR_RETURN(
+            ModelLinks links,
+            ModelLinks::Connect(*provided.model, world, allocator,
+                                /*run_ahead=*/2));
+        MimoStage stage(*provided.model, allocator, {}, std::move(links));
+        TrainerOptions options;
+        options.data_parallel_size =
+            *infra->parallelism.Find("language")->data_parallel_size;
+        options.train.train_iters = 8;
+        options.train.micro_batch_size = kSamples / options.data_parallel_size;
+        options.train.global_batch_size = 3 * kSamples;
+        options.train.check_replicas_interval = 2;
+        options.optimizer.lr = 2e-3;
+        options.optimizer.weight_decay = 0.1;
+        options.optimizer.clip_grad = 1;
+        options.checkpoint.save = folder + "/save";
+        options.logging.metrics = folder + "/metrics.jsonl";
+        options.logging.progress = false;
+        options.world = &world;
+        LoaderSource source(
+            std::make_shared<Scrapbook>(),
+            {.share = DataShareOf(*infra, options.train.micro_batch_size,
+                                  model.special_token_ids),
+             .seed = 5});
+        MIMO_ASSIGN_OR_RETURN(
+            const auto trainer,
+            Trainer::Create(options, stage, *provided.data_parallel, source,
+                            allocator));
+        return trainer->Run().status();
+      });
+  for (const absl::Status& status : statuses)
+    EXPECT_TRUE(status.ok()) << status;
+  return {Untimed(ReadMetrics(folder + "/metrics.jsonl")),
+          LoadSaved(folder, "model"), LoadSaved(folder, "optimizer")};
+}
+
+TEST(Modalities, TwoTrainAsOnOneRank) {
+  using Modules = std::vector<std::pair<std::string, ModuleParallelismConfig>>;
+  struct Layout {
+    DeploymentMode mode;
+    int ranks;
+    Modules modules;
+  };
+  const std::vector<Layout> layouts = {
+      {kHomogeneous,
+       1,
+       {{"images", Sizes(1, 1)},
+        {"sketches", Sizes(1, 1)},
+        {"language", Sizes(1, 1)}}},
+      {kHomogeneous,
+       4,
+       {{"images", Sizes(1, 2, 0, 2)},
+        {"sketches", Sizes(1, 2, 0, 2)},
+        {"language", Sizes(1, 2, 0, 2)}}},
+      {kColocated,
+       6,
+       {{"images", Sizes(1, 6)},
+        {"sketches", Sizes(3, 2)},
+        {"language", Sizes(2, 3)}}},
+      {kColocated,
+       4,
+       {{"images", Sizes(1, 4)},
+        {"sketches", Sizes(2, 2)},
+        {"language", Sizes(2, 1, 0, 2)}}},
+      {kHeterogeneous,
+       6,
+       {{"images", Sizes(1, 1)},
+        {"sketches", Sizes(1, 2, 1)},
+        {"language", Sizes(1, 3, 3)}}},
+      {kHeterogeneous,
+       6,
+       {{"images", Sizes(1, 1)},
+        {"sketches", Sizes(1, 1, 1, 3)},
+        {"language", Sizes(1, 1, 4, 2)}}},
+      {kHeterogeneous,
+       4,
+       {{"images", Sizes(1, 2)},
+        {"sketches", Sizes(2, 1)},
+        {"language", Sizes(1, 2, 2)}}},
+  };
+  for (bool frozen : {false, true}) {
+    MimoModelConfig model = TwoModalities();
+    model.freeze_modality_encoders["images"] = frozen;
+    Trained one;
+    for (const Layout& layout : layouts) {
+      SCOPED_TRACE(testing::Message()
+                   << &layout - layouts.data() << (frozen ? " frozen" : ""));
+      const Trained got = TrainOn(model,
+                                  {.deployment_mode = layout.mode,
+                                   .module_parallelisms = layout.modules},
+                                  layout.ranks);
+      if (layout.ranks == 1) {
+        one = got;
+        ASSERT_EQ(one.metrics.size(), 8u);
+      } else {
+        ExpectNear(got, one);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mimo
