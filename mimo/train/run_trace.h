@@ -4,6 +4,8 @@
 //   forward, backward              a stage's, of a micro-batch
 //   transfer                       between two stages, of one module or of two
 //   reduce gradients, gather parameters, sum    over the ranks of a group
+//   all-gather, reduce-scatter, all-reduce, ring    likewise, of tp and cp
+//                                  ranks inside of a forward or backward
 //   idle                           in these, until the last of the ranks comes
 //   data, update, iteration N      as in a profile
 //

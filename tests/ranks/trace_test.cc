@@ -30,6 +30,7 @@ namespace {
 using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::MatchesRegex;
+using ::testing::Pair;
 
 double Begin(const json& event) { return event["ts"]; }
 double End(const json& event) {
@@ -156,6 +157,34 @@ TEST(Trace, ColocatedPipeline) {
     EXPECT_EQ(count["sum"], 2 * 2);
     EXPECT_EQ(count["update"], 2);
   }
+}
+
+TEST(Trace, RanksOfALayer) {  // in six micro-batches
+  const auto count = [](const std::string& sizes) {
+    const std::set<std::string> kinds = {"all-gather", "all-reduce", "ring",
+                                         "reduce-scatter"};
+    const std::string folder = TestFolder("run");
+    const Ran ran = RunMimo(TinyTrain(
+        folder, {"--ranks=2", "--trace=" + folder + "/trace.json",
+                 "parallelism={deployment_mode: colocated, modules: {images: "
+                 "{}, language: {" +
+                     sizes + "}}}"}));
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    std::map<std::string, int> counts[2];
+    for (const json& event : EventsOf(folder + "/trace.json"))
+      if (kinds.contains(event["name"]))
+        ++counts[event["pid"].get<int>()][event["name"]];
+    EXPECT_EQ(counts[0], counts[1]);
+    return counts[0];
+  };
+  const std::string tp = "tensor_model_parallel_size: 2";
+  EXPECT_THAT(count(tp), ElementsAre(Pair("all-gather", 6 * 1),
+                                     Pair("all-reduce", 6 * 6)));
+  EXPECT_THAT(
+      count("sequence_parallel: true, " + tp),
+      ElementsAre(Pair("all-gather", 6 * 10), Pair("reduce-scatter", 6 * 7)));
+  EXPECT_THAT(count("context_parallel_size: 2"),
+              ElementsAre(Pair("ring", 6 * 3)));
 }
 
 TEST(Trace, OneRank) {

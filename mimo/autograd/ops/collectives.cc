@@ -66,11 +66,19 @@ int64_t TokensOfRank(int64_t tokens, const Communicator* group) {
   return (tokens + ranks - 1) / ranks;
 }
 
+ProfileRange Meeting(const Context& ctx, const char* operation,
+                     const Communicator& group) {
+  Context on_comm = ctx;
+  on_comm.compute = ctx.comm;
+  return ProfileRange(on_comm, operation, group.members());
+}
+
 Tensor GatherTokens(const Context& ctx, const Tensor& x, Communicator& group) {
   Shape shape = x.shape();
   shape[0] *= group.size();
   Tensor out = ctx.Empty(std::move(shape), x.dtype());
   WaitFor(ctx.comm, ctx.compute);
+  const ProfileRange range = Meeting(ctx, "all-gather", group);
   group.AllGather(x.data(), out.data(), x.numel(), x.dtype(), ctx.comm);
   return out;
 }
@@ -81,6 +89,7 @@ Tensor ReduceTokens(const Context& ctx, const Tensor& x, Communicator& group) {
   shape[0] /= group.size();
   Tensor out = ctx.Empty(std::move(shape), x.dtype());
   WaitFor(ctx.comm, ctx.compute);
+  const ProfileRange range = Meeting(ctx, "reduce-scatter", group);
   group.ReduceScatter(x.data(), out.data(), out.numel(), x.dtype(),
                       ReduceOp::kSum, ctx.comm);
   return out;
@@ -89,6 +98,7 @@ Tensor ReduceTokens(const Context& ctx, const Tensor& x, Communicator& group) {
 Tensor Reduce(const Context& ctx, const Tensor& x, Communicator& group) {
   Tensor out = ctx.Empty(x.shape(), x.dtype());
   WaitFor(ctx.comm, ctx.compute);
+  const ProfileRange range = Meeting(ctx, "all-reduce", group);
   group.AllReduce(x.data(), out.data(), x.numel(), x.dtype(), ReduceOp::kSum,
                   ctx.comm);
   return out;

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "comm/base/communicator.h"
+#include "mimo/autograd/profiler.h"
 #include "mimo/autograd/tape.h"
 
 namespace mimo {
@@ -48,6 +49,10 @@ Var CopyReduceGrad(const Context& ctx, const Var& x, Communicator* group);
 Tensor GatherTokens(const Context& ctx, const Tensor& x, Communicator& group);
 Tensor ReduceTokens(const Context& ctx, const Tensor& x, Communicator& group);
 Tensor Reduce(const Context& ctx, const Tensor& x, Communicator& group);
+
+// The meeting on ctx.comm that a profile shows for an operation of `group`.
+ProfileRange Meeting(const Context& ctx, const char* operation,
+                     const Communicator& group);
 
 // x [T, ...] with rows of zeros behind it, up to a multiple.
 Tensor PadTokens(const Context& ctx, const Tensor& x, int64_t multiple);

@@ -44,6 +44,7 @@ struct Head {
       const Tensor part_lse = ctx.Empty(shape, DType::kFloat64);
       const Tensor part_loss = ctx.Empty(shape, DType::kFloat64);
       WaitFor(ctx.comm, ctx.compute);
+      const ProfileRange range = Meeting(ctx, "all-gather", *tp);
       tp->AllGather(lse, part_lse.data(), rows, DType::kFloat64, ctx.comm);
       tp->AllGather(loss, part_loss.data(), rows, DType::kFloat64, ctx.comm);
       WaitFor(ctx.compute, ctx.comm);

@@ -13,6 +13,7 @@
 #include "kernels/elementwise/add.h"
 #include "kernels/elementwise/copy_2d.h"
 #include "mimo/autograd/ops/cast.h"
+#include "mimo/autograd/ops/collectives.h"
 
 namespace mimo {
 namespace {
@@ -145,6 +146,7 @@ struct RingAttentionNode final : Node {
       }
       if (!transfers.empty()) {
         WaitFor(exec.comm, exec.compute);
+        const ProfileRange range = Meeting(exec, "ring", *ring.cp);
         ring.cp->Exchange(transfers, exec.comm);
       }
       if (step < ranks) {
@@ -248,6 +250,7 @@ Var RingAttention(const Context& ctx, const Var& qkv,
   for (int step = 0; step < ring.ranks(); ++step) {
     if (step + 1 < ring.ranks()) {
       WaitFor(ctx.comm, ctx.compute);
+      const ProfileRange range = Meeting(ctx, "ring", *ring.cp);
       ring.cp->Exchange(ring.Turn(kv, next), ctx.comm);
     }
     ring.ForPairs(ring.Source(step), [&](int q, int k,
