@@ -52,7 +52,14 @@ __device__ void Load(const Params& p, Shared<kDim>& shared) {
   Ring<2> slot;
   Ring<kQStages> q;
   Ring<kDoutStages> dout;
-  uint32_t kv_parity = 1;
+  uint32_t kv_parity = 1, step = 0;
+  // Nlse and delta are replaced when each thread that read them has handed over
+  // its part of that step's dQ: a lane that says for its warp that a tile is
+  // free, after __syncwarp, racecheck takes to speak for itself.
+  const auto wait_for_readers = [&](uint32_t step) {
+    BarrierWait(&shared.dq_full[0], step % 2);
+    BarrierWait(&shared.dq_full[1], step % 2);
+  };
   for (;; slot.Next()) {
     BarrierWait(&shared.item_empty[slot.stage], slot.parity ^ 1);
     const int ticket = atomicAdd(p.ticket, 1);
@@ -81,27 +88,31 @@ __device__ void Load(const Params& p, Shared<kDim>& shared) {
            item.sample.map_k + item.n * kKeys, barrier);
     };
     load_keys(&p.k, shared.k, &shared.k_full);
-    bool first = true;
+    wait_for_readers(step - 1);
+    const uint32_t first = step;
     for (int h = 0; h < p.ratio; ++h) {
       for (int m = item.m_end - 1; m >= item.m_begin; --m) {
-        const auto load_queries = [&](const CUtensorMap* map, const float* row,
-                                      __nv_bfloat16* to, float* row_to,
+        const int64_t row =
+            int64_t{item.first_tile + h * p.q_tiles + m} * kRows;
+        const auto load_queries = [&](const CUtensorMap* map, __nv_bfloat16* to,
                                       uint64_t* barrier) {
           BarrierExpect(barrier, kRows * (kDim * 2 + 4));
           load(map, to, kRows, (item.first_head + h) * kDim,
                item.sample.map_q + m * kRows, barrier);
-          const int64_t tile = item.first_tile + h * p.q_tiles + m;
-          BulkLoad(row_to, row + tile * kRows, kRows * 4, barrier);
         };
         BarrierWait(&shared.q_empty[q.stage], q.parity ^ 1);
-        load_queries(&p.q, p.nlse, shared.q[q.stage], shared.nlse[q.stage],
-                     &shared.q_full[q.stage]);
+        load_queries(&p.q, shared.q[q.stage], &shared.q_full[q.stage]);
+        BulkLoad(shared.nlse[q.stage], p.nlse + row, kRows * 4,
+                 &shared.q_full[q.stage]);
         q.Next();
-        if (first) load_keys(&p.v, shared.v, &shared.v_full);
-        first = false;
+        if (step == first) load_keys(&p.v, shared.v, &shared.v_full);
         BarrierWait(&shared.dout_empty[dout.stage], dout.parity ^ 1);
-        load_queries(&p.dout, p.delta, shared.dout[dout.stage],
-                     shared.delta[dout.stage], &shared.dout_full[dout.stage]);
+        load_queries(&p.dout, shared.dout[dout.stage],
+                     &shared.dout_full[dout.stage]);
+        if (step - first >= 2) wait_for_readers(step - 2);
+        BulkLoad(shared.delta[dout.stage], p.delta + row, kRows * 4,
+                 &shared.dout_full[dout.stage]);
+        ++step;
         dout.Next();
       }
     }
@@ -391,11 +402,7 @@ __device__ void Compute(const Params& p, Shared<kDim>& shared, int half) {
         sm90::FenceAsyncProxy();
         WgmmaWait<kMore ? 1 : 0>();  // dV
         Pin(pairs);
-        if constexpr (kDoutArrivals<kDim> == kComputeWarps) {
-          warp_arrive(&shared.dout_empty[turn]);
-        } else {
-          BarrierArrive(&shared.dout_empty[turn]);
-        }
+        warp_arrive(&shared.dout_empty[turn]);
         NamedBarrierSync(1, 2 * sm90::kWarpgroup);
 
         float dq[32];
@@ -469,7 +476,7 @@ __global__ __launch_bounds__(kThreads, 1) void TilesKernel(
     }
     for (int i = 0; i < kDoutStages; ++i) {
       sm90::BarrierInit(&shared.dout_full[i], 1);
-      sm90::BarrierInit(&shared.dout_empty[i], kDoutArrivals<kDim>);
+      sm90::BarrierInit(&shared.dout_empty[i], kComputeWarps);
     }
     for (int i = 0; i < 2; ++i) {
       sm90::BarrierInit(&shared.dq_full[i], sm90::kWarpgroup);

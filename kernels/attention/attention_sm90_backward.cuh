@@ -24,12 +24,6 @@ inline constexpr int kHalf = 64 * 64;  // of a tile's dQ
 inline constexpr int kQStages = 3, kDoutStages = 2;
 inline constexpr int kThreads = 3 * sm90::kWarpgroup;
 inline constexpr int kComputeWarps = 8;
-// What frees a tile of dout and its delta: a lane of each warp, after
-// __syncwarp. Of head size 64, where racecheck misses that order, every thread;
-// of 128 that would cost 3 %.
-template <int kDim>
-inline constexpr int kDoutArrivals =
-    kDim == 64 ? kComputeWarps* kWarp : kComputeWarps;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 struct Params {
