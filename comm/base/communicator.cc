@@ -173,13 +173,16 @@ void Communicator::Recv(void* data, int64_t count, DType dtype, int peer,
 
 void Communicator::Exchange(absl::Span<const Transfer> transfers,
                             Stream stream) {
+  int left = 0;  // of what the rank sends itself
   for (const Transfer& transfer : transfers) {
     CheckBuffer(*this, "exchange", transfer.data, transfer.count);
     CheckRank(*this, "exchange", transfer.peer);
-    CHECK_NE(transfer.peer, rank_)
-        << "exchange in group " << name_
-        << ": found a transfer to the rank itself, wanted another";
+    if (transfer.peer == rank_)
+      left += transfer.kind == Transfer::kSend ? 1 : -1;
   }
+  CHECK_EQ(left, 0) << "exchange in group " << name_
+                    << ": transfers of the rank to itself and from itself, "
+                       "wanted as many";
   if (transfers.empty()) return;
   if (Call call(*this, {.kind = Operation::kExchange,
                         .dtype = transfers[0].dtype,

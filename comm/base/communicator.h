@@ -90,7 +90,8 @@ class Communicator {
             Stream stream);
   void Recv(void* data, int64_t count, DType dtype, int peer, Stream stream);
   // All transfers of a batch as one launch: none waits for another of the
-  // batch, so two ranks may send to each other in it.
+  // batch, so two ranks may send to each other in it, and one to itself: what
+  // it receives from itself is what it sends itself, in order.
   void Exchange(absl::Span<const Transfer> transfers, Stream stream);
 
   // Returns when every rank has entered it and this rank's earlier work on

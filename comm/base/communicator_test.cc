@@ -160,8 +160,9 @@ TEST(CommunicatorDeathTest, WrongArguments) {
                "found 1 elements at a null pointer");
   EXPECT_DEATH(communicator.Broadcast(x, 1, DType::kFloat32, 2, {}),
                "broadcast in group two: found rank 2, wanted 0 to 1");
-  EXPECT_DEATH(communicator.Send(x, 1, DType::kFloat32, 0, {}),
-               "found a transfer to the rank itself");
+  EXPECT_DEATH(
+      communicator.Send(x, 1, DType::kFloat32, 0, {}),
+      "transfers of the rank to itself and from itself, wanted as many");
   EXPECT_DEATH(communicator.AllToAll(x, one, x + 2, two, DType::kFloat32, {}),
                "counts found and wanted");
   EXPECT_DEATH(

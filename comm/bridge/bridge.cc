@@ -13,9 +13,6 @@
 namespace mimo {
 namespace {
 
-// A copy of less is done before another stream has been told of it.
-constexpr int64_t kLeastBeside = 4 << 20;
-
 // Memory that holds a lane: pieces packed, from the lane's element `begin` on;
 // or the tensor [outer, pitch].
 struct View {
@@ -24,23 +21,27 @@ struct View {
   int64_t begin = 0, pitch = 0;
 };
 
+int64_t PitchOf(const View& v, const BridgeRange& r) {
+  return v.packed ? r.width : v.pitch;
+}
+// Of element x of the piece that the range is of.
+char* AddressOf(const View& v, const BridgeRange& r, int64_t x, int64_t size) {
+  const int64_t origin = v.packed ? r.packed - v.begin : r.strided;
+  const int64_t row = x / r.width, column = x % r.width;
+  return v.data + (origin + row * PitchOf(v, r) + column) * size;
+}
+
 // Copies a range from one lane's memory to another's: three rectangles of the
 // piece at most, as the ends may lie within its rows.
 void CopyRange(const View& to, const BridgeRange& at, const View& from,
                const BridgeRange& range, int64_t size, Stream stream) {
   const int64_t width = range.width;
-  const auto pitch = [&](const View& v) { return v.packed ? width : v.pitch; };
-  const auto address = [&](const View& v, const BridgeRange& r, int64_t x) {
-    const int64_t origin = v.packed ? r.packed - v.begin : r.strided;
-    return v.data + (origin + x / width * pitch(v) + x % width) * size;
-  };
   for (int64_t x = range.begin; x < range.end;) {
-    const int64_t left = range.end - x;
-    const bool whole = x % width == 0 && left >= width;
-    const int64_t rows = whole ? left / width : 1;
-    const int64_t run = whole ? width : std::min(width - x % width, left);
-    CopyBytes2D(address(to, at, x), pitch(to) * size, address(from, range, x),
-                pitch(from) * size, run * size, rows, stream);
+    const int64_t run = std::min(width - x % width, range.end - x);
+    const int64_t rows = run == width ? (range.end - x) / width : 1;
+    CopyBytes2D(AddressOf(to, at, x, size), PitchOf(to, at) * size,
+                AddressOf(from, range, x, size), PitchOf(from, range) * size,
+                run * size, rows, stream);
     x += rows * run;
   }
 }
@@ -301,30 +302,32 @@ absl::Status Bridge::Run(const Pass* forward, const Pass* backward,
   };
   transfers_.clear();
   Moving moving[2];
-  int64_t copied_bytes = 0;
-  for (int i = 0; i < 2; ++i) {
-    if (passes[i] != nullptr) {
+  for (int i = 0; i < 2; ++i)
+    if (passes[i] != nullptr)
       moving[i] = Begin(direction(i), *passes[i], stream);
-      copied_bytes += direction(i).copied_bytes;
-    }
-  }
-  // Beside copies it is urgent: they fill the GPU, and would hold it up.
-  Stream sending = stream;
-  if (!transfers_.empty() && copied_bytes >= kLeastBeside) {
-    if (sending_.raw == nullptr)
-      sending_ = NewStream(stream.device, StreamPriority::kUrgent);
-    sending = sending_;
-  }
-  WaitFor(sending, stream);
-  if (!transfers_.empty()) groups_.bridge->Exchange(transfers_, sending);
+  // What stays here goes with what does not, where it can: copies of their own
+  // beside an exchange are slower, and slow it down.
+  const bool exchange = !transfers_.empty();
   for (int i = 0; i < 2; ++i) {
     if (passes[i] == nullptr) continue;
+    const DType dtype = direction(i).dtype;
+    const int64_t size = SizeOf(dtype);
+    const View& own = moving[i].own;
+    const View& to = direction(i).direct ? moving[i].payload : moving[i].to;
     for (const auto& [from, at] : direction(i).copies) {
-      CopyRange(direction(i).direct ? moving[i].payload : moving[i].to, at,
-                moving[i].own, from, SizeOf(direction(i).dtype), stream);
+      if (!exchange || !own.packed || !to.packed) {
+        CopyRange(to, at, own, from, size, stream);
+        continue;
+      }
+      for (const auto& [kind, data] :
+           {std::pair(Transfer::kSend, AddressOf(own, from, from.begin, size)),
+            {Transfer::kRecv, AddressOf(to, at, from.begin, size)}}) {
+        transfers_.push_back(
+            {kind, data, from.end - from.begin, dtype, groups_.bridge->rank()});
+      }
     }
   }
-  WaitFor(stream, sending);
+  if (exchange) groups_.bridge->Exchange(transfers_, stream);
   for (int i = 0; i < 2; ++i) {
     if (passes[i] != nullptr) Finish(direction(i), moving[i], stream);
   }

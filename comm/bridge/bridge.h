@@ -2,13 +2,13 @@
 // of one module to the first of another, gradients back.
 //
 // A call packs (only payloads whose batch axis is not the outermost), makes one
-// Exchange, beside which it copies what this rank keeps, and lets the receiving
-// module's own groups finish: shares are gathered, sums over cp taken before
-// sending. It enqueues on `stream`, the same in all calls of a bridge, and
-// returns. Plans are kept by payload, staging memory as large as needed so far:
-// a call with a payload seen lately allocates nothing and waits for nothing.
-// With no rows in a lane its groups do nothing; with none at all a call does
-// nothing.
+// Exchange, in which the rank sends itself what stays there, and lets the
+// receiving module's own groups finish: shares are gathered, sums over cp taken
+// before sending. It enqueues on `stream`, the same in all calls of a bridge,
+// and returns. Plans are kept by payload, staging memory as large as needed so
+// far: a call with a payload seen lately allocates nothing and waits for
+// nothing. With no rows in a lane its groups do nothing; with none at all a
+// call does nothing.
 #ifndef MIMO_COMM_BRIDGE_BRIDGE_H_
 #define MIMO_COMM_BRIDGE_BRIDGE_H_
 
@@ -115,7 +115,6 @@ class Bridge {
   int next_prepared_ = 0;
   Memory memory_[2][kStages];  // [forward, backward]
   std::vector<Transfer> transfers_;
-  Stream sending_;  // beside copies
 };
 
 }  // namespace mimo

@@ -115,7 +115,6 @@ BridgeDirection DirectionOf(const BridgePlan& plan, bool backward, DType dtype,
     };
     if (m.from == rank && m.to == rank) {
       direction.copies.push_back({range_in(*from_lane), range_in(*to_lane)});
-      direction.copied_bytes += m.count * size;
     } else if (m.from == rank) {
       from.slices.push_back(
           {peers.at(m.to), m.begin - from_lane->begin, m.count});

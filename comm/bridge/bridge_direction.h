@@ -47,7 +47,6 @@ struct BridgeDirection {
   };
   End from, to;
   std::vector<std::pair<BridgeRange, BridgeRange>> copies;  // (from, to)
-  int64_t copied_bytes = 0;
   bool backward;
   DType dtype;
 

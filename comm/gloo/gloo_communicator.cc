@@ -278,8 +278,17 @@ void GlooCommunicator::DoAllToAll(const void* send,
 
 void GlooCommunicator::DoExchange(absl::Span<const Transfer> transfers,
                                   Stream) {
+  size_t own = 0;  // of those to itself
   for (const Transfer& t : transfers) {
     const bool send = t.kind == Transfer::kSend;
+    if (t.peer == rank()) {
+      if (send) continue;
+      while (transfers[own].kind != Transfer::kSend ||
+             transfers[own].peer != rank())
+        ++own;
+      std::memcpy(t.data, transfers[own++].data, t.count * SizeOf(t.dtype));
+      continue;
+    }
     int64_t& place = send ? sent_[t.peer] : received_[t.peer];
     const uint64_t slot = Hash({place++, Operation::kExchange,
                                 static_cast<int64_t>(t.dtype), t.count});
@@ -290,7 +299,7 @@ void GlooCommunicator::DoExchange(absl::Span<const Transfer> transfers,
       mesh_->Receive(t.peer, slot, t.data, bytes);
     }
   }
-  Wait();
+  if (mesh_ != nullptr) Wait();
 }
 
 // In round i, every rank tells the one 2^i further on. Source: Hensgen, Finkel

@@ -181,20 +181,21 @@ class Checker {
     ExpectUnchanged(input);
   }
 
-  // Two transfers between each two ranks, both ways at once, in one batch.
+  // Two transfers between each two ranks, both ways at once, and from each to
+  // itself, in one batch.
   template <typename T>
   void Exchange(int64_t count) {
     ++case_;
     const int64_t half = count / 2, pair = count + half;
     const std::vector<T> input = Input<T>(rank(), size() * pair);
     T* send = send_.Set(input);
-    T* recv = recv_.Poison<T>((size() - 1) * pair);
+    T* recv = recv_.Poison<T>(size() * pair);
     std::vector<Transfer> transfers;
     std::vector<T> wanted;
-    for (int i = 1; i < size(); ++i) {
+    for (int i = 0; i < size(); ++i) {
       const int to = (rank() + i) % size();
       const int from = (rank() + size() - i) % size();
-      T *out = send + to * pair, *in = recv + (i - 1) * pair;
+      T *out = send + to * pair, *in = recv + i * pair;
       constexpr DType kDType = DTypeOf<T>::value;
       transfers.push_back({Transfer::kSend, out, count, kDType, to});
       transfers.push_back({Transfer::kRecv, in, count, kDType, from});
