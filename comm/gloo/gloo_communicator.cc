@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/log/check.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -286,7 +287,12 @@ void GlooCommunicator::DoExchange(absl::Span<const Transfer> transfers,
       while (transfers[own].kind != Transfer::kSend ||
              transfers[own].peer != rank())
         ++own;
-      std::memcpy(t.data, transfers[own++].data, t.count * SizeOf(t.dtype));
+      const Transfer& sent = transfers[own++];
+      CHECK(sent.count == t.count && sent.dtype == t.dtype)
+          << "exchange in group " << name() << ": the rank sends itself "
+          << sent.count << " " << Name(sent.dtype) << " but receives "
+          << t.count << " " << Name(t.dtype);
+      std::memcpy(t.data, sent.data, t.count * SizeOf(t.dtype));
       continue;
     }
     int64_t& place = send ? sent_[t.peer] : received_[t.peer];
