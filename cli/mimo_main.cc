@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "cli/commands.h"
+#include "comm/rendezvous/launcher.h"
 #include "mimo/config/nearest.h"
 
 namespace mimo {
@@ -100,7 +101,8 @@ int MimoMain(const std::vector<std::string>& words,
   if (status.ok()) return 0;
   const std::string line = absl::StrReplaceAll(status.message(), {{"\n", " "}});
   // Without a message another rank says it.
-  if (!line.empty()) std::fprintf(stderr, "mimo: %s\n", line.c_str());
+  if (line.empty()) return kFailedAfterAnother;
+  std::fprintf(stderr, "mimo: %s\n", line.c_str());
   return UsersMistake(status.code()) ? 2 : 1;
 }
 

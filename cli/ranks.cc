@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "comm/base/watchdog.h"
 #include "comm/gloo/gloo_communicator.h"
 #include "comm/inproc/inproc.h"
 #include "comm/rendezvous/store.h"
@@ -50,14 +51,28 @@ absl::StatusOr<std::unique_ptr<Communicator>> Connect(
   MIMO_ON_CUDA(ConnectNccl(job, store, {.timeout = options.timeout}));
 }
 
+// Tells the others that this rank failed; true if it is the first.
+absl::StatusOr<bool> Raise(const Job& job, Store& store,
+                           const absl::Status& status) {
+  const std::string own = OwnFailure(job.rank, status);
+  MIMO_ASSIGN_OR_RETURN(const std::string first,
+                        RaiseFirst(store, own, kLastWords));
+  return first == own;
+}
+
 absl::Status RunSteps(const Job& job, Store& store, const RankOptions& options,
-                      SetUp set_up, RankBody body) {
+                      SetUp set_up, RankBody body,
+                      std::unique_ptr<Communicator>& world) {
   constexpr char kReady[] = "set up";
   if (job.rank > 0) MIMO_RETURN_IF_ERROR(store.Get(kReady, kPrepare).status());
   const absl::Status ready = set_up();
-  if (job.rank == 0) MIMO_RETURN_IF_ERROR(store.Set(kReady, ""));
+  if (job.rank == 0) {
+    // A mistake that all will find is rank 0's to tell.
+    if (!ready.ok()) static_cast<void>(Raise(job, store, ready));
+    MIMO_RETURN_IF_ERROR(store.Set(kReady, ""));
+  }
   MIMO_RETURN_IF_ERROR(ready);
-  MIMO_ASSIGN_OR_RETURN(const auto world, Connect(job, store, options));
+  MIMO_ASSIGN_OR_RETURN(world, Connect(job, store, options));
   return body(world.get());
 }
 
@@ -71,19 +86,15 @@ absl::Status RunProcess(const Job& job, const RankOptions& options,
   MIMO_ASSIGN_OR_RETURN(
       const auto store,
       Store::Connect(job.host, job.port, job.key, job.rank, kMeet));
-  absl::Status status = RunSteps(job, *store, options, set_up, body);
+  // Kept until the others know why it ends.
+  std::unique_ptr<Communicator> world;
+  absl::Status status = RunSteps(job, *store, options, set_up, body, world);
   if (!status.ok()) {
-    // Those that wait for this rank are to know why it comes no more.
-    NewStoreBoard(*store, job.rank)
-        ->Raise(absl::StrCat("rank ", job.rank, " failed: ", status.message()));
-    constexpr char kSaid[] = "rank 0 says";
-    if (job.rank == 0) {
-      static_cast<void>(store->Set(kSaid, std::string(status.message())));
-    } else if (const auto said = store->Get(kSaid, kLastWords);
-               said.ok() && *said == status.message()) {
-      status = absl::Status(status.code(), "");
-    }
+    const absl::StatusOr<bool> first = Raise(job, *store, status);
+    const bool failed = world != nullptr && !world->Health().ok();
+    if (!first.value_or(!failed)) status = absl::Status(status.code(), "");
   }
+  world = nullptr;
   store->Close();
   if (server != nullptr) server->AwaitLeave(status.ok() ? kMeet : kLastWords);
   return status;

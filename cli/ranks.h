@@ -30,8 +30,8 @@ struct RankOptions {
 // Runs `set_up`, then `body` on each of `ranks`: on `threads` of this process,
 // or, where `job` has more than one rank, on this process's.
 // Of a job rank 0 sets up first, so what it prepares the others find. The error
-// is that of the rank that failed first; where a process has the same as rank
-// 0, which says it, its message is empty.
+// is that of the rank that failed first; of the job's other processes its
+// message is empty.
 absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
                         SetUp set_up, RankBody body);
 

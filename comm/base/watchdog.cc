@@ -36,6 +36,14 @@ absl::Status FromReason(absl::string_view reason) {
   return absl::UnavailableError(reason);
 }
 
+bool IsOwnFailure(const absl::Status& reason) {
+  absl::string_view message = reason.message();
+  if (!absl::ConsumePrefix(&message, "rank ")) return false;
+  const size_t digits = message.find_first_not_of("0123456789");
+  return digits > 0 && digits != message.npos &&
+         absl::StartsWith(message.substr(digits), " failed: ");
+}
+
 // "0, 1, 2"; of many the first 16.
 template <typename T>
 std::string List(const std::vector<T>& items) {
@@ -84,6 +92,12 @@ std::string Difference(absl::string_view theirs,
 }
 
 }  // namespace
+
+std::string OwnFailure(int rank, const absl::Status& status) {
+  return ToReason(
+      absl::Status(status.code(),
+                   absl::StrCat("rank ", rank, " failed: ", status.message())));
+}
 
 Watchdog::Watchdog(int rank, std::shared_ptr<FailureBoard> board,
                    absl::Duration timeout)
@@ -279,8 +293,11 @@ void Watchdog::FailAll(const absl::Status& reason) {
     if (!(std::ofstream(path) << dump << std::flush))
       LOG(ERROR) << path << ": cannot be written";
   }
-  absl::Status status;
-  if (waiting != nullptr) {
+  absl::Status status = reason;
+  const bool told = IsOwnFailure(reason);
+  if (told) {
+    // There is nothing to add.
+  } else if (waiting != nullptr) {
     status = Explain(*waiting, reason);
   } else {
     status = absl::Status(reason.code(),
@@ -291,7 +308,7 @@ void Watchdog::FailAll(const absl::Status& reason) {
     absl::MutexLock lock(&mutex_);
     mutex_.AwaitWithTimeout(absl::Condition(&stop_), asking_);
   }
-  LOG(ERROR) << status.message();
+  if (!told) LOG(ERROR) << status.message();
   absl::MutexLock lock(&mutex_);
   over_ = status;
   for (const Watched& watched : watched_) watched.communicator->Abort(status);

@@ -5,7 +5,8 @@
 // and, over the board, on all ranks of the world: a world that lost a rank is
 // over. Each rank then logs one line, which Health gives too: operation,
 // sequence number, group name, members, and who is missing, or what another
-// rank called instead. Nothing on the way of an operation takes a lock for it.
+// rank called instead; but none where a rank raises an OwnFailure, which that
+// rank tells. Nothing on the way of an operation takes a lock for it.
 // If MIMO_OPERATIONS_DUMP names a folder, rank N writes the records of all its
 // communicators (their last Communicator::kKept operations) to rank_N.txt
 // there.
@@ -31,6 +32,10 @@
 #include "comm/base/communicator.h"
 
 namespace mimo {
+
+// What rank `rank` raises that fails by itself: the others fail with the same
+// code. "INVALID_ARGUMENT: rank 2 failed: ..."
+std::string OwnFailure(int rank, const absl::Status& status);
 
 // Where the ranks of a world tell each other of a failure (the store between
 // processes; shared memory between threads).

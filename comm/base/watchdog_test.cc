@@ -251,6 +251,16 @@ TEST(Watchdog, HearsOfOtherRanksFailures) {
                                    "rank 2's process ended"));
 }
 
+// It says so itself; nothing is logged or asked.
+TEST(Watchdog, HearsOfWhatARankTells) {
+  Fixture f({}, absl::Seconds(60));
+  f.communicator.Barrier({});
+  testing::internal::CaptureStderr();
+  f.board->Raise(OwnFailure(12, absl::NotFoundError("no picture")));
+  EXPECT_EQ(f.Wait(), absl::NotFoundError("rank 12 failed: no picture"));
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+}
+
 TEST(Watchdog, WhatJoinsAFailedWorldFails) {
   auto board = std::make_shared<HandBoard>(std::map<int, std::string>());
   auto watchdog = std::make_shared<Watchdog>(0, board, kTimeout);

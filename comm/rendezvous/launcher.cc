@@ -129,7 +129,7 @@ class Launcher {
         if (!output.line.empty()) PrintLine(process.rank, output);
       }
     }
-    return failure_;
+    return failure_.ok() ? after_another_ : failure_;
   }
 
  private:
@@ -236,6 +236,13 @@ class Launcher {
     }
     Reap();
     if (absl::Now() >= kill_at_) {
+      for (const Process& process : processes_) {
+        if (!failure_.ok()) break;
+        if (process.ended) continue;
+        failure_ = absl::InternalError(absl::StrCat(
+            "rank ", process.rank, " hangs: killed ",
+            absl::FormatDuration(options_.grace), " after the others"));
+      }
       SendAll(SIGKILL);
       kill_at_ = absl::InfiniteFuture();
     }
@@ -260,7 +267,12 @@ class Launcher {
         by_signal.Update(absl::InternalError(absl::StrCat(
             "rank ", process.rank, " ended by signal ", WTERMSIG(status), " (",
             strsignal(WTERMSIG(status)), ")")));
-      } else if (const int code = WEXITSTATUS(status); code != 0) {
+      } else if (const int code = WEXITSTATUS(status);
+                 code == kFailedAfterAnother) {
+        kill_at_ = std::min(kill_at_, absl::Now() + options_.grace);
+        after_another_.Update(absl::InternalError(absl::StrCat(
+            "rank ", process.rank, " ended because another rank failed")));
+      } else if (code != 0) {
         const std::string what =
             absl::StrCat("rank ", process.rank, " ended with exit code ", code);
         by_exit.Update(code == 2 ? absl::InvalidArgumentError(what)
@@ -316,7 +328,7 @@ class Launcher {
   SignalQueue signals_;
   Socket port_;
   std::vector<Process> processes_;
-  absl::Status failure_;
+  absl::Status failure_, after_another_;
   absl::Time kill_at_ = absl::InfiniteFuture();
 };
 

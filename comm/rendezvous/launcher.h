@@ -10,6 +10,9 @@
 
 namespace mimo {
 
+// The exit code of a rank that ends because another one failed.
+inline constexpr int kFailedAfterAnother = 3;
+
 struct LaunchOptions {
   std::string program = "/proc/self/exe";  // this one
   std::vector<std::string> arguments;      // without the program's name
@@ -31,7 +34,9 @@ struct LaunchOptions {
 //
 // Each rank has a process group of its own. SIGINT, SIGTERM, SIGHUP, SIGQUIT,
 // SIGUSR1 and SIGUSR2 go to all of them. When a rank fails, the others are
-// ended. When this process itself is killed, the kernel kills them.
+// ended. One that ends by kFailedAfterAnother leaves `grace` for the rank that
+// failed to end by itself; what then still runs is the failure: it hangs. When
+// this process itself is killed, the kernel kills them.
 //
 // Errors: kInvalidArgument when the first that failed ended with exit code 2,
 // the code of a user's mistake, else kInternal; "rank 2 ended by signal 9".

@@ -189,7 +189,7 @@ TEST(Launcher, NamesTheFirstFailureAndEndsTheOthers) {
   const struct {
     std::string script, status;
   } kCases[] = {{"kill -9 $$", "INTERNAL: rank 2 ended by signal 9 (Killed)"},
-                {"exit 3", "INTERNAL: rank 2 ended with exit code 3"},
+                {"exit 4", "INTERNAL: rank 2 ended with exit code 4"},
                 {"exit 2", "INVALID_ARGUMENT: rank 2 ended with exit code 2"}};
   for (const auto& c : kCases) {
     Running running("if [ $RANK = 2 ]; then " + c.script + "; fi; sleep 1000",
@@ -197,6 +197,29 @@ TEST(Launcher, NamesTheFirstFailureAndEndsTheOthers) {
     EXPECT_EQ(running.Wait().status, c.status);
     running.AwaitNobody();
   }
+}
+
+TEST(Launcher, NamesWhoFailedFirstNotWhoLeftFirst) {
+  Running running(
+      "trap '' TERM; if [ $RANK != 2 ]; then exit 3; fi; "
+      "sleep 0.2; exit 2",
+      {.processes = 4});
+  EXPECT_EQ(running.Wait().status,
+            "INVALID_ARGUMENT: rank 2 ended with exit code 2");
+}
+
+TEST(Launcher, NamesWhoHangs) {
+  Running running("if [ $RANK != 1 ]; then exit 3; fi; exec sleep 1000",
+                  {.processes = 3, .grace = absl::Milliseconds(50)});
+  EXPECT_EQ(running.Wait().status,
+            "INTERNAL: rank 1 hangs: killed 50ms after the others");
+  running.AwaitNobody();
+}
+
+TEST(Launcher, AnotherMachinesRankFailed) {
+  Running running("exit 3", {.processes = 1});
+  EXPECT_EQ(running.Wait().status,
+            "INTERNAL: rank 0 ended because another rank failed");
 }
 
 TEST(Launcher, KillsWhoDoesNotListen) {

@@ -80,4 +80,11 @@ std::unique_ptr<FailureBoard> NewStoreBoard(Store& store, int rank) {
   return std::make_unique<StoreBoard>(store, rank);
 }
 
+absl::StatusOr<std::string> RaiseFirst(Store& store, const std::string& reason,
+                                       absl::Duration timeout) {
+  store.Start(Store::Op::kSetOnce, kFailure, reason,
+              [](absl::StatusOr<std::string>) {});
+  return store.Get(kFailure, timeout);
+}
+
 }  // namespace mimo

@@ -24,8 +24,9 @@ namespace mimo {
 namespace {
 
 // How long a server that lives may take for an answer that it need not wait
-// for, or to take leave.
+// for, and to take leave: it reads later what was sent.
 constexpr absl::Duration kPatience = absl::Seconds(30);
+constexpr absl::Duration kLeave = absl::Seconds(2);
 // Between attempts to connect: doubles from the first to the last.
 constexpr absl::Duration kFirstPause = absl::Milliseconds(10);
 constexpr absl::Duration kLastPause = absl::Milliseconds(500);
@@ -85,7 +86,7 @@ class StoreClient final : public Store {
     }
     // The server ends the connection when it has read this.
     Send({.op = StoreRequest::kClose});
-    ended_.WaitForNotificationWithTimeout(kPatience);
+    ended_.WaitForNotificationWithTimeout(kLeave);
     shutdown(socket_.fd(), SHUT_RDWR);
     reader_.join();
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,38 @@ TEST(LaunchedRanks, AUsersMistakeIsSaidOnce) {
   }
 }
 
+// Whoever finds it, on every layout: its line, and the launcher's.
+TEST(LaunchedRanks, AMistakeInTheDataIsSaidOnce) {
+  const std::vector<std::string> apart = {
+      "model.language.num_layers=2",
+      "parallelism={deployment_mode: heterogeneous, modules: {images: "
+      "{data_parallel_size: 2}, language: {pipeline_model_parallel_size: 2, "
+      "data_parallel_size: 1, rank_offset: 2}}}"};
+  for (const auto& [ranks, more] :
+       {std::pair(2, Words{}), {4, Words{}}, {4, apart}}) {
+    const std::string folder = TestFolder("run");
+    std::string items = Read("tests/fixtures/captions.jsonl");
+    const size_t name = items.find("images/house");
+    ASSERT_NE(name, items.npos);
+    items.replace(name, 12, "images/no");
+    Words words =
+        TinyTrain(folder, {"data.path=" + Write(folder + "/items.jsonl", items),
+                           "data.image_root=tests/fixtures",
+                           absl::StrCat("train.micro_batch_size=",
+                                        ranks == 4 && more.empty() ? 1 : 2)});
+    words.insert(words.end(), more.begin(), more.end());
+    EXPECT_EQ(Wait(Start(folder, Launched(ranks, words))), 2);
+    const std::string err = Read(folder + "/err");
+    EXPECT_EQ(Lines(err), 2) << err;
+    const std::string rank = err.substr(1, 1);
+    EXPECT_TRUE(absl::StartsWith(err, "[" + rank + "] mimo: ")) << err;
+    EXPECT_TRUE(absl::StrContains(err, "images/no")) << err;
+    EXPECT_TRUE(absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", rank,
+                                                 " ended with exit code 2\n")))
+        << err;
+  }
+}
+
 // The process id of rank `rank` under the launcher `parent`.
 pid_t FindRank(pid_t parent, int rank) {
   const std::string children =
@@ -104,41 +137,53 @@ pid_t FindRank(pid_t parent, int rank) {
   return 0;
 }
 
-// A rank is killed in the middle; the others end at once, the launcher names
-// it, and the last checkpoint goes on to where an undisturbed run ends.
+// Ranks are killed at random times; the others end at once, the launcher names
+// the one, and the last checkpoint goes on to where an undisturbed run ends.
 void ExpectGoesOn(const std::string& name, int ranks, Words more) {
   more.insert(more.end(), {"train.train_iters=60", "checkpoint.save_interval=5",
                            "train.distributed_timeout_minutes=0.5"});
   const std::string straight = TestFolder(name + "_straight");
+  const absl::Time start = absl::Now();
   ASSERT_EQ(Wait(Start(straight, Launched(ranks, TinyTrain(straight, more)))),
             0)
       << Read(straight + "/err");
-  for (int victim = 0; victim < ranks; ++victim) {
+  const absl::Duration whole = absl::Now() - start;
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  int kills = 0;
+  for (int i = 0; i < 5; ++i) {
     const std::string folder = TestFolder(name + "_killed");
     Words words = TinyTrain(folder, more);
     words.push_back("checkpoint.load=" + folder + "/save");
+    const int victim = std::uniform_int_distribution<>(0, ranks - 1)(random);
+    const absl::Duration after =
+        whole * std::uniform_real_distribution<>()(random);
+    SCOPED_TRACE(
+        absl::StrCat("rank ", victim, " after ", absl::FormatDuration(after)));
     const pid_t launcher = Start(folder, Launched(ranks, words));
-    // Past its first checkpoint.
-    const absl::Time deadline = absl::Now() + absl::Seconds(60);
-    while (!FindCheckpoint(folder + "/save").ok() && absl::Now() < deadline)
-      absl::SleepFor(absl::Milliseconds(1));
+    absl::SleepFor(after);
     const pid_t rank = FindRank(launcher, victim);
-    ASSERT_GT(rank, 0);
-    ASSERT_EQ(kill(rank, SIGKILL), 0);
-    const absl::Time killed = absl::Now();
-    EXPECT_EQ(Wait(launcher), 1);
-    EXPECT_LT(absl::Now() - killed, absl::Seconds(25)) << "not the timeout";
-    const std::string err = Read(folder + "/err");
-    EXPECT_TRUE(
-        absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", victim,
-                                         " ended by signal 9 (Killed)\n")))
-        << err;
+    const bool killed = rank > 0 && kill(rank, SIGKILL) == 0;
+    const absl::Time then = absl::Now();
+    const int code = Wait(launcher);
+    if (killed && code != 0) {  // 0: it had just ended
+      ++kills;
+      EXPECT_EQ(code, 1);
+      EXPECT_LT(absl::Now() - then, absl::Seconds(25)) << "not the timeout";
+      const std::string err = Read(folder + "/err");
+      EXPECT_TRUE(
+          absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", victim,
+                                           " ended by signal 9 (Killed)\n")))
+          << err;
+    }
     ASSERT_EQ(Wait(Start(folder, Launched(ranks, words))), 0)
         << Read(folder + "/err");
     EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
                 Untimed(ReadMetrics(straight + "/metrics.jsonl")));
     EXPECT_TRUE(Tensors(folder, ranks) == Tensors(straight, ranks));
   }
+  EXPECT_GT(kills, 0);
 }
 
 TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
@@ -149,6 +194,37 @@ TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
                 "{images: {data_parallel_size: 1}, language: "
                 "{pipeline_model_parallel_size: 2, data_parallel_size: 1, "
                 "rank_offset: 1}}}"});
+}
+
+// Past its first checkpoint; rank 0's store stops with it.
+TEST(LaunchedRanks, AStoppedRankIsNamed) {
+  for (const int victim : {0, 1}) {
+    const std::string folder = TestFolder("stopped");
+    const pid_t launcher = Start(
+        folder,
+        Launched(
+            3,
+            TinyTrain(folder,
+                      {"train.global_batch_size=6", "train.train_iters=100000",
+                       "checkpoint.save_interval=20", "checkpoint.keep=1",
+                       "train.distributed_timeout_minutes=0.05"})));
+    const absl::Time deadline = absl::Now() + absl::Seconds(60);
+    while (!FindCheckpoint(folder + "/save").ok() && absl::Now() < deadline)
+      absl::SleepFor(absl::Milliseconds(1));
+    const pid_t rank = FindRank(launcher, victim);
+    ASSERT_GT(rank, 0);
+    ASSERT_EQ(kill(rank, SIGSTOP), 0);
+    const absl::Time stopped = absl::Now();
+    EXPECT_EQ(Wait(launcher), 1);
+    // The timeout, word to and of rank 0, the launcher's patience.
+    EXPECT_LT(absl::Now() - stopped, absl::Seconds(3 + 5 + 2 + 10 + 5));
+    const std::string err = Read(folder + "/err");
+    EXPECT_TRUE(absl::EndsWith(
+        err, absl::StrCat("mimo: launch: rank ", victim,
+                          " hangs: killed 10s after the others\n")))
+        << err;
+    EXPECT_EQ(Lines(err), 3) << "one of each other rank\n" << err;
+  }
 }
 
 }  // namespace
