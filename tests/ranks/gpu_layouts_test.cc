@@ -1,4 +1,5 @@
-// `mimo launch -- train` on GPUs, a process each: the losses of one GPU.
+// `mimo launch -- train` on GPUs, a process each: the losses and the weights of
+// one GPU.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,24 +17,26 @@
 namespace mimo {
 namespace {
 
-// Sizes that GPUs multiply well; nothing is saved.
-const Words kOnGpu = {"model.language.hidden_size=64",
-                      "model.language.ffn_hidden_size=128",
-                      "model.language.vocab_size=512",
-                      "model.vision.hidden_size=64",
-                      "model.vision.ffn_hidden_size=128",
-                      "train.device=cuda",
-                      "checkpoint.save=null"};
+// Sizes that GPUs multiply well.
+const Words kOnGpu = {
+    "model.language.hidden_size=64",    "model.language.ffn_hidden_size=128",
+    "model.language.vocab_size=512",    "model.vision.hidden_size=64",
+    "model.vision.ffn_hidden_size=128", "train.device=cuda"};
 
 int Gpus() {
   int gpus = 0;
   return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
 }
 
-std::vector<double> Losses(const std::string& name, const std::string& dtype,
-                           const Layout& layout) {
+struct Learned {
+  std::vector<double> losses, weights;
+  bool operator==(const Learned&) const = default;
+};
+
+Learned Learn(const std::string& name, const std::string& dtype,
+              const Layout& layout, const std::string& frozen) {
   const std::string folder = TestFolder(name);
-  Words words = LayoutRun(folder, layout, /*micro_batches=*/2);
+  Words words = LayoutRun(folder, layout, /*micro_batches=*/2, frozen);
   words.insert(words.end(), kOnGpu.begin(), kOnGpu.end());
   words.push_back("train.dtype=" + dtype);
   EXPECT_EQ(
@@ -41,10 +44,12 @@ std::vector<double> Losses(const std::string& name, const std::string& dtype,
                  layout.ranks == 1 ? words : Launched(layout.ranks, words))),
       0)
       << Read(folder + "/err");
-  std::vector<double> losses;
+  Learned learned;
   for (const auto& line : ReadMetrics(folder + "/metrics.jsonl"))
-    losses.push_back(line["lm_loss"]);
-  return losses;
+    learned.losses.push_back(line["lm_loss"]);
+  for (const auto& [parameter, values] : LoadSaved(folder, "model"))
+    learned.weights.insert(learned.weights.end(), values.begin(), values.end());
+  return learned;
 }
 
 class GpuLayouts : public testing::TestWithParam<const char*> {};
@@ -57,6 +62,7 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
   const std::vector<Layout> layouts = {
       {"homogeneous", 2, "dp2", "dp2"},
       {"homogeneous", 2, "tp2", "tp2"},
+      {"homogeneous", 2, "tp2 sp", "tp2 sp"},
       {"homogeneous", 2, "cp2", "cp2"},
       {"homogeneous", 2, "pp2", "pp2"},
       {"colocated", 2, "dp2", "tp2"},
@@ -74,17 +80,28 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
   // Sums of float32 in another order; bfloat16 rounds to 2^-9, and where sums
   // are cut between ranks a value may round the other way: two of these.
   const double tolerance = dtype == "float32" ? 1e-6 : 4e-3;
-  const std::vector<double> wanted = Losses("one", dtype, kOneRank);
-  ASSERT_EQ(wanted.size(), 20u);
-  for (const Layout& layout : layouts) {
+  const std::string frozen[] = {"",
+                                "  freeze_modality_encoders: {images: true}"};
+  const Learned wanted[] = {Learn("one", dtype, kOneRank, frozen[0]),
+                            Learn("one", dtype, kOneRank, frozen[1])};
+  for (size_t l = 0; l < layouts.size(); ++l) {
+    const Layout& layout = layouts[l];
     if (layout.ranks > gpus) continue;
-    SCOPED_TRACE(layout.Yaml());
-    const std::vector<double> got = Losses("many", dtype, layout);
-    ASSERT_EQ(got.size(), wanted.size());
+    const int part = l % 3 == 2;
+    SCOPED_TRACE(layout.Yaml() + frozen[part]);
+    const Learned got = Learn("many", dtype, layout, frozen[part]);
+    const Learned& one = wanted[part];
+    ASSERT_EQ(got.losses.size(), 20u);
+    ASSERT_EQ(one.losses.size(), 20u);
     double worst = 0;
-    for (size_t i = 0; i < wanted.size(); ++i)
-      worst = std::max(worst, std::fabs(got[i] / wanted[i] - 1));
+    for (size_t i = 0; i < one.losses.size(); ++i)
+      worst = std::max(worst, std::fabs(got.losses[i] / one.losses[i] - 1));
     EXPECT_LT(worst, tolerance);
+    if (dtype == "float32") {
+      EXPECT_LT(RelativeL2(got.weights, one.weights), 1e-4);
+    }
+    EXPECT_TRUE(l % 4 != 1 || Learn("many", dtype, layout, frozen[part]) == got)
+        << "not bitwise";
     RecordProperty(
         absl::StrCat(layout.mode, " ", layout.images, " | ", layout.language),
         absl::StrCat(worst));
