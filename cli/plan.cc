@@ -155,7 +155,7 @@ Json ToJson(const MimoPlan& plan, const TrainConfig& train,
       json["idle_ranks"].push_back(r);
     }
   }
-  for (const auto& [sender, receivers] : plan.topology) {
+  for (const auto& [sender, receivers] : plan.parallelism.Topology()) {
     json["topology"][sender] = receivers;
   }
   json["warnings"] = plan.parallelism.Warnings();
@@ -211,7 +211,7 @@ std::string Table(const MimoPlan& plan, const TrainConfig& train,
     absl::StrAppendFormat(&out, "%-16s %s\n", "(idle)",
                           Ranks(idle.begin, idle.end - idle.begin));
   }
-  for (const auto& [sender, receivers] : plan.topology) {
+  for (const auto& [sender, receivers] : plan.parallelism.Topology()) {
     if (receivers.empty()) continue;
     absl::StrAppend(&out, sender, " -> ", absl::StrJoin(receivers, ", "), "\n");
   }

@@ -13,6 +13,13 @@ namespace {
 
 constexpr char kFailure[] = "failure";  // StoreServer sets it too
 
+void Ignore(absl::StatusOr<std::string>) {}
+
+// The first one stays.
+void SetFailure(Store& store, const std::string& reason) {
+  store.Start(Store::Op::kSetOnce, kFailure, reason, Ignore);
+}
+
 std::string PostKey(const std::string& group, int rank) {
   return absl::StrCat("board/", rank, "/", group);
 }
@@ -51,7 +58,7 @@ class StoreBoard final : public FailureBoard {
   void Raise(const std::string& reason) override {
     // Here at once, for a server that hangs tells nobody.
     reason_->Set(reason);
-    store_.Start(Store::Op::kSetOnce, kFailure, reason, Ignore);
+    SetFailure(store_, reason);
   }
 
   std::string Raised() override { return reason_->Get(); }
@@ -67,8 +74,6 @@ class StoreBoard final : public FailureBoard {
   }
 
  private:
-  static void Ignore(absl::StatusOr<std::string>) {}
-
   Store& store_;
   const int rank_;
   const std::shared_ptr<Reason> reason_ = std::make_shared<Reason>();
@@ -82,8 +87,7 @@ std::unique_ptr<FailureBoard> NewStoreBoard(Store& store, int rank) {
 
 absl::StatusOr<std::string> RaiseFirst(Store& store, const std::string& reason,
                                        absl::Duration timeout) {
-  store.Start(Store::Op::kSetOnce, kFailure, reason,
-              [](absl::StatusOr<std::string>) {});
+  SetFailure(store, reason);
   return store.Get(kFailure, timeout);
 }
 

@@ -34,9 +34,8 @@ namespace mimo::kernels {
 // A part of the vocabulary, from token `first` on: the others are elsewhere.
 struct VocabularyPart {
   int64_t first;
-  // Makes lse [rows] and loss [rows] of this part those of
-  // the whole (CrossEntropyJoin). labels [rows]. Called once a chunk, by the
-  // host.
+  // Makes lse [rows] and loss [rows] of this part those of the whole
+  // (CrossEntropyJoin). labels [rows]. Called once a chunk, by the host.
   std::function<void(const int32_t* labels, double* lse, double* loss,
                      int64_t rows)>
       join;

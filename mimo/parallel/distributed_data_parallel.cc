@@ -31,7 +31,8 @@ bool Replicated(const DataParallelModule& module) {
 
 bool Tied(const Parameter& parameter) { return parameter.stage_copies > 1; }
 
-// What a rank of a group has as rank `original` has it.
+// What a rank of a group has as rank `original` has it; undefined where no
+// other rank has it.
 struct Copy {
   std::string name;
   Tensor values;
@@ -45,10 +46,13 @@ absl::Status CheckCopies(const std::vector<Copy>& copies, Communicator& group,
   const int64_t count = copies.size();
   std::vector<int64_t> digests;  // [count, 2]: digest, original
   for (const Copy& copy : copies) {
-    const Tensor bytes = copy.values.Clone(host);
-    digests.push_back(static_cast<uint32_t>(
-        absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
-                             static_cast<size_t>(bytes.bytes())})));
+    absl::crc32c_t digest{0};
+    if (copy.values.defined()) {
+      const Tensor bytes = copy.values.Clone(host);
+      digest = absl::ComputeCrc32c({static_cast<const char*>(bytes.data()),
+                                    static_cast<size_t>(bytes.bytes())});
+    }
+    digests.push_back(static_cast<uint32_t>(digest));
     digests.push_back(copy.original);
   }
   const Tensor own = Tensor::From<int64_t>(allocator, {count, 2}, digests);
@@ -249,16 +253,16 @@ absl::Status DistributedDataParallel::CheckReplicas() const {
       replicated.push_back({p->name, values, 0});
       if (Tied(*p)) tied.push_back({p->name, values, 0});
       if (module.tp == nullptr) continue;
-      // Rows that no other rank has are compared with themselves: how many
-      // ranks have them differs between ranks.
+      // All shards are named: how many ranks have one differs between ranks.
       int64_t begin = 0;
       for (const Shard& shard : p->sharding.shards) {
-        const bool rows = p->sharding.dim == 0;
-        CHECK(rows || shard.copies == 1) << p->name;
-        const Tensor part =
-            rows ? values.Rows(begin, begin + shard.size) : values;
-        sharded.push_back(
-            {p->name, part, module.tp->rank() - int64_t{shard.copy}});
+        Tensor part;
+        if (shard.copies > 1) {
+          CHECK_EQ(p->sharding.dim, 0) << p->name;
+          part = values.Rows(begin, begin + shard.size);
+        }
+        sharded.push_back({p->name, std::move(part),
+                           module.tp->rank() - int64_t{shard.copy}});
         begin += shard.size;
       }
     }

@@ -21,9 +21,9 @@ namespace mimo {
 struct ProcessGroupCollection {
   Communicator *tp = nullptr, *cp = nullptr, *pp = nullptr, *dp = nullptr;
   Communicator *dp_cp = nullptr, *tp_cp = nullptr, *tp_dp = nullptr;
-  Communicator *mp = nullptr;              // tp and pp
-  Communicator *tp_dp_cp = nullptr;        // a pipeline stage
-  Communicator *intra_dist_opt = nullptr;  // the whole module
+  Communicator* mp = nullptr;              // tp and pp
+  Communicator* tp_dp_cp = nullptr;        // a pipeline stage
+  Communicator* intra_dist_opt = nullptr;  // the whole module
   // Of the experts' factorisation.
   Communicator *ep = nullptr, *expt_tp = nullptr, *expt_dp = nullptr;
   Communicator *tp_ep = nullptr, *tp_ep_pp = nullptr;
@@ -33,12 +33,14 @@ struct ProcessGroupCollection {
   Communicator *intra_dp_cp = nullptr, *intra_expt_dp = nullptr;
   // Weights sharded over ranks with data of their own: no module is, so that
   // the first two are null, and the others as without.
-  Communicator *gtp_remat = nullptr, *expt_gtp_remat = nullptr;
-  Communicator *dp_cp_gtp_remat = nullptr, *expt_dp_gtp_remat = nullptr;
-  Communicator *tp_ep_pp_with_egtp_remat = nullptr;
+  Communicator* gtp_remat = nullptr;
+  Communicator* expt_gtp_remat = nullptr;
+  Communicator* dp_cp_gtp_remat = nullptr;
+  Communicator* expt_dp_gtp_remat = nullptr;
+  Communicator* tp_ep_pp_with_egtp_remat = nullptr;
 
   // By name. NotFound: no such field. FailedPrecondition: this rank has none.
-  absl::StatusOr<Communicator *> Get(absl::string_view field) const;
+  absl::StatusOr<Communicator*> Get(absl::string_view field) const;
 
   // True too where there is no pipeline.
   bool IsFirstStage() const { return pp == nullptr || pp->rank() == 0; }
@@ -48,9 +50,9 @@ struct ProcessGroupCollection {
 };
 
 // Makes all groups of `grid`; called by every rank of the world.
-absl::Status CreateProcessGroups(HyperCommGrid &grid);
+absl::Status CreateProcessGroups(HyperCommGrid& grid);
 // Those of this rank, which is in the grid.
-ProcessGroupCollection GetProcessGroups(const HyperCommGrid &grid);
+ProcessGroupCollection GetProcessGroups(const HyperCommGrid& grid);
 
 // The collections of the modules that this rank is part of.
 class MultiModuleProcessGroupCollection {
@@ -62,12 +64,12 @@ class MultiModuleProcessGroupCollection {
   static absl::StatusOr<MultiModuleProcessGroupCollection> Create(
       Collections modules, std::optional<std::string> language_model_name);
 
-  const Collections &modules() const { return modules_; }
+  const Collections& modules() const { return modules_; }
   // NotFound for a module that this rank is no part of.
-  absl::StatusOr<const ProcessGroupCollection *> Get(
+  absl::StatusOr<const ProcessGroupCollection*> Get(
       absl::string_view module) const;
   // FailedPrecondition on a rank without the language module; both.
-  absl::StatusOr<const ProcessGroupCollection *> Language() const;
+  absl::StatusOr<const ProcessGroupCollection*> Language() const;
   absl::StatusOr<int> LanguageContextParallelSize() const;
 
  private:

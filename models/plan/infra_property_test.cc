@@ -100,7 +100,7 @@ Members MembersOf(const MimoPlan& plan) {
 void ExpectAsPlanned(const MimoInfra& infra, const MimoPlan& plan,
                      const Members& members, int rank) {
   EXPECT_TRUE(infra.parallelism == plan.parallelism);
-  EXPECT_EQ(infra.topology, plan.topology);
+  EXPECT_EQ(infra.topology, plan.parallelism.Topology());
   const bool idle = std::any_of(
       plan.idle_ranks.begin(), plan.idle_ranks.end(),
       [&](const RankSpan& s) { return s.begin <= rank && rank < s.end; });

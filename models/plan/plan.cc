@@ -62,7 +62,6 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
   MIMO_ASSIGN_OR_RETURN(plan.micro_batches,
                         parallelism.MicroBatches(train.global_batch_size,
                                                  train.micro_batch_size));
-  plan.topology = parallelism.Topology();
   MIMO_ASSIGN_OR_RETURN(plan.idle_ranks, parallelism.IdleRanks(world_size));
   Allocator allocator;
   MIMO_ASSIGN_OR_RETURN(

@@ -15,7 +15,6 @@
 #include "mimo/train/train_config.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/mimo_parallelism.h"
-#include "models/parallelism/topology.h"
 #include "models/plan/module_memory.h"
 #include "models/spec/module_spec.h"
 
@@ -46,10 +45,9 @@ struct MimoPlan {
   int world_size;
   MimoParallelismConfig parallelism;  // finalized
   int64_t micro_batches;              // of an iteration
-  ModuleTopology topology;
-  PipelineSchedule schedule;         // models/parallelism/module_schedule.h
-  std::vector<ModulePlan> modules;   // in the config's order
-  std::vector<RankSpan> idle_ranks;  // of no module
+  PipelineSchedule schedule;          // models/parallelism/module_schedule.h
+  std::vector<ModulePlan> modules;    // in the config's order
+  std::vector<RankSpan> idle_ranks;   // of no module
 
   std::vector<RankMemory> MemoryOfRanks() const;  // [world_size]
 };

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "models/mimo_model/tiny_llava.h"
@@ -53,6 +54,19 @@ inline MimoModelConfig TwoModalities() {
   model.special_token_ids["sketches"] = kSketchToken;
   return model;
 }
+
+inline constexpr auto kHomogeneous = DeploymentMode::kHomogeneous;
+inline constexpr auto kColocated = DeploymentMode::kColocated;
+inline constexpr auto kHeterogeneous = DeploymentMode::kHeterogeneous;
+
+struct LayoutCase {
+  DeploymentMode mode;
+  int ranks;
+  std::vector<std::pair<std::string, ModuleParallelismConfig>> modules;
+  MimoParallelismConfig Config() const {
+    return {.deployment_mode = mode, .module_parallelisms = modules};
+  }
+};
 
 struct ItemKind {
   std::string modality;

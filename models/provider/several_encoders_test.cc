@@ -12,20 +12,6 @@ namespace mimo {
 namespace {
 
 using Module = ModuleParallelismConfig;
-using Modules = std::vector<std::pair<std::string, Module>>;
-
-struct Layout {
-  DeploymentMode mode;
-  int ranks;
-  Modules modules;
-  MimoParallelismConfig Config() const {
-    return {.deployment_mode = mode, .module_parallelisms = modules};
-  }
-};
-
-constexpr auto kHomogeneous = DeploymentMode::kHomogeneous;
-constexpr auto kColocated = DeploymentMode::kColocated;
-constexpr auto kHeterogeneous = DeploymentMode::kHeterogeneous;
 
 Module Cp(int cp, Module module) {
   module.context_parallel_size = cp;
@@ -38,7 +24,7 @@ Module Sp(Module module) {
 }
 
 TEST(SeveralEncoders, OfOneModality) {
-  const std::vector<Layout> layouts = {
+  const std::vector<LayoutCase> layouts = {
       {kHomogeneous, 3, {{"images", Sizes(1, 3)}, {"language", Sizes(1, 3)}}},
       {kHomogeneous,
        4,
@@ -69,7 +55,7 @@ TEST(SeveralEncoders, OfOneModality) {
        8,
        {{"images", Sp(Sizes(3, 1, 2, 2))}, {"language", Sizes(1, 1, 0, 2)}}},
   };
-  for (const Layout& layout : layouts) {
+  for (const LayoutCase& layout : layouts) {
     for (bool projection_each : {false, true}) {
       SCOPED_TRACE(testing::Message()
                    << &layout - layouts.data() << " " << projection_each);
@@ -87,7 +73,7 @@ TEST(SeveralEncoders, OfOneModality) {
 
 TEST(SeveralEncoders, OfTheirOwnModalities) {
   const Module stages = Sizes(1, 1, 0, 2);
-  const std::vector<Layout> layouts = {
+  const std::vector<LayoutCase> layouts = {
       {kHomogeneous,
        3,
        {{"images", Sizes(1, 3)},
@@ -191,7 +177,7 @@ TEST(SeveralEncoders, OfTheirOwnModalities) {
   };
   const auto few_images = Samples({first(kImageItems), kSketchItems});
   const auto few_sketches = Samples({kImageItems, first(kSketchItems)});
-  for (const Layout& layout : layouts) {
+  for (const LayoutCase& layout : layouts) {
     const int i = &layout - layouts.data();
     SCOPED_TRACE(i);
     const Trial trials[] = {

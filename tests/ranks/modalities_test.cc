@@ -19,10 +19,6 @@
 namespace mimo {
 namespace {
 
-constexpr auto kHomogeneous = DeploymentMode::kHomogeneous;
-constexpr auto kColocated = DeploymentMode::kColocated;
-constexpr auto kHeterogeneous = DeploymentMode::kHeterogeneous;
-
 // Images and sketches, either alone, or text.
 class Scrapbook : public Dataset {
  public:
@@ -96,13 +92,7 @@ Trained TrainOn(const MimoModelConfig& model,
 }
 
 TEST(Modalities, TwoTrainAsOnOneRank) {
-  using Modules = std::vector<std::pair<std::string, ModuleParallelismConfig>>;
-  struct Layout {
-    DeploymentMode mode;
-    int ranks;
-    Modules modules;
-  };
-  const std::vector<Layout> layouts = {
+  const std::vector<LayoutCase> layouts = {
       {kHomogeneous,
        1,
        {{"images", Sizes(1, 1)},
@@ -143,13 +133,10 @@ TEST(Modalities, TwoTrainAsOnOneRank) {
     MimoModelConfig model = TwoModalities();
     model.freeze_modality_encoders["images"] = frozen;
     Trained one;
-    for (const Layout& layout : layouts) {
+    for (const LayoutCase& layout : layouts) {
       SCOPED_TRACE(testing::Message()
                    << &layout - layouts.data() << (frozen ? " frozen" : ""));
-      const Trained got = TrainOn(model,
-                                  {.deployment_mode = layout.mode,
-                                   .module_parallelisms = layout.modules},
-                                  layout.ranks);
+      const Trained got = TrainOn(model, layout.Config(), layout.ranks);
       if (layout.ranks == 1) {
         one = got;
         ASSERT_EQ(one.metrics.size(), 8u);

@@ -317,19 +317,20 @@ Var PackRows(const Context& ctx, const std::vector<Var>& parts) {
 
 std::vector<Var> UnpackRows(const Context& ctx, const Var& packed,
                             const std::vector<Shape>& shapes) {
-  auto node = std::make_unique<UnpackRowsNode>();
-  const bool record = ctx.tape != nullptr && packed.needs_grad();
   std::vector<Var> parts;
   int64_t begin = 0;
   for (const Shape& shape : shapes) {
     Var& part = parts.emplace_back(ctx.Empty(shape, packed.value.dtype()));
     CopyItems(ctx, part.value, packed.value, 1, begin, /*join=*/false);
-    if (record) part.slot = ctx.tape->NewSlot();
-    node->parts.push_back({part.slot, shape});
     begin += NumElements(shape);
   }
   CHECK_EQ(begin, packed.value.numel());
-  if (!record) return parts;
+  if (ctx.tape == nullptr || !packed.needs_grad()) return parts;
+  auto node = std::make_unique<UnpackRowsNode>();
+  for (Var& part : parts) {
+    part.slot = ctx.tape->NewSlot();
+    node->parts.push_back({part.slot, part.value.shape()});
+  }
   node->packed_slot = packed.slot;
   node->packed_shape = packed.value.shape();
   node->dtype = packed.value.dtype();

@@ -43,8 +43,9 @@ Tensor ToHost(const Tensor& x) {
   return copy;
 }
 
-// A frozen weight as its products read it, those of a backward pass too if
-// `gradients`. Nothing else reads it: on a GPU it makes room.
+// Quantises a frozen weight as its products read it, those of a backward pass
+// too if `gradients`. Nothing else reads the weight itself: on a GPU it goes to
+// the host, to make room.
 void KeepQuantised(const Context& ctx, Parameter& weight, bool gradients) {
   const bool forward = !weight.quantised.codes.defined();
   const bool backward = gradients && !weight.transposed.codes.defined();
