@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """The training step of llava_step_gpu.py under PyTorch's FSDP2, a process a GPU.
 
-  llava_fsdp2.py [--ranks N] [--compile] [--steps N] < LINES
+  llava_fsdp2.py [--ranks N] [--compile] [--steps N] < LINE
 
-The first line of standard input is what `llava_step --describe` prints: each
-rank has that batch. Language layers are shards by themselves, all else is one
-more; with --compile they are compiled one by one. Prints one JSON line: the
-median of N steps after three, and, as llava_step_gpu.py -, one more for each
-further line of standard input. N ranks: all GPUs, if not said.
+Standard input is what `llava_step --describe` prints: each rank has that batch.
+Language layers are shards by themselves, all else is one more; with --compile
+they are compiled one by one. Prints one JSON line: the median of N steps after
+three. N ranks: all GPUs, if not said.
 """
 import argparse
 import json
@@ -44,7 +43,7 @@ def main():
     spec = json.loads(os.environ["SPEC"])
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    dist.init_process_group("nccl", device_id=device)
 
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -71,26 +70,21 @@ def main():
         return time.perf_counter() - begin
 
     first = seconds() + time.perf_counter() - start
-    more = torch.ones(1)  # on the CPU: a GPU that waits is not idle
-    while more.item():
-        seconds(), seconds()
-        times = sorted(seconds() for _ in range(args.steps))
-        ms = 1e3 * times[len(times) // 2]
-        if rank == 0:
-            print(json.dumps({
-                "what": "fsdp2", "config": spec["config"],
-                "mode": "compile layers" if args.compile else "eager",
-                "device": torch.cuda.get_device_name(),
-                "torch": torch.__version__, "ranks": args.ranks,
-                "batch": spec["batch"], "seq": spec["seq"],
-                "ms": round(ms, 2), "tokens_per_second": round(
-                    args.ranks * spec["batch"] * spec["seq"] / ms * 1e3),
-                "peak_gib": round(
-                    torch.cuda.max_memory_allocated() / 2**30, 2),
-                "first_step_s": round(first, 1)}), flush=True)
-            more[0] = 1 if sys.stdin.readline() else 0
-        torch.cuda.empty_cache()  # the other side's turn
-        dist.broadcast(more, 0)
+    seconds(), seconds()
+    times = sorted(seconds() for _ in range(args.steps))
+    ms = 1e3 * times[len(times) // 2]
+    if rank == 0:
+        print(json.dumps({
+            "what": "fsdp2", "config": spec["config"],
+            "layers": spec["language"]["num_layers"],
+            "mode": "compile layers" if args.compile else "eager",
+            "device": torch.cuda.get_device_name(),
+            "torch": torch.__version__, "ranks": args.ranks,
+            "batch": spec["batch"], "seq": spec["seq"],
+            "ms": round(ms, 2), "tokens_per_second": round(
+                args.ranks * spec["batch"] * spec["seq"] / ms * 1e3),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "first_step_s": round(first, 1)}), flush=True)
     dist.destroy_process_group()
 
 

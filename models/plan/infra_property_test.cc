@@ -17,6 +17,7 @@
 #include "models/parallelism/module_grid.h"
 #include "models/parallelism/random_config.h"
 #include "models/plan/plan.h"
+#include "models/provider/mimo_model_provider.h"
 
 namespace mimo {
 namespace {
@@ -59,6 +60,7 @@ MimoModelConfig ModelOf(const MimoParallelismConfig& parallelism) {
     if (name == parallelism.llm_module_name) continue;
     model.modality_submodules_spec[name] = spec;
     model.special_token_ids[name] = name == kImages ? 31 : 30;
+    model.freeze_modality_encoders[name] = name == kImages;
   }
   return model;
 }
@@ -161,6 +163,34 @@ TEST(InfraProperty, AllRanksMakeThePlan) {
       ASSERT_TRUE(world.splits() == splits) << "rank " << rank;
       ExpectAsPlanned(*infra, plan, members, rank);
       if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// What a rank's own model takes before it is built is the plan's memory of the
+// rank, frozen parts and shards of the optimizer's state included.
+TEST(InfraProperty, ModelsTakeTheMemoryOfThePlan) {
+  Draw draw{std::mt19937(20260105)};
+  Allocator allocator;
+  for (int i = 0; i < 100; ++i) {
+    int world_size;
+    const auto config = ValidConfig(draw, 24, world_size);
+    SCOPED_TRACE(ToYaml(config));
+    std::vector<RankMemory> wanted = PlanOf(config, world_size).MemoryOfRanks();
+    for (int rank = 0; rank < world_size; ++rank) {
+      RecordingWorld world(rank, world_size);
+      MimoModelProvider provider(BuiltinModules(), ModelOf(config), config);
+      const auto provided = provider.ProvideDistributedModel(
+          &world, allocator,
+          {.wrap_with_ddp = false,
+           .dtype = DType::kFloat32,
+           .init_model_with_meta_device = true});
+      ASSERT_TRUE(provided.ok()) << provided.status();
+      wanted[rank].activations = 0;
+      EXPECT_EQ(
+          StateMemory(*provided->model, DType::kFloat32, Device::kCuda).Total(),
+          wanted[rank].Total())
+          << rank;
     }
   }
 }

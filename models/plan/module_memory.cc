@@ -55,6 +55,26 @@ std::optional<Stack> StackOf(const ModuleSpec& spec) {
   return std::nullopt;
 }
 
+// `replicas` share its optimizer state.
+RankMemory MemoryOf(const Parameter& parameter, DType exp_avg_dtype,
+                    int64_t replicas, Device device) {
+  RankMemory memory;
+  const int64_t count = parameter.data.numel();
+  const DType dtype = parameter.data.dtype();
+  // A frozen matrix in 8 bits, and once more transposed: on a GPU alone.
+  const bool codes =
+      parameter.frozen && parameter.quantization != Quantization::kNone;
+  if (codes) memory.weights += 2 * count;
+  if (!codes || device == Device::kCpu) memory.weights += count * SizeOf(dtype);
+  if (parameter.frozen) return memory;
+  const int64_t accumulator = SizeOf(AccumulatorOf(dtype));
+  memory.gradients = count * accumulator;
+  memory.optimizer =
+      CeilDiv(count, replicas) * (SizeOf(exp_avg_dtype) + accumulator +
+                                  (dtype == DType::kBFloat16 ? 2 : 0));
+  return memory;
+}
+
 class StageCounter {
  public:
   explicit StageCounter(const ModuleLoad& load)
@@ -66,18 +86,9 @@ class StageCounter {
         size_(SizeOf(load.dtype)),
         stages_(pp_) {}
 
-  void AddParameter(int stage, const Parameter& parameter, bool trained) {
-    RankMemory& memory = stages_[stage];
-    const int64_t count = parameter.data.numel();
-    // A frozen matrix in 8 bits, and once more transposed; itself on the host.
-    const bool codes =
-        !trained && parameter.quantization != Quantization::kNone;
-    memory.weights += count * (codes ? 2 : size_);
-    if (!trained) return;
-    memory.gradients += count * 4;
-    memory.optimizer +=
-        CeilDiv(count, replicas_) * (SizeOf(load_.exp_avg_dtype) + 4 +
-                                     (load_.dtype == DType::kBFloat16 ? 2 : 0));
+  void AddParameter(int stage, const Parameter& parameter) {
+    stages_[stage] +=
+        MemoryOf(parameter, load_.exp_avg_dtype, replicas_, Device::kCuda);
   }
 
   void AddLayers(const Stack& stack, bool frozen) {
@@ -123,6 +134,19 @@ RankMemory& RankMemory::operator+=(const RankMemory& other) {
   return *this;
 }
 
+RankMemory StateMemory(const MimoModel& model, DType exp_avg_dtype,
+                       Device device) {
+  RankMemory memory;
+  const auto& infra = model.placement().infra;
+  for (const auto& [name, stage] : model.role().modules) {
+    const int64_t replicas =
+        infra == nullptr ? 1 : infra->pg_collections.at(name)->dp_cp->size();
+    for (const Parameter* p : model.module(name).Parameters())
+      memory += MemoryOf(*p, exp_avg_dtype, replicas, device);
+  }
+  return memory;
+}
+
 std::string PartOf(const std::string& parameter) {
   std::vector<std::string> names = absl::StrSplit(parameter, '.');
   const size_t depth = names[0] == "modality_submodules" ? 4 : 1;
@@ -165,8 +189,10 @@ absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
               config.modality_submodules_spec.at(load.modality), registry,
               build.Child("modality_submodules." + load.modality)));
     }
-    for (const Parameter* p : module->Parameters())
-      counter.AddParameter(stage, *p, trained.at(p->name));
+    for (Parameter* p : module->Parameters()) {
+      p->frozen = !trained.at(p->name);
+      counter.AddParameter(stage, *p);
+    }
   }
 
   if (language) {

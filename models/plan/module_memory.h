@@ -30,6 +30,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/base/dtype.h"
+#include "kernels/base/stream.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/module_parallelism.h"
 #include "models/spec/module_spec.h"
@@ -49,6 +50,12 @@ struct RankMemory {
 // "language_model", "modality_submodules.images.encoders.clip_encoder": the
 // part of a model that a parameter of this name belongs to.
 std::string PartOf(const std::string& parameter);
+
+// What a rank needs of its `model` but activations: the formulas above of the
+// parameters that it has, meta or not. On the CPU an 8-bit weight's own values
+// stay beside its codes.
+RankMemory StateMemory(const MimoModel& model, DType exp_avg_dtype,
+                       Device device);
 
 struct ModuleLoad {
   std::string modality;  // "": the language model
