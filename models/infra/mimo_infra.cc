@@ -38,11 +38,35 @@ absl::StatusOr<MultiModuleProcessGroupCollection> MimoInfra::OwnCollections()
       own, own.contains(language) ? std::optional(language) : std::nullopt);
 }
 
+std::optional<ColocatedCommConfig> MimoInfra::ColocatedComm() const {
+  if (parallelism.deployment_mode == DeploymentMode::kHeterogeneous)
+    return std::nullopt;
+  return ColocatedCommConfig{module_to_grid_map, topology};
+}
+
+std::vector<BridgeConfig> MimoInfra::Bridges() const {
+  const auto colocated = ColocatedComm();
+  std::vector<BridgeConfig> bridges;
+  for (const auto& [source, receivers] : topology) {
+    for (const std::string& destination : receivers) {
+      bridges.push_back(
+          {.source = source,
+           .destination = destination,
+           .source_grid = module_to_grid_map.at(source).get(),
+           .destination_grid = module_to_grid_map.at(destination).get(),
+           .tensor_ndim = module_output_ndim.at(source)});
+      if (colocated) bridges.back().dim_mapping = colocated->dim_mapping;
+    }
+  }
+  return bridges;
+}
+
 absl::StatusOr<MimoInfra> BuildInfra(const MimoParallelismConfig& config,
                                      Communicator& world) {
   MimoInfra infra{.parallelism = config};
   MIMO_RETURN_IF_ERROR(infra.parallelism.Finalize(world.size()));
   infra.topology = infra.parallelism.Topology();
+  infra.module_output_ndim = infra.parallelism.OutputNdims();
   MIMO_ASSIGN_OR_RETURN(infra.module_to_grid_map,
                         BuildHyperCommGrids(infra.parallelism, world));
   std::map<const HyperCommGrid*, std::shared_ptr<const ProcessGroupCollection>>

@@ -9,21 +9,18 @@
 #define MIMO_MODELS_INFRA_MIMO_INFRA_H_
 
 #include <map>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "comm/base/communicator.h"
-#include "comm/grid/hyper_comm_grid.h"
+#include "models/infra/module_comm.h"
 #include "models/infra/process_groups.h"
 #include "models/parallelism/mimo_parallelism.h"
 #include "models/parallelism/topology.h"
 
 namespace mimo {
-
-// Of a homogeneous deployment, the same grid for all modules.
-using ModuleGrids = std::map<std::string, std::shared_ptr<HyperCommGrid>>;
 
 // All grids with all their groups, in the modules' order, on every rank of the
 // world. `config` is finalized for it. Errors: of the communicator.
@@ -37,7 +34,12 @@ struct MimoInfra {
   // An entry for each module: null for those that this rank is no part of.
   MultiModuleProcessGroupCollection::Collections pg_collections;
   std::vector<std::string> participating_modules;  // in the config's order
+  std::map<std::string, int> module_output_ndim;
 
+  // None for a heterogeneous deployment.
+  std::optional<ColocatedCommConfig> ColocatedComm() const;
+  // Of all edges, in the topology's order; as ColocatedComm() says, if it does.
+  std::vector<BridgeConfig> Bridges() const;
   // Of the participating modules. InvalidArgument on an idle rank.
   absl::StatusOr<MultiModuleProcessGroupCollection> OwnCollections() const;
 };

@@ -105,6 +105,18 @@ TEST(MimoInfra, Heterogeneous) {
     EXPECT_EQ(infra.module_to_grid_map.size(), 2);
     EXPECT_EQ(infra.topology,
               (ModuleTopology{{"images", {"language"}}, {"language", {}}}));
+    EXPECT_EQ(infra.module_output_ndim,
+              (std::map<std::string, int>{{"images", 2}, {"language", 3}}));
+    EXPECT_FALSE(infra.ColocatedComm().has_value());
+    const std::vector<BridgeConfig> bridges = infra.Bridges();
+    EXPECT_EQ(bridges.size(), 1);
+    EXPECT_EQ(bridges[0].source, "images");
+    EXPECT_EQ(bridges[0].destination, "language");
+    EXPECT_EQ(bridges[0].source_grid,
+              infra.module_to_grid_map.at("images").get());
+    EXPECT_EQ(bridges[0].destination_grid,
+              infra.module_to_grid_map.at("language").get());
+    EXPECT_EQ(bridges[0].tensor_ndim, 2);
 
     const ProcessGroupCollection& groups = *infra.pg_collections.at(own);
     ExpectGroupsWork(groups, *infra.module_to_grid_map.at(own), rank);
@@ -139,6 +151,7 @@ TEST(MimoInfra, HomogeneousSharesOneGridAndOneCollection) {
     EXPECT_THAT(infra.participating_modules, ElementsAre("images", "language"));
     ExpectGroupsWork(*infra.pg_collections.at("language"),
                      *infra.module_to_grid_map.at("language"), world.rank());
+    EXPECT_TRUE(infra.ColocatedComm().has_value());
     return absl::OkStatus();
   });
 }
@@ -165,6 +178,14 @@ TEST(MimoInfra, Colocated) {
     MIMO_ASSIGN_OR_RETURN(const auto own, infra.OwnCollections());
     EXPECT_EQ(own.modules().size(), 2);
     EXPECT_EQ(*own.LanguageContextParallelSize(), 1);
+    const auto colocated = infra.ColocatedComm();
+    if (!colocated) return absl::InternalError("no colocated config");
+    EXPECT_EQ(&colocated->module_to_grid_map, &infra.module_to_grid_map);
+    EXPECT_EQ(&colocated->topology, &infra.topology);
+    EXPECT_EQ(colocated->dim_mapping, (DimMapping{.b = 0, .s = 1, .h = 2}));
+    const std::vector<BridgeConfig> bridges = infra.Bridges();
+    EXPECT_EQ(bridges.size(), 1);
+    EXPECT_EQ(bridges[0].dim_mapping, colocated->dim_mapping);
     return absl::OkStatus();
   });
 }
@@ -197,11 +218,35 @@ TEST(MimoInfra, TheConfigsTopology) {
        {"language", {.data_parallel_size = 1, .rank_offset = 1}}});
   config.topology = {
       {"images", {"language"}}, {"language", {"sounds"}}, {"sounds", {}}};
+  config.module_output_ndim = {{"sounds", 3}};
   const auto infra = BuildInfra(config, world);
   ASSERT_TRUE(infra.ok()) << infra.status();
+  const std::vector<BridgeConfig> bridges = infra->Bridges();
+  ASSERT_EQ(bridges.size(), 2);
+  EXPECT_EQ(bridges[1].source, "language");
+  EXPECT_EQ(bridges[1].destination, "sounds");
+  EXPECT_EQ(bridges[1].tensor_ndim, 3);
+  EXPECT_EQ(infra->module_output_ndim,
+            (std::map<std::string, int>{
+                {"images", 2}, {"language", 3}, {"sounds", 3}}));
   EXPECT_EQ(infra->topology, (ModuleTopology{{"images", {"language"}},
                                              {"sounds", {}},
                                              {"language", {"sounds"}}}));
+}
+
+// [outer, batch, inner], whichever axis replicas divide.
+TEST(MimoInfra, PayloadsAsTheMappingSays) {
+  BridgeConfig bridge = {.source = "images", .tensor_ndim = 2};
+  const auto sizes = [&](std::vector<int64_t> shape) {
+    const BridgePayload payload = bridge.Payload(shape, DType::kBFloat16);
+    EXPECT_EQ(payload.dtype, DType::kBFloat16);
+    return std::pair(payload.outer, payload.inner);
+  };
+  EXPECT_EQ(sizes({5, 7}), std::pair(1L, 7L));  // [tokens, H]
+  bridge.tensor_ndim = 3;
+  EXPECT_EQ(sizes({2, 3, 7}), std::pair(1L, 21L));  // [B, S, H]
+  bridge.dim_mapping = {.b = 1, .s = 0, .h = 2};
+  EXPECT_EQ(sizes({3, 2, 7}), std::pair(3L, 7L));  // [S, B, H]
 }
 
 TEST(MimoInfra, GroupsAreMadeOnceAndEndWithIt) {
@@ -251,6 +296,13 @@ TEST(MimoInfra, RefusesBeforeAnyGroupIsMade) {
   config = EncoderAndPipeline();
   config.topology = {{"images", {"language"}}, {"language", {"images"}}};
   expect(config, "cycle images -> language -> images");
+  config = EncoderAndPipeline();
+  config.module_output_ndim = {{"images", 4}};
+  expect(config, "module_output_ndim.images: 4, wanted 2 or 3");
+  config.module_output_ndim = {{"audios", 2}};
+  expect(config,
+         "module_output_ndim.audios: 2, wanted 2 or 3 of one of [images, "
+         "language]");
 }
 
 TEST(MultiModuleProcessGroupCollection, Refuses) {

@@ -40,24 +40,24 @@ absl::StatusOr<std::map<std::string, int>> FrozenStages(
   return frozen_stages;
 }
 
-// From a module to the language model.
-absl::StatusOr<StageLink> LinkModules(const MimoInfra& infra,
-                                      const std::string& sender,
+absl::StatusOr<StageLink> LinkModules(const BridgeConfig& config,
                                       Communicator& world) {
-  const std::string& language = infra.parallelism.llm_module_name;
-  const HyperCommGrid& from = *infra.module_to_grid_map.at(sender);
-  const HyperCommGrid& to = *infra.module_to_grid_map.at(language);
-  MIMO_ASSIGN_OR_RETURN(const BridgeSide source, SourceSide(from.ranks()));
+  MIMO_ASSIGN_OR_RETURN(const BridgeSide source,
+                        SourceSide(config.source_grid->ranks()));
   MIMO_ASSIGN_OR_RETURN(const BridgeSide destination,
-                        DestinationSide(to.ranks()));
+                        DestinationSide(config.destination_grid->ranks()));
   StageLink link;
+  link.config = config;
   if (source == destination && source.cp == 1) return link;
-  MIMO_ASSIGN_OR_RETURN(link.group,
-                        world.Split(absl::StrCat(sender, "->", language),
-                                    {BridgeRanks(source, destination)}));
+  MIMO_ASSIGN_OR_RETURN(
+      link.group,
+      world.Split(absl::StrCat(config.source, "->", config.destination),
+                  {BridgeRanks(source, destination)}));
   if (link.group == nullptr) return link;
-  MIMO_ASSIGN_OR_RETURN(const BridgeGroups groups,
-                        GridBridgeGroups(from, to, link.group.get()));
+  MIMO_ASSIGN_OR_RETURN(
+      const BridgeGroups groups,
+      GridBridgeGroups(*config.source_grid, *config.destination_grid,
+                       link.group.get()));
   MIMO_ASSIGN_OR_RETURN(
       link.bridge,
       Bridge::Create(source, destination,
@@ -78,6 +78,12 @@ absl::Status CheckRuns(const MimoParallelismConfig& parallelism) {
         "model takes what another gives",
         name, absl::StrJoin(receivers, ", "),
         name == language ? "" : language));
+  }
+  for (const auto& [name, ndim] : parallelism.OutputNdims()) {
+    if (name == language || ndim == 2) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "module_output_ndim.%s: %d, wanted 2: modalities give rows [tokens, H]",
+        name, ndim));
   }
   return absl::OkStatus();
 }
@@ -112,6 +118,7 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
       self.frozen_stages_,
       FrozenStages(model, infra.parallelism, &world, allocator));
   const PipelineSchedule& schedule = self.Program(1, false).schedule;
+  const std::vector<BridgeConfig> bridges = infra.Bridges();
   for (const auto [from, to] : schedule.edges) {
     StageLink& link = self.links_.emplace_back();
     const PipelineStage &upper = schedule.stages[from],
@@ -121,7 +128,10 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
       const auto& groups = infra.pg_collections.at(sender);
       if (groups != nullptr) link.pipeline = groups->pp;
     } else {
-      MIMO_ASSIGN_OR_RETURN(link, LinkModules(infra, sender, world));
+      const auto config = std::find_if(
+          bridges.begin(), bridges.end(),
+          [&](const BridgeConfig& bridge) { return bridge.source == sender; });
+      MIMO_ASSIGN_OR_RETURN(link, LinkModules(*config, world));
     }
   }
   return self;

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "comm/base/communicator.h"
 #include "comm/bridge/bridge.h"
 #include "mimo/parallel/pipeline_schedule.h"
+#include "models/infra/module_comm.h"
 #include "models/mimo_model/mimo_model.h"
 #include "models/parallelism/mimo_parallelism.h"
 #include "models/parallelism/module_schedule.h"
@@ -25,7 +27,8 @@ namespace mimo {
 struct StageLink {
   Communicator* pipeline = nullptr;     // stages of one module: its pp group
   std::unique_ptr<Communicator> group;  // else the bridge's ranks,
-  std::unique_ptr<Bridge> bridge;       // null on a rank that is none of them
+  std::unique_ptr<Bridge> bridge;       // null on a rank that is none of them,
+  std::optional<BridgeConfig> config;   // of which infra it is made
 };
 
 // A schedule, and this rank's part of it.
@@ -34,8 +37,9 @@ struct RankProgram {
   std::vector<PipelineStep> steps;
 };
 
-// Whether the model runs with this topology: each modality feeds the language
-// model and nothing else does anything. InvalidArgument: it does not.
+// Whether the model runs with this topology and these outputs: each modality
+// feeds the language model rows and nothing else does anything.
+// InvalidArgument: it does not.
 absl::Status CheckRuns(const MimoParallelismConfig& parallelism);
 
 class ModelLinks {

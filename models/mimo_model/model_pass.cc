@@ -14,11 +14,12 @@ namespace {
 
 // [n, hidden] rows of `dtype` where the samples of the global micro-batch, with
 // these row counts, are dealt to the lanes of either side in order.
-absl::StatusOr<BridgePayload> RowsPayload(const Bridge& bridge,
+absl::StatusOr<BridgePayload> RowsPayload(const StageLink& link,
                                           absl::Span<const int64_t> sample_rows,
                                           int64_t hidden, DType dtype) {
-  const BridgeSide &from = bridge.source(), &to = bridge.destination();
-  BridgePayload payload{.inner = hidden, .dtype = dtype};
+  const BridgeSide &from = link.bridge->source(),
+                   &to = link.bridge->destination();
+  BridgePayload payload = link.config->Payload({-1, hidden}, dtype);
   MIMO_ASSIGN_OR_RETURN(payload.source_rows,
                         RowsOfLanes(sample_rows, from.dp * from.cp));
   MIMO_ASSIGN_OR_RETURN(payload.destination_rows,
@@ -135,7 +136,7 @@ absl::Status ModelPass::Transfer(const PipelineStep& step) {
     ProfileRange range(ctx_, "transfer", RanksOf(step.at));
     Describe(range, step);
     MIMO_RETURN_IF_ERROR(link.bridge != nullptr
-                             ? Cross(step, *link.bridge)
+                             ? Cross(step, link)
                              : Exchange(step, *link.pipeline));
   } else {
     Hand(step);
@@ -219,7 +220,8 @@ absl::Status ModelPass::Exchange(const PipelineStep& step,
   return absl::OkStatus();
 }
 
-absl::Status ModelPass::Cross(const PipelineStep& step, Bridge& bridge) {
+absl::Status ModelPass::Cross(const PipelineStep& step, const StageLink& link) {
+  Bridge& bridge = *link.bridge;
   const int e = step.at, f = step.forward, b = step.backward;
   const auto [from, to] = schedule_.edges[e];
   const std::string& sender = ModuleOf(from);
@@ -228,7 +230,7 @@ absl::Status ModelPass::Cross(const PipelineStep& step, Bridge& bridge) {
                                  : model_.modality(sender).output_size();
   const auto payload_of = [&](int m) -> absl::StatusOr<BridgePayload> {
     if (m < 0) return BridgePayload();
-    return RowsPayload(bridge, inputs_[m].sample_rows.at(sender), width,
+    return RowsPayload(link, inputs_[m].sample_rows.at(sender), width,
                        model_.dtype());
   };
   MIMO_ASSIGN_OR_RETURN(const BridgePayload forward, payload_of(f));

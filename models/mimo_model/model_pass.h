@@ -75,7 +75,7 @@ class ModelPass {
   absl::Span<const int> RanksOf(int edge) const;
   void Hand(const PipelineStep& step);
   absl::Status Exchange(const PipelineStep& step, Communicator& pipeline);
-  absl::Status Cross(const PipelineStep& step, Bridge& bridge);
+  absl::Status Cross(const PipelineStep& step, const StageLink& link);
   // A stage's input: an empty one, along an edge.
   Tensor Receive(int edge, int micro_batch, Shape shape);
   // What a stage of a module gives to the next one; nothing of no micro-batch.

@@ -82,6 +82,13 @@ ModuleTopology MimoParallelismConfig::Topology() const {
   return all;
 }
 
+std::map<std::string, int> MimoParallelismConfig::OutputNdims() const {
+  std::map<std::string, int> all = module_output_ndim;
+  for (const std::string& name : ModuleNames())
+    all.emplace(name, name == llm_module_name ? 3 : 2);
+  return all;
+}
+
 absl::StatusOr<int64_t> MimoParallelismConfig::MicroBatchSize(
     absl::string_view module, int64_t micro_batch_size) const {
   const ModuleParallelismConfig* config = Find(module);

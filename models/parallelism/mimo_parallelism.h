@@ -58,6 +58,9 @@ struct MimoParallelismConfig {
   std::map<std::string, int64_t> special_token_ids;  // of each modality
   // Of all modules; empty: each feeds the language module, which feeds none.
   Receivers topology;
+  // Dimensions of what a module gives, where they are others than these: of
+  // the language module 3, [B, S, H]; of the rest 2, [tokens, H].
+  std::map<std::string, int> module_output_ndim;
   bool allow_idle_ranks = false;
   bool strict_megatron_compat = false;
 
@@ -79,6 +82,7 @@ struct MimoParallelismConfig {
 
   // The rest is for a finalized config.
   ModuleTopology Topology() const;
+  std::map<std::string, int> OutputNdims() const;  // of all modules
   // Samples of a micro-batch of one replica of `module`, where one replica of
   // the language module has `micro_batch_size`: micro_batch_size * DP_language
   // / DP. An error if that is not whole.

@@ -306,6 +306,12 @@ absl::Status MimoParallelismConfig::Finalize(int world_size) {
   if (!topology.empty()) {
     MIMO_RETURN_IF_ERROR(CheckTopology(ModuleNames(), topology));
   }
+  for (const auto& [name, ndim] : module_output_ndim) {
+    if (Find(name) != nullptr && (ndim == 2 || ndim == 3)) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "module_output_ndim.%s: %d, wanted 2 or 3 of one of [%s]", name, ndim,
+        absl::StrJoin(ModuleNames(), ", ")));
+  }
   *this = std::move(done);
   return absl::OkStatus();
 }

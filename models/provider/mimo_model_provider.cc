@@ -127,6 +127,7 @@ absl::StatusOr<std::shared_ptr<const MimoInfra>> MimoModelProvider::BuildInfra(
     return infra_;
   }
   infra.topology = infra.parallelism.Topology();
+  infra.module_output_ndim = infra.parallelism.OutputNdims();
   if (parallelism) {
     MIMO_ASSIGN_OR_RETURN(infra, mimo::BuildInfra(*parallelism, *world));
   }

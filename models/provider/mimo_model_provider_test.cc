@@ -136,6 +136,8 @@ TEST_F(ProviderTest, InfraWithoutParallelism) {
   EXPECT_THAT((*infra)->participating_modules, IsEmpty());
   EXPECT_EQ((*infra)->topology,
             (ModuleTopology{{"images", {"language"}}, {"language", {}}}));
+  EXPECT_EQ((*infra)->module_output_ndim,
+            (std::map<std::string, int>{{"images", 2}, {"language", 3}}));
   EXPECT_EQ(*provider.BuildInfra(nullptr), *infra);
   provider.model.modality_submodules_spec["audios"] = {};
   EXPECT_EQ(provider.BuildInfra(nullptr).status().code(),
