@@ -12,14 +12,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A block of the list a block: partials[b] = sum grad^2.
+// A block of the list a block: partials[b] = sum grad^2, of what is not counted
+// 0 times that.
 __global__ void SquaresKernel(const AdamWTensor* tensors,
                               const TensorBlock* blocks, double* partials) {
   const TensorBlock block = blocks[blockIdx.x];
   const AdamWTensor& tensor = tensors[block.tensor];
   const float* grad = static_cast<const float*>(tensor.grad) + block.begin;
-  const int size =
-      tensor.counted ? min(kBlockElements, tensor.size - block.begin) : 0;
+  const int size = min(kBlockElements, tensor.size - block.begin);
   double squares[4] = {};
 #pragma unroll 4
   for (int i = threadIdx.x * 4; i + 3 < size; i += kThreads * 4) {
@@ -34,7 +34,7 @@ __global__ void SquaresKernel(const AdamWTensor* tensors,
   }
   const double sum = SumOfBlock<kThreads>((squares[0] + squares[1]) +
                                           (squares[2] + squares[3]));
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+  if (threadIdx.x == 0) partials[blockIdx.x] = tensor.counted ? sum : 0 * sum;
 }
 
 __global__ void ClipFactorKernel(AdamWControl* control, const double* loss,

@@ -5,7 +5,8 @@
 //               0
 // Ranks that share a model out add up their squares in between.
 // Sums in double, in a fixed order: the same result for any number of threads.
-// A NaN or infinity in a gradient gives a norm that is not finite.
+// A NaN or infinity in a gradient, counted or not, gives a norm that is not
+// finite.
 // Source: Pascanu et al. 2012, arXiv:1211.5063, algorithm 1.
 // Bytes (the floor), float32: 4 an element.
 #ifndef MIMO_KERNELS_OPTIM_GLOBAL_NORM_H_

@@ -16,13 +16,12 @@ void SumSquaresCpu(const SumSquaresArgs& args) {
                         int64_t end) {
       const T* grad = static_cast<const T*>(tensor.grad);
       double squares = 0;
-      if (!tensor.counted) end = begin;
 #pragma omp simd reduction(+ : squares)
       for (int64_t i = begin; i < end; ++i) {
         const double v = static_cast<double>(grad[i]);
         squares += v * v;
       }
-      partials[block] = squares;
+      partials[block] = tensor.counted ? squares : 0 * squares;
     });
   });
   double squares = 0;

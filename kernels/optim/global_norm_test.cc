@@ -84,6 +84,7 @@ TEST_P(GlobalNormTest, NanAndInfinityShow) {
       Values grad = x;
       grad[where] = bad;
       EXPECT_FALSE(std::isfinite(Norm(backend(), {grad}, 1).norm));
+      EXPECT_FALSE(std::isfinite(Norm(backend(), {grad, x}, 1, 1).norm));
     }
   }
 }

@@ -1,5 +1,6 @@
 // A trainer on each rank, of a model with two modalities: the losses and the
 // weights of one rank.
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -42,8 +43,56 @@ class Scrapbook : public Dataset {
   std::vector<Sample> samples_;
 };
 
+// The model's, but in iteration 4 the gradient of the first parameter that
+// `module` trains here overflows.
+class Overflow final : public TrainStage {
+ public:
+  Overflow(MimoModel& model, MimoStage& stage, std::string module)
+      : model_(model), stage_(stage), module_(std::move(module)) {}
+
+  std::vector<Parameter*> Parameters() override { return stage_.Parameters(); }
+  absl::StatusOr<Tensor> ForwardBackward(
+      absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
+      const AroundIteration& around) override {
+    AroundIteration bad = around;
+    if (++iteration_ == 4) {
+      bad.before_last_backward = [&](const std::string& module) {
+        if (module == module_) Spoil();
+        around.before_last_backward(module);
+      };
+    }
+    return stage_.ForwardBackward(batches, loss_scale, bad);
+  }
+  absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override {
+    return stage_.Loss(batches);
+  }
+  bool CountsTokens() const override { return stage_.CountsTokens(); }
+  double IdealBubble(int micro_batches, const StageTimes& times) override {
+    return stage_.IdealBubble(micro_batches, times);
+  }
+  void SetProfiler(Profiler* profiler) override {
+    stage_.SetProfiler(profiler);
+  }
+
+ private:
+  void Spoil() {
+    for (Parameter* p : model_.module(module_).Parameters()) {
+      if (p->frozen) continue;
+      p->Grad().span<float>()[0] = std::numeric_limits<float>::infinity();
+      return;
+    }
+  }
+
+  MimoModel& model_;
+  MimoStage& stage_;
+  const std::string module_;
+  int iteration_ = 0;
+};
+
+// `spoilt`: the module of which the last rank's gradient overflows once.
 Trained TrainOn(const MimoModelConfig& model,
-                const MimoParallelismConfig& parallelism, int ranks) {
+                const MimoParallelismConfig& parallelism, int ranks,
+                const std::string& spoilt = "") {
   const std::string folder = TestFolder("run");
   const auto statuses =
       RunRanks(ranks, [&](Communicator& world) -> absl::Status {
@@ -60,6 +109,10 @@ Trained TrainOn(const MimoModelConfig& model,
             ModelLinks::Connect(*provided.model, world, allocator,
                                 /*run_ahead=*/2));
         MimoStage stage(*provided.model, allocator, {}, std::move(links));
+        Overflow overflow(*provided.model, stage, spoilt);
+        const bool bad =
+            !spoilt.empty() &&
+            world.rank() + 1 == infra->parallelism.Span(spoilt)->end;
         TrainerOptions options;
         options.data_parallel_size =
             *infra->parallelism.Find("language")->data_parallel_size;
@@ -81,8 +134,9 @@ Trained TrainOn(const MimoModelConfig& model,
              .seed = 5});
         MIMO_ASSIGN_OR_RETURN(
             const auto trainer,
-            Trainer::Create(options, stage, *provided.data_parallel, source,
-                            allocator));
+            Trainer::Create(options,
+                            bad ? static_cast<TrainStage&>(overflow) : stage,
+                            *provided.data_parallel, source, allocator));
         return trainer->Run().status();
       });
   for (const absl::Status& status : statuses)
@@ -143,6 +197,52 @@ TEST(Modalities, TwoTrainAsOnOneRank) {
       } else {
         ExpectNear(got, one);
       }
+    }
+  }
+}
+
+// One rank's part of one module overflows: no rank of any module updates, and
+// all go on as one rank does.
+TEST(Modalities, OneModulesOverflowSkipsTheUpdateOfAll) {
+  const std::vector<LayoutCase> layouts = {
+      {kHomogeneous,
+       4,
+       {{"images", Sizes(1, 2, 0, 2)},
+        {"sketches", Sizes(1, 2, 0, 2)},
+        {"language", Sizes(1, 2, 0, 2)}}},
+      {kColocated,
+       6,
+       {{"images", Sizes(1, 6)},
+        {"sketches", Sizes(3, 2)},
+        {"language", Sizes(2, 3)}}},
+      {kHeterogeneous,
+       6,
+       {{"images", Sizes(1, 1)},
+        {"sketches", Sizes(1, 1, 1, 3)},
+        {"language", Sizes(1, 1, 4, 2)}}},
+      {kHeterogeneous,
+       4,
+       {{"images", Sizes(1, 2)},
+        {"sketches", Sizes(2, 1)},
+        {"language", Sizes(1, 2, 2)}}},
+  };
+  const MimoModelConfig model = TwoModalities();
+  const LayoutCase alone = {kHomogeneous,
+                            1,
+                            {{"images", Sizes(1, 1)},
+                             {"sketches", Sizes(1, 1)},
+                             {"language", Sizes(1, 1)}}};
+  for (const std::string spoilt : {"images", "sketches", "language"}) {
+    const Trained one = TrainOn(model, alone.Config(), 1, spoilt);
+    ASSERT_EQ(one.metrics.size(), 8u);
+    for (int i = 0; i < 8; ++i) {
+      EXPECT_EQ(one.metrics[i]["skipped_iterations"], i >= 3 ? 1 : 0);
+      EXPECT_EQ(one.metrics[i]["grad_norm"].is_null(), i == 3);
+    }
+    for (const LayoutCase& layout : layouts) {
+      SCOPED_TRACE(testing::Message()
+                   << spoilt << " " << &layout - layouts.data());
+      ExpectNear(TrainOn(model, layout.Config(), layout.ranks, spoilt), one);
     }
   }
 }
