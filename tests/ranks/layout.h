@@ -3,8 +3,10 @@
 #define MIMO_TESTS_RANKS_LAYOUT_H_
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -14,6 +16,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/substitute.h"
 #include "tests/testing/run_mimo.h"
+#include "tests/testing/trained.h"
 
 namespace mimo {
 
@@ -149,6 +152,66 @@ inline std::vector<std::string> LayoutRun(const std::string& folder,
                                               kSamples * micro_batches);
   return {"train", "--config",
           Write(folder + "/config.yaml", model + config + layout.Yaml())};
+}
+
+inline Trained TrainOn(const std::string& folder, const Layout& layout,
+                       int micro_batches, const std::string& frozen = "",
+                       const Words& overrides = {},
+                       const char* model = kLlava) {
+  Words words = LayoutRun(folder, layout, micro_batches, frozen, model);
+  words.insert(words.end(), overrides.begin(), overrides.end());
+  return Train(words, layout.ranks, folder);
+}
+
+// Nightly: whatever is too long for every change, and fresh random layouts.
+inline bool All() { return std::string(std::getenv("MIMO_LAYOUTS")) == "all"; }
+
+inline int Pick(std::mt19937& bits, const std::vector<int>& from) {
+  return from[std::uniform_int_distribution<size_t>(0, from.size() - 1)(bits)];
+}
+
+struct Sizes {
+  int tp, pp, cp, dp;
+  bool sp;  // sequence parallel
+  int ranks() const { return tp * pp * cp * dp; }
+  bool operator==(const Sizes&) const = default;
+  std::string Text(int offset = 0) const {
+    return absl::StrCat("tp", tp, " pp", pp, " cp", cp, " dp", dp,
+                        offset > 0 ? absl::StrCat(" @", offset) : "",
+                        sp ? " sp" : "");
+  }
+};
+
+// One that the provider accepts, of at most 8 ranks. Spans of heterogeneous
+// ones follow each other in either order, or overlap in part.
+inline Layout RandomLayout(std::mt19937& bits) {
+  while (true) {
+    const auto draw = [&](int stages) {
+      Sizes sizes = {Pick(bits, {1, 1, 2, 4}),
+                     stages == 1 ? 1 : Pick(bits, {1, 1, 2, stages}),
+                     Pick(bits, {1, 1, 1, 2, 4}), Pick(bits, {1, 1, 2, 3, 4})};
+      sizes.sp = sizes.tp > 1 && Pick(bits, {0, 1}) == 1;
+      return sizes;
+    };
+    const int mode = Pick(bits, {0, 1, 2, 2});
+    const Sizes language = draw(mode == 0 ? 3 : 4);
+    const Sizes images = mode == 0 ? language : draw(mode == 1 ? 1 : 3);
+    if (kSamples % (images.dp * images.cp) != 0) continue;
+    const int most = std::max(language.ranks(), images.ranks());
+    if (mode < 2) {
+      if (most > 8 || language.ranks() != images.ranks()) continue;
+      return {mode == 0 ? "homogeneous" : "colocated", most, images.Text(),
+              language.Text()};
+    }
+    const int apart = language.ranks() + images.ranks();
+    const bool language_first = Pick(bits, {0, 1}) == 1;
+    const int second = language_first ? images.ranks() : language.ranks();
+    const int world = Pick(bits, {apart, apart, std::max(most, apart - 1)});
+    if (world > 8) continue;
+    return {"heterogeneous", world,
+            images.Text(language_first ? world - second : 0),
+            language.Text(language_first ? 0 : world - second)};
+  }
 }
 
 }  // namespace mimo

@@ -16,8 +16,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
-#include "kernels/base/bfloat16.h"
-#include "mimo/checkpoint/checkpoint.h"
 #include "models/hf/testing.h"
 #include "tests/ranks/layout.h"
 #include "tests/testing/run_mimo.h"
@@ -85,16 +83,6 @@ const std::vector<std::string>& FrozenParts() {
       "  freeze_modality_projections: {images: true}"};
   return parts;
 }
-
-Trained TrainOn(const std::string& folder, const Layout& layout,
-                int micro_batches, const std::string& frozen = "",
-                const Words& overrides = {}, const char* model = kLlava) {
-  Words words = LayoutRun(folder, layout, micro_batches, frozen, model);
-  words.insert(words.end(), overrides.begin(), overrides.end());
-  return Train(words, layout.ranks, folder);
-}
-
-bool All() { return std::string(std::getenv("MIMO_LAYOUTS")) == "all"; }
 
 TEST(Layouts, TrainAsOneRank) {
   std::map<std::pair<int, int>, Trained> wanted;
@@ -198,54 +186,6 @@ TEST(Layouts, DefaultData) {
   }
 }
 
-int Pick(std::mt19937& bits, const std::vector<int>& from) {
-  return from[std::uniform_int_distribution<size_t>(0, from.size() - 1)(bits)];
-}
-
-struct Sizes {
-  int tp, pp, cp, dp;
-  bool sp;  // sequence parallel
-  int ranks() const { return tp * pp * cp * dp; }
-  bool operator==(const Sizes&) const = default;
-  std::string Text(int offset = 0) const {
-    return absl::StrCat("tp", tp, " pp", pp, " cp", cp, " dp", dp,
-                        offset > 0 ? absl::StrCat(" @", offset) : "",
-                        sp ? " sp" : "");
-  }
-};
-
-// One that the provider accepts, of at most 8 ranks. Spans of heterogeneous
-// ones follow each other in either order, or overlap in part.
-Layout RandomLayout(std::mt19937& bits) {
-  while (true) {
-    const auto draw = [&](int stages) {
-      Sizes sizes = {Pick(bits, {1, 1, 2, 4}),
-                     stages == 1 ? 1 : Pick(bits, {1, 1, 2, stages}),
-                     Pick(bits, {1, 1, 1, 2, 4}), Pick(bits, {1, 1, 2, 3, 4})};
-      sizes.sp = sizes.tp > 1 && Pick(bits, {0, 1}) == 1;
-      return sizes;
-    };
-    const int mode = Pick(bits, {0, 1, 2, 2});
-    const Sizes language = draw(mode == 0 ? 3 : 4);
-    const Sizes images = mode == 0 ? language : draw(mode == 1 ? 1 : 3);
-    if (kSamples % (images.dp * images.cp) != 0) continue;
-    const int most = std::max(language.ranks(), images.ranks());
-    if (mode < 2) {
-      if (most > 8 || language.ranks() != images.ranks()) continue;
-      return {mode == 0 ? "homogeneous" : "colocated", most, images.Text(),
-              language.Text()};
-    }
-    const int apart = language.ranks() + images.ranks();
-    const bool language_first = Pick(bits, {0, 1}) == 1;
-    const int second = language_first ? images.ranks() : language.ranks();
-    const int world = Pick(bits, {apart, apart, std::max(most, apart - 1)});
-    if (world > 8) continue;
-    return {"heterogeneous", world,
-            images.Text(language_first ? world - second : 0),
-            language.Text(language_first ? 0 : world - second)};
-  }
-}
-
 // The first update of random layouts, each with some activation checkpointing,
 // of a model with one encoder or two: its moments are the gradients.
 TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
@@ -291,79 +231,6 @@ TEST(Layouts, RandomOnesHaveTheGradientsOfOneRank) {
       EXPECT_LE(Norm(difference), 1e-4 * Norm(values) + 1e-6 * all) << name;
     }
   }
-}
-
-// A run that goes on under another layout after every few iterations.
-TEST(Layouts, AnyOtherGoesOn) {
-  const std::string whole = TestFolder("whole"), parts = TestFolder("parts");
-  const auto train = [&](const std::string& folder, const Layout& layout,
-                         int until) {
-    return TrainOn(folder, layout, 2, "",
-                   {absl::StrCat("train.train_iters=", until),
-                    "checkpoint.load=" + folder + "/save"});
-  };
-  const Trained wanted = train(whole, kOneRank, 20);
-  const std::vector<Layout> layouts = {
-      {"heterogeneous", 5, "dp2", "dp3 @2"},
-      {"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
-      {"heterogeneous", 5, "tp4 dp1 @1", "dp1"},
-      kOneRank,
-      {"heterogeneous", 4, "dp2", "pp2 dp1 @2"},
-      {"colocated", 4, "dp4", "tp2 dp2"},
-      {"colocated", 4, "tp4", "dp4"},
-      {"heterogeneous", 3, "dp2", "dp2 @1"}};
-  for (size_t i = 0; i < layouts.size(); ++i) {
-    SCOPED_TRACE(layouts[i].Yaml());
-    train(parts, layouts[i], 2 * (i + 1));
-  }
-  // What a layout has saved it goes on from exactly.
-  std::vector<Trained> ends;
-  for (const char* copy : {"once", "again"}) {
-    const std::string folder = TestFolder(copy);
-    std::filesystem::copy(parts, folder,
-                          std::filesystem::copy_options::recursive);
-    const Layout& last = layouts.back();
-    if (ends.empty()) train(folder, last, 18);
-    ends.push_back(train(folder, last, 20));
-  }
-  EXPECT_TRUE(ends[0] == ends[1]) << "not bitwise";
-  ExpectNear(ends[0], wanted);
-}
-
-// Loaded and saved again: only the first moments are rounded, to the nearest
-// and once.
-TEST(Layouts, MomentsOfAnotherDtypeGoOn) {
-  const Layout layouts[] = {{"colocated", 4, "tp2 dp2", "dp4"},
-                            {"heterogeneous", 5, "dp2", "dp3 @2"},
-                            {"homogeneous", 4, "tp2 dp2", "tp2 dp2"}};
-  std::vector<Arrays> saved;
-  std::string folder;
-  for (int i : {0, 1, 2}) {
-    Words overrides = {"train.train_iters=2",
-                       absl::StrCat("optimizer.exp_avg_dtype=",
-                                    i == 1 ? "bfloat16" : "float32")};
-    if (i > 0) overrides.push_back("checkpoint.load=" + folder + "/save");
-    folder = TestFolder(absl::StrCat("run", i));
-    saved.push_back(TrainOn(folder, layouts[i], 2, "", overrides).optimizer);
-    Allocator allocator;
-    const auto tensors =
-        ShardedTensors::Open(*FindCheckpoint(folder + "/save"), "optimizer");
-    for (const auto& [name, values] : saved[0]) {
-      EXPECT_EQ(tensors->Load(name, allocator)->dtype(),
-                i == 1 && absl::StartsWith(name, "exp_avg.") ? DType::kBFloat16
-                                                             : DType::kFloat32)
-          << name;
-    }
-  }
-  Arrays rounded = saved[0];
-  for (auto& [name, values] : rounded) {
-    if (!absl::StartsWith(name, "exp_avg.")) continue;
-    for (double& m : values)
-      m = static_cast<float>(BFloat16(static_cast<float>(m)));
-    EXPECT_NE(values, saved[0].at(name));
-  }
-  EXPECT_EQ(saved[1], rounded);
-  EXPECT_EQ(saved[2], rounded);
 }
 
 TEST(Layouts, GoldenBatch) {
