@@ -103,6 +103,20 @@ model:
            feature_layer: -1, position_embedding_std: 0.5}
 )";
 
+// Of a LLaVA or of a model of images.
+inline const std::vector<std::string>& FrozenParts() {
+  static const auto& parts = *new std::vector<std::string>{
+      "",
+      "  freeze_modality_encoders: {images: true}",
+      "  freeze_language_model: true",
+      "  freeze_modality_encoders: {images: true}\n"
+      "  freeze_modality_projections: {images: true}",
+      "  freeze_modality_encoders: {images: true}\n"
+      "  freeze_language_model: true",
+      "  freeze_modality_projections: {images: true}"};
+  return parts;
+}
+
 // Of pictures, of different sizes, each with its projection.
 inline constexpr char kTwoEncoders[] = R"(
 model:

@@ -71,19 +71,6 @@ const std::vector<Layout>& Layouts() {
   return layouts;
 }
 
-const std::vector<std::string>& FrozenParts() {
-  static const auto& parts = *new std::vector<std::string>{
-      "",
-      "  freeze_modality_encoders: {images: true}",
-      "  freeze_language_model: true",
-      "  freeze_modality_encoders: {images: true}\n"
-      "  freeze_modality_projections: {images: true}",
-      "  freeze_modality_encoders: {images: true}\n"
-      "  freeze_language_model: true",
-      "  freeze_modality_projections: {images: true}"};
-  return parts;
-}
-
 TEST(Layouts, TrainAsOneRank) {
   std::map<std::pair<int, int>, Trained> wanted;
   const auto check = [&](const Layout& layout, int micro_batches, int part,

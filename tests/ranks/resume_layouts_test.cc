@@ -1,5 +1,9 @@
 // `mimo train --ranks N` goes on under another layout than it was saved by.
+//
+// resume_layouts_test takes a few random layouts, always the same;
+// all_resume_layouts_test many, each time others.
 #include <filesystem>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -15,41 +19,82 @@
 namespace mimo {
 namespace {
 
-// A run that goes on under another layout after every few iterations.
-TEST(ResumeLayouts, AnyOtherGoesOn) {
-  const std::string whole = TestFolder("whole"), parts = TestFolder("parts");
-  const auto train = [&](const std::string& folder, const Layout& layout,
-                         int until) {
-    return TrainOn(folder, layout, 2, "",
-                   {absl::StrCat("train.train_iters=", until),
-                    "checkpoint.load=" + folder + "/save"});
+// Two iterations of a run: under a layout, in so many micro-batches each.
+struct Link {
+  Layout layout;
+  int micro_batches = 2;
+  bool packed = false;
+};
+
+// What another layout has left each link saves again with the same bits; from
+// what it has saved itself it goes on exactly; all together are one rank's run.
+void ExpectGoesOn(const std::vector<Link>& chain, const std::string& more = "",
+                  const Words& model_keys = {}, const char* model = kLlava) {
+  const auto train = [&](const std::string& folder, const Link& link,
+                         const std::string& from, int until) {
+    Words words = {
+        absl::StrCat("train.train_iters=", until), "train.global_batch_size=24",
+        absl::StrCat("train.pack_sequences=", link.packed ? "true" : "false"),
+        "checkpoint.load=" + from + "/save",
+        "parallelism.allow_idle_ranks=true"};
+    words.insert(words.end(), model_keys.begin(), model_keys.end());
+    return TrainOn(folder, link.layout, 2, more, words, model);
   };
-  const Trained wanted = train(whole, kOneRank, 20);
-  const std::vector<Layout> layouts = {
-      {"heterogeneous", 5, "dp2", "dp3 @2"},
-      {"homogeneous", 4, "tp2 dp2", "tp2 dp2"},
-      {"heterogeneous", 5, "tp4 dp1 @1", "dp1"},
-      kOneRank,
-      {"heterogeneous", 4, "dp2", "pp2 dp1 @2"},
-      {"colocated", 4, "dp4", "tp2 dp2"},
-      {"colocated", 4, "tp4", "dp4"},
-      {"heterogeneous", 3, "dp2", "dp2 @1"}};
-  for (size_t i = 0; i < layouts.size(); ++i) {
-    SCOPED_TRACE(layouts[i].Yaml());
-    train(parts, layouts[i], 2 * (i + 1));
-  }
-  // What a layout has saved it goes on from exactly.
-  std::vector<Trained> ends;
-  for (const char* copy : {"once", "again"}) {
-    const std::string folder = TestFolder(copy);
-    std::filesystem::copy(parts, folder,
+  const std::string parts = TestFolder("parts");
+  Trained got;
+  int until = 0;
+  for (const Link& link : chain) {
+    SCOPED_TRACE(absl::StrCat(link.layout.Yaml(), link.layout.ranks, " ranks"));
+    if (until > 0) {
+      const Trained same = train(TestFolder("same"), link, parts, until);
+      EXPECT_TRUE(same.model == got.model && same.optimizer == got.optimizer);
+    }
+    const std::string stopped = TestFolder("stopped");
+    std::filesystem::copy(parts, stopped,
                           std::filesystem::copy_options::recursive);
-    const Layout& last = layouts.back();
-    if (ends.empty()) train(folder, last, 18);
-    ends.push_back(train(folder, last, 20));
+    train(stopped, link, stopped, until + 1);
+    until += 2;
+    got = train(parts, link, parts, until);
+    EXPECT_TRUE(train(stopped, link, stopped, until) == got) << "not bitwise";
   }
-  EXPECT_TRUE(ends[0] == ends[1]) << "not bitwise";
-  ExpectNear(ends[0], wanted);
+  const std::string whole = TestFolder("whole");
+  ExpectNear(got, train(whole, {kOneRank}, whole, until));
+}
+
+TEST(ResumeLayouts, AnyOtherGoesOn) {
+  const std::vector<Link> chain = {
+      {{"heterogeneous", 5, "dp2", "dp3 @2"}, 1},
+      {{"homogeneous", 8, "tp2 cp2 dp2 sp", "tp2 cp2 dp2 sp"}},
+      {{"heterogeneous", 7, "tp4 dp1 @2", "dp1"}, 4},  // ranks 1 and 6 idle
+      {kOneRank, 2, /*packed=*/true},
+      {{"heterogeneous", 8, "pp2 dp2", "pp4 dp1 @4"}},
+      {{"colocated", 4, "dp4", "tp2 cp2"}, 1, /*packed=*/true},
+      {{"colocated", 8, "tp4 cp2 sp", "pp2 dp4"}},
+      {{"heterogeneous", 3, "pp2 dp1", "cp2 dp1 @1"}, 4},  // rank 1 has both
+      {{"colocated", 4, "tp4", "dp4"}},
+      {{"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"}, 1}};
+  ExpectGoesOn(chain);
+  ExpectGoesOn(chain, "", {"model.language.tie_word_embeddings=true"});
+}
+
+TEST(ResumeLayouts, RandomOnesGoOn) {
+  const int seed = All() ? std::random_device{}() : 20261128;
+  std::mt19937 bits(seed);
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  for (size_t i = 0; i < (All() ? 60 : 3); ++i) {
+    std::vector<Link> chain;
+    for (int k = 0; k < 6; ++k) {
+      Layout layout = RandomLayout(bits);
+      if (layout.mode == "heterogeneous" && layout.ranks < 8)
+        layout.ranks += Pick(bits, {0, 1});
+      chain.push_back({layout, Pick(bits, {1, 2}), Pick(bits, {0, 1}) == 1});
+    }
+    const std::string& frozen = FrozenParts()[i % FrozenParts().size()];
+    SCOPED_TRACE(absl::StrCat("chain ", i, frozen));
+    const Words tied = {"model.language.tie_word_embeddings=true"};
+    ExpectGoesOn(chain, frozen, i % 3 == 1 ? tied : Words{},
+                 i % 3 == 2 ? kTwoEncoders : kLlava);
+  }
 }
 
 // Loaded and saved again: only the first moments are rounded, to the nearest
