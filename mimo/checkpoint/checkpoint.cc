@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -18,6 +19,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/atomic_file.h"
 #include "mimo/data/file.h"
@@ -30,6 +33,12 @@ namespace fs = std::filesystem;
 
 constexpr char kPrefix[] = "iter_";
 constexpr char kTemporary[] = ".tmp_";
+
+// On all ranks the first one's error, if there is one.
+absl::Status Agree(const CheckpointRanks& ranks, absl::Status status) {
+  if (ranks.world == nullptr) return status;
+  return AgreeOverRanks(ranks.world, *ranks.allocator, std::move(status));
+}
 
 // Every value of state.json.
 template <typename State, typename F>
@@ -154,11 +163,6 @@ absl::Status SaveCheckpoint(const std::string& folder,
   const std::string name =
       absl::StrFormat("%s%07d", kPrefix, checkpoint.state.iteration);
   const std::string made = absl::StrCat(folder, "/", kTemporary, name);
-  const auto agree = [&](absl::Status status) {
-    return size == 1 ? status
-                     : AgreeOverRanks(ranks.world, *ranks.allocator,
-                                      std::move(status));
-  };
   std::error_code error;
   const auto make = [&]() -> absl::Status {
     fs::create_directories(folder, error);
@@ -180,12 +184,13 @@ absl::Status SaveCheckpoint(const std::string& folder,
     return SyncFolder(folder);
   };
   // Rank 0 makes the folder, all write into it, rank 0 puts it in its place.
-  MIMO_RETURN_IF_ERROR(agree(rank == 0 ? make() : absl::OkStatus()));
+  MIMO_RETURN_IF_ERROR(Agree(ranks, rank == 0 ? make() : absl::OkStatus()));
   const absl::Cleanup remove = [&] {
     if (rank == 0) fs::remove_all(made, error);
   };
-  MIMO_RETURN_IF_ERROR(agree(WriteTensors(made, checkpoint, rank, size)));
-  MIMO_RETURN_IF_ERROR(agree(rank == 0 ? finish() : absl::OkStatus()));
+  MIMO_RETURN_IF_ERROR(
+      Agree(ranks, WriteTensors(made, checkpoint, rank, size)));
+  MIMO_RETURN_IF_ERROR(Agree(ranks, rank == 0 ? finish() : absl::OkStatus()));
   if (rank == 0 && keep > 0) Prune(folder, checkpoint.state.iteration, keep);
   return absl::OkStatus();
 }
@@ -238,30 +243,47 @@ absl::StatusOr<TrainState> LoadTrainState(const std::string& folder) {
 }
 
 absl::Status LoadSlices(const std::string& folder, const std::string& kind,
-                        const SliceMap& slices, bool all) {
-  MIMO_ASSIGN_OR_RETURN(const ShardedTensors source,
-                        ShardedTensors::Open(folder, kind));
-  std::vector<std::string> bad;
+                        const SliceMap& slices, const CheckpointRanks& ranks) {
+  const auto opened = ShardedTensors::Open(folder, kind);
+  MIMO_RETURN_IF_ERROR(Agree(ranks, opened.status()));
+  const ShardedTensors& source = *opened;
+  std::set<std::string> bad;
   for (const auto& [name, slice] : slices) {
     const auto found = source.shapes().find(name);
     if (found == source.shapes().end()) {
-      bad.push_back(name + " is missing");
+      bad.insert(name + " is missing");
     } else if (found->second != slice.whole) {
-      bad.push_back(absl::StrCat(name, " is ", ToString(found->second),
-                                 ", wanted ", ToString(slice.whole)));
+      bad.insert(absl::StrCat(name, " is ", ToString(found->second),
+                              ", wanted ", ToString(slice.whole)));
     }
   }
-  for (const auto& [name, shape] : source.shapes()) {
-    if (all && !slices.contains(name)) bad.push_back(name + " is not wanted");
+  std::vector<double> readers;  // of each tensor, in order
+  for (const auto& [name, shape] : source.shapes())
+    readers.push_back(slices.contains(name) ? 1 : 0);
+  if (ranks.world != nullptr) {
+    MIMO_RETURN_IF_ERROR(
+        SumOverRanks(ranks.world, *ranks.allocator, absl::MakeSpan(readers)));
+    MIMO_ASSIGN_OR_RETURN(
+        const auto texts,
+        GatherTexts(ranks.world, *ranks.allocator, absl::StrJoin(bad, "\n")));
+    for (const std::string& text : texts) {
+      for (absl::string_view line :
+           absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+        bad.emplace(line);
+      }
+    }
   }
+  auto ranks_with = readers.begin();
+  for (const auto& [name, shape] : source.shapes())
+    if (*ranks_with++ == 0) bad.insert(name + " is not wanted");
   if (!bad.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(source.path(), ": ", absl::StrJoin(bad, "; ")));
   }
-  for (const auto& [name, slice] : slices) {
-    MIMO_RETURN_IF_ERROR(source.LoadInto(name, slice));
-  }
-  return absl::OkStatus();
+  absl::Status status;
+  for (const auto& [name, slice] : slices)
+    status.Update(source.LoadInto(name, slice));
+  return Agree(ranks, std::move(status));
 }
 
 }  // namespace mimo

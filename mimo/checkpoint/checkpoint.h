@@ -55,7 +55,8 @@ struct Checkpoint {
 // Every parameter as this rank has it, by its name, sharing the storage.
 SliceMap SlicesOf(const std::vector<Parameter*>& parameters);
 
-// The ranks that save together, and memory for what they tell each other.
+// The ranks that save or load together, and memory for what they tell each
+// other.
 struct CheckpointRanks {
   Communicator* world = nullptr;  // null: one rank
   Allocator* allocator = nullptr;
@@ -79,10 +80,11 @@ absl::StatusOr<TrainState> LoadTrainState(const std::string& folder);
 
 // Fills `slices` from the tensors of KIND ("model", "optimizer") in an
 // iteration's folder, converting dtypes. One error lists every tensor that is
-// missing or of another shape; with `all`, also those that are not wanted; then
-// nothing was filled.
+// missing, of another shape, or wanted by no rank; then nothing was filled.
+// Called by all ranks, each with its slices; when one fails all do.
 absl::Status LoadSlices(const std::string& folder, const std::string& kind,
-                        const SliceMap& slices, bool all = true);
+                        const SliceMap& slices,
+                        const CheckpointRanks& ranks = {});
 
 }  // namespace mimo
 

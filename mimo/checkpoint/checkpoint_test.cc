@@ -127,9 +127,8 @@ TEST_F(CheckpointTest, AllTensorsThatDoNotFitAreListed) {
                            {"d", Filled({}, -1)}};
   EXPECT_EQ(LoadSlices(one, "model", Whole(model)).message(),
             one +
-                "/model.safetensors: a.weight is [2, 3], wanted [3, 2]; c is "
-                "missing; d is "
-                "missing; b is not wanted");
+                "/model.safetensors: a.weight is [2, 3], wanted [3, 2]; b is "
+                "not wanted; c is missing; d is missing");
   EXPECT_EQ(model.at("a.weight").span<float>()[0], -1);
 }
 

@@ -210,5 +210,31 @@ TEST(ShardedTensors, DamageIsOneLine) {
       absl::StrContains(LoadMessage(one), "/model-00002-of-00002.safetensors"));
 }
 
+// What one rank finds out, or what none wants, is every rank's error.
+TEST(ShardedTensors, AllRanksSayTheSame) {
+  const std::string one = SaveHalves();
+  const auto load = [&](const SliceMap& first, const SliceMap& second) {
+    const auto statuses = RunRanks(2, [&](Communicator& world) {
+      Allocator memory;
+      return LoadSlices(one, "model", world.rank() == 0 ? first : second,
+                        {&world, &memory});
+    });
+    EXPECT_EQ(statuses[0], statuses[1]);
+    return statuses[0];
+  };
+  const auto slice = [](int64_t size) {
+    return Slice({size}, {}, 0, size, false);
+  };
+  const std::string manifest = one + "/manifest.json: ";
+  EXPECT_TRUE(load({}, {{"w", slice(6)}}).ok());
+  EXPECT_EQ(load({}, {}).message(), manifest + "w is not wanted");
+  EXPECT_EQ(load({{"v", slice(1)}}, {{"u", slice(1)}, {"w", slice(5)}}),
+            absl::InvalidArgumentError(
+                manifest + "u is missing; v is missing; w is [6], wanted [5]"));
+  fs::resize_file(one + "/model-00002-of-00002.safetensors", 5);
+  EXPECT_EQ(load({}, {{"w", slice(6)}}).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace mimo

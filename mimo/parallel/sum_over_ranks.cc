@@ -22,18 +22,6 @@ absl::Status SumOverRanks(Communicator* group, Allocator& allocator,
   return group->Health();
 }
 
-absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
-                            absl::Status status) {
-  double failures = status.ok() ? 0 : 1;
-  const absl::Status summed =
-      SumOverRanks(group, allocator, absl::MakeSpan(&failures, 1));
-  MIMO_RETURN_IF_ERROR(status);
-  MIMO_RETURN_IF_ERROR(summed);
-  if (failures == 0) return absl::OkStatus();
-  return absl::AbortedError(
-      absl::StrCat(failures, " of ", group->size(), " ranks failed"));
-}
-
 absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
                                                      Allocator& allocator,
                                                      const std::string& text) {
@@ -47,6 +35,7 @@ absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
   MIMO_RETURN_IF_ERROR(group->Health());
   const auto lengths = read_sizes.span<int64_t>();
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  if (longest == 0) return std::vector<std::string>(ranks);
   const Tensor all(allocator, {ranks, longest}, DType::kUInt8);
   char* const own = static_cast<char*>(all.data()) + group->rank() * longest;
   CopyBytes(own, text.data(), size, allocator.stream());
@@ -59,6 +48,21 @@ absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
                        lengths[rank]);
   }
   return texts;
+}
+
+absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
+                            absl::Status status) {
+  // A character for the code, and the message.
+  std::string text(status.message());
+  if (!status.ok()) text.insert(0, 1, static_cast<char>(status.code()));
+  const auto texts = GatherTexts(group, allocator, text);
+  status.Update(texts.status());
+  if (!texts.ok()) return status;
+  for (const std::string& one : *texts) {
+    if (one.empty()) continue;
+    return absl::Status(static_cast<absl::StatusCode>(one[0]), one.substr(1));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace mimo

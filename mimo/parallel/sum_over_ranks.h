@@ -19,14 +19,14 @@ namespace mimo {
 absl::Status SumOverRanks(Communicator* group, Allocator& allocator,
                           absl::Span<double> values);
 
-// `status`, or an error where another rank's is one.
-absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
-                            absl::Status status);
-
 // The `text` of each rank, on all of them; likewise.
 absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator* group,
                                                      Allocator& allocator,
                                                      const std::string& text);
+
+// On all ranks the error of the first that has one; likewise.
+absl::Status AgreeOverRanks(Communicator* group, Allocator& allocator,
+                            absl::Status status);
 
 }  // namespace mimo
 

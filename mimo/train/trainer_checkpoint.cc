@@ -48,10 +48,9 @@ absl::Status Trainer::Resume() {
   if (absl::IsNotFound(folder.status()) && own) return absl::OkStatus();
   MIMO_RETURN_IF_ERROR(folder.status());
   MIMO_ASSIGN_OR_RETURN(const TrainState state, LoadTrainState(*folder));
-  // A rank of several may have a part of the model, and has of the optimizer.
-  const bool all = options_.world == nullptr;
+  const CheckpointRanks ranks = {options_.world, ctx_.allocator};
   MIMO_RETURN_IF_ERROR(
-      LoadSlices(*folder, "model", SlicesOf(stage_.Parameters()), all));
+      LoadSlices(*folder, "model", SlicesOf(stage_.Parameters()), ranks));
   optimizer_.SetMasters();
   // Converted weights have no run to go on with.
   if (state.iteration == 0) return absl::OkStatus();
@@ -61,7 +60,7 @@ absl::Status Trainer::Resume() {
                      state.seed, " as in ", *folder));
   }
   MIMO_RETURN_IF_ERROR(
-      LoadSlices(*folder, "optimizer", optimizer_.State(), all));
+      LoadSlices(*folder, "optimizer", optimizer_.State(), ranks));
   optimizer_.Restore(state.optimizer_steps, state.skipped_iterations);
   iteration_ = state.iteration;
   consumed_samples_ = state.consumed_samples;

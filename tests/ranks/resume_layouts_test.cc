@@ -133,5 +133,37 @@ TEST(ResumeLayouts, MomentsOfAnotherDtypeGoOn) {
   EXPECT_EQ(saved[2], rounded);
 }
 
+// All ranks say what one rank says, and nothing else.
+TEST(ResumeLayouts, AnotherModelsCheckpointIsOneLine) {
+  const std::string saved = TestFolder("saved");
+  const Layout stages = {"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"};
+  TrainOn(saved, stages, 2, "", {"train.train_iters=1"});
+  const std::string one = *FindCheckpoint(saved + "/save");
+  const auto say = [&](const Layout& layout, const std::string& wrong) {
+    const std::string folder = TestFolder("run");
+    Words words = LayoutRun(folder, layout, 2);
+    words.insert(words.end(), {wrong, "checkpoint.load=" + saved + "/save",
+                               absl::StrCat("--ranks=", layout.ranks)});
+    const Ran ran = RunMimo(words);
+    EXPECT_EQ(ran.code, 2);
+    EXPECT_TRUE(absl::StartsWith(ran.err, "mimo: " + one)) << ran.err;
+    return ran.err;
+  };
+  for (const char* wrong :
+       {"model.vision.num_layers=2", "model.language.num_layers=5",
+        "model.language.tie_word_embeddings=true",
+        "model.language.ffn_hidden_size=64",
+        "model.freeze_language_model=true"}) {
+    const std::string wanted = say(kOneRank, wrong);
+    for (const Layout& layout :
+         std::vector<Layout>{{"homogeneous", 2, "dp2", "dp2"},
+                             stages,
+                             {"colocated", 4, "dp4", "tp2 dp2"},
+                             {"heterogeneous", 4, "dp2", "pp2 dp1 @2"}}) {
+      EXPECT_EQ(say(layout, wrong), wanted) << wrong << "\n" << layout.Yaml();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mimo
