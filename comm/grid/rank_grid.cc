@@ -83,10 +83,15 @@ std::vector<int> Combinations(int first, const std::vector<int>& dims,
 }  // namespace
 
 std::string RankGroups::ToString() const {
-  constexpr int kShown = 16;
+  constexpr int kShown = 16, kShownRanks = 64;
   std::vector<std::string> parts;
-  for (int group = 0; group < std::min(size(), kShown); ++group)
-    parts.push_back(absl::StrCat("[", absl::StrJoin((*this)[group], ","), "]"));
+  for (int group = 0; group < std::min(size(), kShown); ++group) {
+    parts.push_back(absl::StrCat(
+        "[", absl::StrJoin((*this)[group].subspan(0, kShownRanks), ","),
+        group_size > kShownRanks ? absl::StrCat(",... (", group_size, " ranks)")
+                                 : "",
+        "]"));
+  }
   if (size() > kShown)
     parts.push_back(absl::StrCat("... (", size(), " groups)"));
   return absl::StrJoin(parts, " ");

@@ -139,6 +139,8 @@ TEST(RankGrid, ManyGroupsPrintShort) {
             "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19]");
   EXPECT_THAT(Public(Grid({1, 20}, {"tp", "dp"}), {"tp"}),
               HasSubstr("[14] [15] ... (20 groups)"));
+  EXPECT_THAT(Public(Grid({100}, {"dp"}), {"dp"}),
+              HasSubstr(",62,63,... (100 ranks)]"));
 }
 
 TEST(RankGrid, Refusals) {
