@@ -117,6 +117,10 @@ std::set<std::string> Broken(MimoParallelismConfig config, int world) {
     some = !ends.empty();
   }
   expect(left.empty(), "cycle");
+  for (const auto& [name, ndim] : config.module_output_ndim) {
+    expect(config.Find(name) != nullptr && ndim > 1 && ndim < 4,
+           "module_output_ndim.images");
+  }
   for (int r = 0; r < world; ++r) {
     expect(owners[r] > 0 || (!strict && config.allow_idle_ranks), "no gaps");
   }
@@ -184,7 +188,7 @@ TEST(MimoParallelismProperty, AcceptsExactlyWhatHolds) {
     ASSERT_TRUE(node.ok());
     EXPECT_EQ(*ReadParallelism(*node, world), done);
   }
-  EXPECT_EQ(by_rule.size(), 29)
+  EXPECT_EQ(by_rule.size(), 30)
       << "rules that were seen broken: "
       << absl::StrJoin(by_rule, ", ", absl::PairFormatter(": "));
 }

@@ -16,6 +16,7 @@ struct PlainFields {
     v("llm_module_name", config.llm_module_name);
     v("special_token_ids", config.special_token_ids);
     v("topology", config.topology);
+    v("module_output_ndim", config.module_output_ndim);
     v("allow_idle_ranks", config.allow_idle_ranks);
     v("strict_megatron_compat", config.strict_megatron_compat);
   }

@@ -20,6 +20,7 @@ parallelism:
     images: {data_parallel_size: 4, rank_offset: 4}
   special_token_ids: {images: 32000}
   topology: {language: [], images: [language]}
+  module_output_ndim: {images: 3}
 )",
                               "f.yaml");
   ASSERT_TRUE(root.ok());
@@ -32,6 +33,7 @@ parallelism:
       {"images", {.data_parallel_size = 4, .rank_offset = 4}}};
   want.special_token_ids = {{"images", 32000}};
   want.topology = {{"images", {"language"}}, {"language", {}}};
+  want.module_output_ndim = {{"images", 3}};
   EXPECT_EQ(*config, want);  // in the file's order, not the alphabet's
   const auto again = ParseYaml(absl::StrCat(*config), "again");
   ASSERT_TRUE(again.ok());
@@ -57,6 +59,8 @@ TEST(ParallelismYaml, FaultsNameFileAndKey) {
        "f.yaml: parallelism.topology: a list, wanted a section"},
       {"{modules: {language: {}}, topology: {language: [language]}}",
        "f.yaml: parallelism.topology: cycle language -> language"},
+      {"{modules: {language: {}}, module_output_ndim: {language: 4}}",
+       "f.yaml: parallelism.module_output_ndim.language: 4, wanted 2 or 3"},
       // Megatron's has the field, and nothing that reads it.
       {"{modules: {language: {virtual_pipeline_model_parallel_size: 2}}}",
        "f.yaml: parallelism.modules.language."

@@ -78,6 +78,7 @@ inline MimoParallelismConfig RandomConfig(Draw& draw, int& world) {
     }
     if (draw.OneIn(10)) config.topology.erase("images");
   }
+  if (draw.OneIn(5)) config.module_output_ndim["images"] = 1 + draw.Below(4);
   return config;
 }
 

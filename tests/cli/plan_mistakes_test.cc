@@ -134,6 +134,8 @@ TEST_F(PlanTest, EveryMistakeOfALayout) {
        "no module 'language', wanted all of [language, images]"},
       {"modules: {}, topology: {images: [audios], language: []}", 1, "topology",
        "'images' sends to 'audios', wanted one of [language, images]"},
+      {"modules: {}, module_output_ndim: {images: 4}", 1,
+       "module_output_ndim.images", "4, wanted 2 or 3 of one of [language"},
       {"modules: {language: {data_parallel_size: 2}, "
        "images: {data_parallel_size: 2}}",
        4, "", "MIMO world size mismatch: expected 2, got 4"},
