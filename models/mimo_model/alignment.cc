@@ -89,6 +89,14 @@ absl::Status CheckRowCount(const std::string& modality, int64_t tokens,
       ") does not match number of ", modality, " embeddings (", rows, ")"));
 }
 
+absl::Status CheckWidth(const std::string& modality, int64_t columns,
+                        int64_t hidden_size) {
+  if (columns == hidden_size) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(modality, " embeddings of ", columns, " columns, wanted ",
+                   hidden_size, ", the language model's hidden_size"));
+}
+
 absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     const Context& ctx, const TokenLayout& layout,
     const LanguageModel& language, const ModuleVars& modality_embeddings) {
@@ -107,12 +115,8 @@ absl::StatusOr<Var> AlignEmbeddingsByTokenPositions(
     }
     const int64_t tokens = found->second.numel();
     MIMO_RETURN_IF_ERROR(CheckRowCount(modality, tokens, rows.value.dim(0)));
-    if (rows.value.dim(1) != language.hidden_size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(modality, " embeddings ", ToString(rows.value.shape()),
-                       ", wanted ", language.hidden_size(),
-                       " columns, the language model's hidden_size"));
-    }
+    MIMO_RETURN_IF_ERROR(
+        CheckWidth(modality, rows.value.dim(1), language.hidden_size()));
     unfilled.erase(modality);
     placed.push_back({rows, found->second});
   }

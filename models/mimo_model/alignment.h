@@ -50,6 +50,9 @@ std::map<std::string, std::vector<int64_t>> SampleRows(
 // Error: as many rows of a modality as tokens are wanted.
 absl::Status CheckRowCount(const std::string& modality, int64_t tokens,
                            int64_t rows);
+// Error: a modality's rows of other columns than the language model's.
+absl::Status CheckWidth(const std::string& modality, int64_t columns,
+                        int64_t hidden_size);
 
 // What passes between modules, and between the stages of one: by the name of
 // the module that gives it.

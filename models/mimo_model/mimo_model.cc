@@ -93,6 +93,10 @@ absl::StatusOr<std::unique_ptr<MimoModel>> MimoModel::Build(
         ModalitySubmodule::Build(
             spec->second, registry,
             self->ContextOf(absl::StrCat("modality_submodules.", name), name)));
+    if (role.HasLanguageModule() && role.IsLastStage(name)) {
+      MIMO_RETURN_IF_ERROR(CheckWidth(name, modality->output_size(),
+                                      self->language_model().hidden_size()));
+    }
     self->modalities_[name] = modality.get();
     self->AdoptChild(std::move(modality));
   }

@@ -81,8 +81,8 @@ TEST_F(ModalitiesTest, AlignmentErrors) {
             "embeddings (0)");
   const Var narrow{Tensor::Zeros(allocator_, {1, 12}, DType::kFloat32)};
   EXPECT_EQ(message(layout, {{"images", narrow}}),
-            "images embeddings [1, 12], wanted 24 columns, the language "
-            "model's hidden_size");
+            "images embeddings of 12 columns, wanted 24, the language model's "
+            "hidden_size");
   EXPECT_EQ(message(layout, {{"images", one}}), "");
 }
 

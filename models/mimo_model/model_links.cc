@@ -10,6 +10,7 @@
 #include "comm/bridge/grid_bridge.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/parallel/sum_over_ranks.h"
+#include "models/mimo_model/alignment.h"
 
 namespace mimo {
 namespace {
@@ -38,6 +39,34 @@ absl::StatusOr<std::map<std::string, int>> FrozenStages(
     at = end;
   }
   return frozen_stages;
+}
+
+// Whether modalities' rows are as wide as the language model's, whose ranks do
+// not see each other's.
+absl::Status CheckWidths(const MimoModel& model,
+                         const MimoParallelismConfig& parallelism,
+                         Communicator& world, Allocator& allocator) {
+  const std::string& language = parallelism.llm_module_name;
+  const std::vector<std::string> names = parallelism.ModuleNames();
+  std::vector<double> sums;  // by module: widths, and ranks that know it
+  for (const std::string& name : names) {
+    double width = 0;
+    if (name == language && model.role().HasLanguageModule()) {
+      width = model.language_model().hidden_size();
+    } else if (name != language && model.role().IsLastStage(name)) {
+      width = model.modality(name).output_size();
+    }
+    sums.push_back(width);
+    sums.push_back(width > 0 ? 1 : 0);
+  }
+  MIMO_RETURN_IF_ERROR(SumOverRanks(&world, allocator, absl::MakeSpan(sums)));
+  std::map<std::string, int64_t> widths;
+  for (size_t i = 0; i < names.size(); ++i)
+    widths[names[i]] = sums[2 * i] / sums[2 * i + 1];
+  for (const std::string& name : names) {
+    MIMO_RETURN_IF_ERROR(CheckWidth(name, widths[name], widths[language]));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<StageLink> LinkModules(const BridgeConfig& config,
@@ -112,6 +141,7 @@ absl::StatusOr<ModelLinks> ModelLinks::Connect(const MimoModel& model,
   MIMO_RETURN_IF_ERROR(CheckRuns(infra.parallelism));
   ModelLinks self;
   self.parallelism_ = infra.parallelism;
+  MIMO_RETURN_IF_ERROR(CheckWidths(model, infra.parallelism, world, allocator));
   self.rank_ = world.rank();
   self.run_ahead_ = run_ahead;
   MIMO_ASSIGN_OR_RETURN(

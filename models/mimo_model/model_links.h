@@ -48,7 +48,8 @@ class ModelLinks {
   explicit ModelLinks(const MimoModel& model);
   // Of this rank's part of a model; called by all ranks of `world`, which the
   // links do not outlive. `run_ahead`: PipelineScheduleOptions. Other errors
-  // than the communicators': CheckRuns'.
+  // than the communicators': CheckRuns'; a modality's rows that are not as wide
+  // as the language model's.
   static absl::StatusOr<ModelLinks> Connect(const MimoModel& model,
                                             Communicator& world,
                                             Allocator& allocator,

@@ -282,6 +282,28 @@ TEST(Layouts, TextOnly) {
   }
 }
 
+// Of ranks that do not see each other's modules, all refuse it.
+TEST(Layouts, RowsOfAnotherWidth) {
+  MimoModelConfig narrow = ModelWith({});
+  narrow.modality_submodules_spec["images"].input_projections.clear();
+  const MimoParallelismConfig parallelism{
+      .deployment_mode = DeploymentMode::kHeterogeneous,
+      .module_parallelisms = {{"images", Sizes(1, 2)},
+                              {"language", Sizes(2, 1, 2)}}};
+  const auto results = RunRanks(4, [&](Communicator& world) -> absl::Status {
+    Allocator memory;
+    const auto model =
+        *ProviderOf(narrow, parallelism)
+             .Provide(&world, {.allocator = &memory, .dtype = DType::kFloat64});
+    return ModelLinks::Connect(*model, world, memory).status();
+  });
+  for (const absl::Status& status : results) {
+    EXPECT_EQ(status.message(),
+              "images embeddings of 12 columns, wanted 24, the language "
+              "model's hidden_size");
+  }
+}
+
 // Errors of what a rank reads, before any rank waits for another.
 TEST(Layouts, BatchesThatDoNotFit) {
   const MimoParallelismConfig parallelism{
