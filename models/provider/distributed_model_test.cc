@@ -1,5 +1,6 @@
 // ProvideDistributedModel: its order, its hooks, and what is wrapped.
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -11,6 +12,7 @@
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/base/bfloat16.h"
 #include "models/infra/recording_world.h"
 #include "models/mimo_model/tiny_llava.h"
 #include "models/provider/mimo_model_provider.h"
@@ -68,30 +70,66 @@ TEST_F(DistributedModelTest, Refusals) {
             "no weights");
 }
 
-// Infra, model (on its device, of its dtype, frozen), pre-wrap hooks, data
-// parallelism, post-wrap hooks.
+// Infra, model (in host memory, float32, frozen), pre-wrap hooks, device and
+// dtype, data parallelism, post-wrap hooks.
 TEST_F(DistributedModelTest, Order) {
   MimoModelProvider provider = Provider();
   provider.model.freeze_language_model = true;
   std::vector<std::string> calls;
+  std::map<std::string, std::vector<float>> seen;  // frozen ones too
   provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
     calls.push_back("pre");
-    EXPECT_EQ(model->dtype(), DType::kFloat64);
+    EXPECT_EQ(model->dtype(), DType::kFloat32);
     EXPECT_FALSE(model->language_model().Trainable());
+    for (Parameter* p : model->Parameters()) {
+      const auto values = p->data.span<float>();
+      values[0] = 3;  // a hook's values are those that are trained
+      seen[p->name] = {values.begin(), values.end()};
+    }
     return absl::OkStatus();
   }};
   provider.post_wrap_hooks = {[&](DistributedModel& distributed) {
     calls.push_back("post");
+    EXPECT_EQ(distributed.model->dtype(), DType::kBFloat16);
     EXPECT_NE(distributed.data_parallel, nullptr);
     return absl::OkStatus();
   }};
   DistributedModelOptions options = kWrapped;
-  options.dtype = DType::kFloat64;  // in place of the provider's
+  options.dtype = DType::kBFloat16;  // in place of the provider's
   const auto provided =
       provider.ProvideDistributedModel(nullptr, allocator_, options);
   ASSERT_TRUE(provided.ok()) << provided.status();
   EXPECT_THAT(calls, ElementsAre("pre", "post"));
-  EXPECT_NE(provided->model, nullptr);
+  EXPECT_FALSE(provided->model->language_model().Trainable());
+  EXPECT_EQ(provided->model->Parameters().size(), seen.size());
+  for (const Parameter* p : provided->model->Parameters()) {
+    const auto values = p->data.span<BFloat16>();
+    const std::vector<float>& wanted = seen.at(p->name);
+    ASSERT_EQ(values.size(), wanted.size()) << p->name;
+    for (size_t i = 0; i < wanted.size(); ++i)
+      ASSERT_EQ(values[i].bits, BFloat16(wanted[i]).bits) << p->name;
+    EXPECT_EQ(p->main_grad.defined(), !p->frozen) << p->name;
+  }
+}
+
+// Built at once where it runs, or in host memory for a hook to see.
+TEST_F(DistributedModelTest, AHookThatLooksChangesNothing) {
+  MimoModelProvider provider = Provider();
+  const auto plain =
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
+  provider.pre_wrap_hooks = {
+      [](std::unique_ptr<MimoModel>&) { return absl::OkStatus(); }};
+  const auto looked_at =
+      provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
+  ASSERT_TRUE(plain.ok() && looked_at.ok());
+  const auto wanted = plain->model->Parameters(),
+             found = looked_at->model->Parameters();
+  ASSERT_EQ(found.size(), wanted.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_EQ(found[i]->name, wanted[i]->name);
+    EXPECT_EQ(found[i]->frozen, wanted[i]->frozen);
+    EXPECT_EQ(found[i]->data.span<float>(), wanted[i]->data.span<float>());
+  }
 }
 
 TEST_F(DistributedModelTest, HooksAreComposedInOrderAndArgumentsWin) {
@@ -117,22 +155,23 @@ TEST_F(DistributedModelTest, HooksAreComposedInOrderAndArgumentsWin) {
   EXPECT_EQ(calls, "x");
 }
 
-// A hook that only looks keeps the model; one may put another in its place, and
-// that is what is wrapped.
+// A hook may put another model in the place of the one it gets, and that is
+// what is trained.
 TEST_F(DistributedModelTest, AHookMayReplaceTheModel) {
   MimoModelProvider provider = Provider();
-  MimoModel* replaced = nullptr;
   provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
     auto another = MimoModel::Build(model->config(), BuiltinModules(),
                                     {.allocator = &allocator_, .seed = 5});
     model = *std::move(another);
-    replaced = model.get();
     return absl::OkStatus();
   }};
   const auto provided =
       provider.ProvideDistributedModel(nullptr, allocator_, kWrapped);
   ASSERT_TRUE(provided.ok()) << provided.status();
-  EXPECT_EQ(provided->model.get(), replaced);
+  const auto wanted = *MimoModel::Build(provider.model, BuiltinModules(),
+                                        {.allocator = &allocator_, .seed = 5});
+  EXPECT_EQ(provided->model->language_model().embedding().data.span<float>(),
+            wanted->language_model().embedding().data.span<float>());
 }
 
 // As with an adapter: what a hook freezes or frees is what is trained.

@@ -6,9 +6,11 @@
 #include <string>
 #include <utility>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/autograd/ops/cast.h"
 #include "models/parallelism/module_parallelism.h"
 
 namespace mimo {
@@ -57,6 +59,31 @@ std::vector<std::string> BackwardOrder(const RankRole& role) {
   if (role.HasLanguageModule()) names.push_back(role.language_module_name);
   std::reverse(names.begin(), names.end());
   return names;
+}
+
+// `model` on the device and of the dtype of `build`: its values, which it gives
+// up, and what is frozen in it.
+absl::StatusOr<std::unique_ptr<MimoModel>> Place(MimoModel& model,
+                                                 const ModuleRegistry& registry,
+                                                 BuildContext build) {
+  Allocator& allocator = *build.allocator;
+  const Context ctx{.allocator = &allocator, .compute = allocator.stream()};
+  const DType dtype = build.dtype;
+  build.initialize = false;
+  MIMO_ASSIGN_OR_RETURN(
+      auto placed, MimoModel::Build(model.config(), registry, std::move(build),
+                                    model.placement()));
+  const std::vector<Parameter*> from = model.Parameters(),
+                                to = placed->Parameters();
+  CHECK_EQ(from.size(), to.size());
+  for (size_t i = 0; i < from.size(); ++i) {
+    Tensor& values = from[i]->data;
+    to[i]->data.CopyFrom(Cast(ctx, values.Clone(allocator), dtype));
+    values = Tensor();  // one copy of a parameter at a time
+    to[i]->frozen = from[i]->frozen;
+    if (to[i]->frozen) to[i]->main_grad = Tensor();
+  }
+  return placed;
 }
 
 }  // namespace
@@ -165,20 +192,30 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
   MIMO_ASSIGN_OR_RETURN(const auto infra, BuildInfra(world));
   const bool meta =
       options.init_model_with_meta_device.value_or(init_model_with_meta_device);
+  const BuildContext in_place{.allocator = &allocator,
+                              .dtype = of_model,
+                              .seed = seed,
+                              .meta = meta,
+                              .initialize = initialize};
+  const auto hooks = options.pre_wrap_hooks.value_or(pre_wrap_hooks);
+  BuildContext first = in_place;
+  Allocator host;
+  if (!hooks.empty() && !meta) {  // which see it before it is moved and cast
+    first.allocator = &host;
+    if (of_model == DType::kBFloat16) first.dtype = DType::kFloat32;
+  }
   DistributedModel provided;
-  MIMO_ASSIGN_OR_RETURN(provided.model,
-                        Provide(world, {.allocator = &allocator,
-                                        .dtype = of_model,
-                                        .seed = seed,
-                                        .meta = meta,
-                                        .initialize = initialize}));
-  for (const PreWrapHook& hook :
-       options.pre_wrap_hooks.value_or(pre_wrap_hooks)) {
+  MIMO_ASSIGN_OR_RETURN(provided.model, Provide(world, first));
+  for (const PreWrapHook& hook : hooks) {
     MIMO_RETURN_IF_ERROR(hook(provided.model));
     if (provided.model == nullptr) {
       return absl::InvalidArgumentError(
           "a pre-wrap hook left no model, wanted exactly one");
     }
+  }
+  if (!meta && !hooks.empty()) {
+    MIMO_ASSIGN_OR_RETURN(provided.model,
+                          Place(*provided.model, registry_, in_place));
   }
   if (options.wrap_with_ddp && !meta) {
     std::vector<DataParallelModule> modules;

@@ -6,9 +6,9 @@
 //   ProvideDistributedModel  all of it with hooks, and its data parallelism
 //
 // Every rank of a world calls the same in the same order, with the same fields.
-// A model is built on the device and in the dtype in which it runs, and frozen
-// there (Megatron builds in the host's memory, then moves and casts): what a
-// pre-wrap hook sees is the model as it trains. A rank of no module gets a
+// Pre-wrap hooks see a model, frozen where it will be, in the host's memory and
+// no narrower than float32; then it goes to the device and its dtype. With no
+// hook to see that, it is built there at once. A rank of no module gets a
 // MimoStubModel: no parameters, an error of Forward, and its part in
 // what the world does together. Specs are never changed: what a rank adds to
 // them (groups, stages, seeds) is in the BuildContext. Source: Megatron-Bridge,
@@ -39,7 +39,8 @@ struct DistributedModel {
   std::unique_ptr<DistributedDataParallel> data_parallel;
 };
 
-// May change the model or put another in its place.
+// May change the model's values and what is frozen, or put another of the same
+// role in its place.
 using PreWrapHook =
     std::function<absl::Status(std::unique_ptr<MimoModel>& model)>;
 using PostWrapHook = std::function<absl::Status(DistributedModel& model)>;
@@ -96,9 +97,10 @@ class MimoModelProvider {
   absl::StatusOr<std::unique_ptr<MimoModel>> Provide(Communicator* world,
                                                      BuildContext build);
 
-  // Infra, model, pre-wrap hooks, data parallelism, post-wrap hooks, in this
-  // order. `allocator` outlives the result. A meta model is not wrapped. Other
-  // errors: the hooks', and a hook that leaves no model.
+  // Infra, model, pre-wrap hooks, device, dtype, data parallelism, post-wrap
+  // hooks, in this order. `allocator`, of the device, outlives the result. A
+  // meta model is not wrapped. Other errors: the hooks', and a hook that leaves
+  // no model.
   absl::StatusOr<DistributedModel> ProvideDistributedModel(
       Communicator* world, Allocator& allocator,
       const DistributedModelOptions& options = {});
