@@ -1,11 +1,14 @@
 // A trainer on each rank, of a model with two modalities: the losses and the
 // weights of one rank.
+#include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "comm/inproc/inproc.h"
 #include "gtest/gtest.h"
 #include "mimo/data/dataset.h"
@@ -89,6 +92,18 @@ class Overflow final : public TrainStage {
   int iteration_ = 0;
 };
 
+// The bytes of all weights and moments that were saved after `iteration`.
+std::map<std::string, std::string> Tensors(const std::string& folder,
+                                           int iteration) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::directory_iterator(
+           absl::StrCat(folder, "/save/iter_000000", iteration))) {
+    if (entry.path().extension() == ".safetensors")
+      files[entry.path().filename()] = Read(entry.path());
+  }
+  return files;
+}
+
 // `spoilt`: the module of which the last rank's gradient overflows once.
 Trained TrainOn(const MimoModelConfig& model,
                 const MimoParallelismConfig& parallelism, int ranks,
@@ -124,6 +139,7 @@ Trained TrainOn(const MimoModelConfig& model,
         options.optimizer.weight_decay = 0.1;
         options.optimizer.clip_grad = 1;
         options.checkpoint.save = folder + "/save";
+        if (!spoilt.empty()) options.checkpoint.save_interval = 1;
         options.logging.metrics = folder + "/metrics.jsonl";
         options.logging.progress = false;
         options.world = &world;
@@ -141,6 +157,10 @@ Trained TrainOn(const MimoModelConfig& model,
       });
   for (const absl::Status& status : statuses)
     EXPECT_TRUE(status.ok()) << status;
+  if (!spoilt.empty()) {
+    EXPECT_TRUE(Tensors(folder, 4) == Tensors(folder, 3));
+    EXPECT_FALSE(Tensors(folder, 5) == Tensors(folder, 4));
+  }
   return {Untimed(ReadMetrics(folder + "/metrics.jsonl")),
           LoadSaved(folder, "model"), LoadSaved(folder, "optimizer")};
 }

@@ -73,8 +73,12 @@ TEST(ResumeLayouts, AnyOtherGoesOn) {
       {{"heterogeneous", 3, "pp2 dp1", "cp2 dp1 @1"}, 4},  // rank 1 has both
       {{"colocated", 4, "tp4", "dp4"}},
       {{"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"}, 1}};
-  ExpectGoesOn(chain);
-  ExpectGoesOn(chain, "", {"model.language.tie_word_embeddings=true"});
+  // Sizes that no tp divides, layers that no pp does.
+  ExpectGoesOn(
+      chain, "",
+      {"model.language.tie_word_embeddings=true",
+       "model.language.vocab_size=401", "model.language.ffn_hidden_size=51",
+       "model.language.num_layers=5", "model.vision.ffn_hidden_size=41"});
 }
 
 TEST(ResumeLayouts, RandomOnesGoOn) {
