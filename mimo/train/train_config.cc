@@ -36,9 +36,9 @@ absl::Status TrainConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("device: ", device, ", wanted auto, cpu or cuda"));
   }
-  if (dtype != "float32" && dtype != "bfloat16") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("dtype: ", dtype, ", wanted float32 or bfloat16"));
+  if (dtype != "float32" && dtype != "bfloat16" && dtype != "float64") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "dtype: ", dtype, ", wanted float32, bfloat16 or float64"));
   }
   MIMO_RETURN_IF_ERROR(NotEmpty("gemm_plans", gemm_plans));
   MIMO_RETURN_IF_ERROR(AtLeast(0, "eval_interval", eval_interval));

@@ -16,9 +16,7 @@ TEST(Encoders, TwoTrainAsOnOneRank) {
   for (const char* frozen :
        {"", "  freeze_modality_encoders: {images: true}"}) {
     const auto train = [&](const Layout& layout) {
-      const std::string folder = TestFolder("run");
-      return Train(LayoutRun(folder, layout, 2, frozen, kTwoEncoders),
-                   layout.ranks, folder);
+      return TrainOn(TestFolder("run"), layout, 2, frozen, {}, kTwoEncoders);
     };
     const Trained wanted = train(kOneRank);
     for (const Layout& layout :

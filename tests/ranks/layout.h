@@ -43,15 +43,18 @@ inline std::string ModuleYaml(const std::string& text) {
   return yaml + "}";
 }
 
-inline int Dp(const std::string& text) {
+// The number behind `key` in a module's sizes; 1 if it is not there.
+inline int SizeIn(const std::string& text, const std::string& key) {
   for (const std::string& word :
        std::vector<std::string>(absl::StrSplit(text, ' '))) {
-    int dp;
-    if (absl::StartsWith(word, "dp") && absl::SimpleAtoi(word.substr(2), &dp))
-      return dp;
+    int size;
+    if (absl::StartsWith(word, key) &&
+        absl::SimpleAtoi(word.substr(key.size()), &size))
+      return size;
   }
   return 1;
 }
+inline int Dp(const std::string& text) { return SizeIn(text, "dp"); }
 
 struct Layout {
   std::string mode;
@@ -68,13 +71,14 @@ struct Layout {
 
 inline const Layout kOneRank = {"homogeneous", 1, "dp1", "dp1"};
 
-// Samples of 0, 1 and 3 pictures.
-inline void WriteSamples(const std::string& path) {
+// Samples with these numbers of pictures, in turn.
+inline void WriteSamples(const std::string& path,
+                         const std::vector<int>& pictures_of = {0, 1, 3}) {
   const std::vector<std::string> names = {"red_apple", "dog_face", "rocket",
                                           "bicycle", "house"};
   std::string lines;
   for (int i = 0; i < 30; ++i) {
-    const int pictures = i % 3 == 0 ? 0 : i % 3 == 1 ? 1 : 3;
+    const int pictures = pictures_of[i % pictures_of.size()];
     nlohmann::json sample = {{"id", absl::StrCat(i)}};
     std::string question;
     for (int k = 0; k < pictures; ++k) {
@@ -179,6 +183,10 @@ inline Trained TrainOn(const std::string& folder, const Layout& layout,
 
 // Nightly: whatever is too long for every change, and fresh random layouts.
 inline bool All() { return std::string(std::getenv("MIMO_LAYOUTS")) == "all"; }
+// Of what is random: always the same, or each time another.
+inline int Seed() {
+  return All() ? static_cast<int>(std::random_device{}()) : 20261128;
+}
 
 inline int Pick(std::mt19937& bits, const std::vector<int>& from) {
   return from[std::uniform_int_distribution<size_t>(0, from.size() - 1)(bits)];
