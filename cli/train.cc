@@ -217,12 +217,13 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }
   Allocator allocator(compute.stream);
-  auto provided = Provide(shared, registry, compute, world, allocator);
-  if (!provided.ok()) {
+  const auto of_model = [&](const absl::Status& status) {
     return absl::Status(
-        provided.status().code(),
-        absl::StrCat(shared.path, ": model: ", provided.status().message()));
-  }
+        status.code(),
+        absl::StrCat(shared.path, ": model: ", status.message()));
+  };
+  auto provided = Provide(shared, registry, compute, world, allocator);
+  if (!provided.ok()) return of_model(provided.status());
   MimoModel& model = *provided->model;
   const MimoParallelismConfig& parallelism = shared.parallelism;
   const int64_t replicas =
@@ -251,10 +252,12 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   if (world == nullptr) {
     links.emplace(model);
   } else {
-    MIMO_ASSIGN_OR_RETURN(
-        links,
+    auto connected =
         ModelLinks::Connect(model, *world, allocator,
-                            static_cast<int>(run.train.encoder_run_ahead)));
+                            static_cast<int>(run.train.encoder_run_ahead));
+    if (absl::IsInvalidArgument(connected.status()))
+      return of_model(connected.status());
+    MIMO_ASSIGN_OR_RETURN(links, std::move(connected));
   }
   MimoStage stage(model, allocator,
                   {.capture = Captures(run.train, compute, world),

@@ -1,4 +1,5 @@
-// Random configs against an oracle that counts rank by rank.
+// Random configs against an oracle that counts rank by rank, and one that
+// breaks all rules.
 #include <algorithm>
 #include <map>
 #include <random>
@@ -191,6 +192,48 @@ TEST(MimoParallelismProperty, AcceptsExactlyWhatHolds) {
   EXPECT_EQ(by_rule.size(), 30)
       << "rules that were seen broken: "
       << absl::StrJoin(by_rule, ", ", absl::PairFormatter(": "));
+}
+
+// Mended one by one, in the order of Megatron-Bridge's finalize.
+TEST(MimoParallelism, RulesInTheirOrder) {
+  MimoParallelismConfig config{
+      .deployment_mode = DeploymentMode::kHeterogeneous,
+      .module_parallelisms = {{"images",
+                               {.tensor_model_parallel_size = 3,
+                                .pipeline_model_parallel_size = 0,
+                                .expert_model_parallel_size = 3,
+                                .rank_offset = 1}},
+                              {"llm", {.data_parallel_size = 2}}},
+      .topology = {{"images", {}}},
+      .module_output_ndim = {{"images", 1}},
+      .strict_megatron_compat = true};
+  Module& images = config.module_parallelisms[0].second;
+  const auto refused = [&](int world, const char* want) {
+    const absl::Status status = MimoParallelismConfig(config).Finalize(world);
+    EXPECT_TRUE(absl::StrContains(status.message(), want)) << status;
+  };
+  refused(8, "'language' must be in module_parallelisms");
+  config.module_parallelisms[1].first = "language";
+  refused(8, "data_parallel_size must be set for module 'images'");
+  images.data_parallel_size = 3;
+  refused(8, "pipeline_model_parallel_size must be positive");
+  images.pipeline_model_parallel_size = 1;
+  refused(8, "overlap");
+  images.rank_offset = 3;
+  refused(8, "expected start 2, actual start 3");
+  images.rank_offset = 2;
+  refused(8, "covered ranks [0, 11), world_size is 8");
+  refused(11, "must remain dense");
+  images.expert_model_parallel_size = 1;
+  refused(11, "power of 2");
+  images.tensor_model_parallel_size = 4;
+  refused(14, "DP sizes must be divisible");
+  images.data_parallel_size = 2;
+  refused(10, "topology: no module 'language'");
+  config.topology["language"] = {};
+  refused(10, "module_output_ndim.images");
+  config.module_output_ndim.clear();
+  EXPECT_TRUE(config.Finalize(10).ok());
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/bfloat16.h"
+#include "kernels/testing/backend.h"
 #include "models/infra/recording_world.h"
 #include "models/mimo_model/tiny_llava.h"
 #include "models/provider/mimo_model_provider.h"
@@ -76,21 +77,16 @@ TEST_F(DistributedModelTest, Order) {
   MimoModelProvider provider = Provider();
   provider.model.freeze_language_model = true;
   std::vector<std::string> calls;
-  std::map<std::string, std::vector<float>> seen;  // frozen ones too
   provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
     calls.push_back("pre");
     EXPECT_EQ(model->dtype(), DType::kFloat32);
     EXPECT_FALSE(model->language_model().Trainable());
-    for (Parameter* p : model->Parameters()) {
-      const auto values = p->data.span<float>();
-      values[0] = 3;  // a hook's values are those that are trained
-      seen[p->name] = {values.begin(), values.end()};
-    }
     return absl::OkStatus();
   }};
   provider.post_wrap_hooks = {[&](DistributedModel& distributed) {
     calls.push_back("post");
     EXPECT_EQ(distributed.model->dtype(), DType::kBFloat16);
+    EXPECT_FALSE(distributed.model->language_model().Trainable());
     EXPECT_NE(distributed.data_parallel, nullptr);
     return absl::OkStatus();
   }};
@@ -100,15 +96,53 @@ TEST_F(DistributedModelTest, Order) {
       provider.ProvideDistributedModel(nullptr, allocator_, options);
   ASSERT_TRUE(provided.ok()) << provided.status();
   EXPECT_THAT(calls, ElementsAre("pre", "post"));
-  EXPECT_FALSE(provided->model->language_model().Trainable());
-  EXPECT_EQ(provided->model->Parameters().size(), seen.size());
-  for (const Parameter* p : provided->model->Parameters()) {
-    const auto values = p->data.span<BFloat16>();
-    const std::vector<float>& wanted = seen.at(p->name);
-    ASSERT_EQ(values.size(), wanted.size()) << p->name;
-    for (size_t i = 0; i < wanted.size(); ++i)
-      ASSERT_EQ(values[i].bits, BFloat16(wanted[i]).bits) << p->name;
+  EXPECT_NE(provided->model, nullptr);
+}
+
+class HookedValuesTest : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(
+    On, HookedValuesTest,
+    testing::Values(Backend{Device::kCpu, DType::kFloat32},
+                    Backend{Device::kCpu, DType::kBFloat16},
+                    Backend{Device::kCuda, DType::kFloat32},
+                    Backend{Device::kCuda, DType::kBFloat16}),
+    BackendName);
+
+// What a hook leaves in the host's memory is what the device trains.
+TEST_P(HookedValuesTest, GoToTheDeviceAndItsDtype) {
+  Allocator memory(StreamOf(backend())), host;
+  MimoModelProvider provider = Provider();
+  provider.dtype = backend().dtype;
+  provider.model.freeze_language_model = true;
+  std::map<std::string, std::vector<float>> left;  // frozen ones too
+  provider.pre_wrap_hooks = {[&](std::unique_ptr<MimoModel>& model) {
+    for (Parameter* p : model->Parameters()) {
+      const auto values = p->data.span<float>();
+      values[0] = 3;
+      left[p->name] = {values.begin(), values.end()};
+    }
+    return absl::OkStatus();
+  }};
+  const auto provided = provider.ProvideDistributedModel(
+      nullptr, memory, {.wrap_with_ddp = false});
+  ASSERT_TRUE(provided.ok()) << provided.status();
+  const std::vector<Parameter*> found = provided->model->Parameters();
+  EXPECT_EQ(found.size(), left.size());
+  for (const Parameter* p : found) {
+    EXPECT_EQ(p->data.device(), backend().device);
+    ASSERT_EQ(p->data.dtype(), backend().dtype);
     EXPECT_EQ(p->main_grad.defined(), !p->frozen) << p->name;
+    const Tensor on_host = p->data.Clone(host);
+    const std::vector<float>& wanted = left.at(p->name);
+    ASSERT_EQ(on_host.numel(), static_cast<int64_t>(wanted.size()));
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (backend().dtype == DType::kFloat32) {
+        ASSERT_EQ(on_host.span<float>()[i], wanted[i]) << p->name;
+      } else {
+        ASSERT_EQ(on_host.span<BFloat16>()[i].bits, BFloat16(wanted[i]).bits)
+            << p->name;
+      }
+    }
   }
 }
 

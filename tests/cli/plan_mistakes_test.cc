@@ -184,5 +184,34 @@ TEST_F(PlanTest, EveryMistakeOfALayout) {
   }
 }
 
+// Of ranks that have no part of each other's modules, too.
+TEST_F(PlanTest, RowsOfAnotherWidth) {
+  const Words plan = PlanWords(R"(
+model:
+  type: mimo
+  language: {module: gpt, num_layers: 1, hidden_size: 32, ffn_hidden_size: 48,
+             num_attention_heads: 4, vocab_size: 400, max_sequence_length: 96}
+  modalities:
+    images:
+      encoders: {vit: {module: clip_vit, num_layers: 2, hidden_size: 16,
+                       ffn_hidden_size: 40, num_attention_heads: 2,
+                       image_size: 16, patch_size: 8}}
+  special_token_ids: {images: 4}
+parallelism:
+  deployment_mode: heterogeneous
+  modules: {images: {data_parallel_size: 1},
+            language: {data_parallel_size: 1, rank_offset: 1}}
+data: {type: mock}
+train: {micro_batch_size: 1, global_batch_size: 1, train_iters: 1}
+)",
+                               2);
+  const Words train = {"train", "--config", In("f.yaml"), "--ranks", "2"};
+  for (const Words& words : {plan, train}) {
+    Expect(words, {"mimo: " + In("f.yaml") +
+                   ": model: images embeddings of 16 columns, wanted 32, the "
+                   "language model's hidden_size"});
+  }
+}
+
 }  // namespace
 }  // namespace mimo
