@@ -68,6 +68,9 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       const auto model,
       MimoModel::Build(config, registry,
                        {.allocator = &allocator, .meta = true}));
+  DType dtype = DType::kFloat32;
+  for (DType other : {DType::kBFloat16, DType::kFloat64})
+    if (train.dtype == Name(other)) dtype = other;
   std::map<std::string, int> frozen_stages;
   for (const auto& [name, module] : parallelism.module_parallelisms) {
     const bool language = name == parallelism.llm_module_name;
@@ -97,8 +100,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
         ModuleMemory({.modality = language ? "" : name,
                       .parallelism = module,
                       .micro_batch_size = samples,
-                      .dtype = train.dtype == "bfloat16" ? DType::kBFloat16
-                                                         : DType::kFloat32,
+                      .dtype = dtype,
                       .exp_avg_dtype = optimizer.exp_avg_dtype},
                      *model, registry));
     frozen_stages[name] = FrozenStages(of_module);

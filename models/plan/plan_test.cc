@@ -112,6 +112,14 @@ TEST(Plan, DtypeAndRecompute) {
                         .activations = kS * 2 *
                                        (3 * (3 * kH + kHeads) + 4 * kH +
                                         kHeads + 3 * kF)}));
+  const auto bytes = [&](const char* dtype) {
+    train.dtype = dtype;
+    return Stage(Plan(llava, DeploymentMode::kHomogeneous, {}, {}, 1, train),
+                 1);
+  };
+  RankMemory twice = bytes("float32");
+  twice += twice;
+  EXPECT_EQ(bytes("float64"), twice);
 }
 
 TEST(Plan, FirstMomentInBFloat16) {
