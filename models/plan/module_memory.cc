@@ -68,9 +68,8 @@ RankMemory MemoryOf(const Parameter& parameter, DType exp_avg_dtype,
   if (!codes || device == Device::kCpu) memory.weights += count * SizeOf(dtype);
   if (parameter.frozen) return memory;
   const int64_t accumulator = SizeOf(AccumulatorOf(dtype));
-  const int64_t exp_avg = exp_avg_dtype == DType::kFloat32
-                              ? accumulator
-                              : SizeOf(exp_avg_dtype);
+  const int64_t exp_avg =
+      exp_avg_dtype == DType::kFloat32 ? accumulator : SizeOf(exp_avg_dtype);
   memory.gradients = count * accumulator;
   memory.optimizer =
       CeilDiv(count, replicas) *

@@ -205,7 +205,7 @@ struct Sizes {
 };
 
 // One that the provider accepts, of at most 8 ranks. Spans of heterogeneous
-// ones follow each other in either order, or overlap in part.
+// ones follow each other in either order, or overlap in part; a rank may idle.
 inline Layout RandomLayout(std::mt19937& bits) {
   while (true) {
     const auto draw = [&](int stages) {
@@ -230,7 +230,7 @@ inline Layout RandomLayout(std::mt19937& bits) {
     const int second = language_first ? images.ranks() : language.ranks();
     const int world = Pick(bits, {apart, apart, std::max(most, apart - 1)});
     if (world > 8) continue;
-    return {"heterogeneous", world,
+    return {"heterogeneous", std::min(8, world + Pick(bits, {0, 0, 1})),
             images.Text(language_first ? world - second : 0),
             language.Text(language_first ? 0 : world - second)};
   }

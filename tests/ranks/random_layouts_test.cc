@@ -42,6 +42,7 @@ struct Job {
     overrides.insert(
         overrides.end(),
         {absl::StrCat("train.train_iters=", updates), "train.dtype=float64",
+         "parallelism.allow_idle_ranks=true",
          absl::StrCat("model.language.tie_word_embeddings=",
                       tied ? "true" : "false")});
     if (text_only) {

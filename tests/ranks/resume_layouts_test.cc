@@ -88,9 +88,7 @@ TEST(ResumeLayouts, RandomOnesGoOn) {
   for (size_t i = 0; i < (All() ? 60 : 3); ++i) {
     std::vector<Link> chain;
     for (int k = 0; k < 6; ++k) {
-      Layout layout = RandomLayout(bits);
-      if (layout.mode == "heterogeneous" && layout.ranks < 8)
-        layout.ranks += Pick(bits, {0, 1});
+      const Layout layout = RandomLayout(bits);
       chain.push_back({layout, Pick(bits, {1, 2}), Pick(bits, {0, 1}) == 1});
     }
     const std::string& frozen = FrozenParts()[i % FrozenParts().size()];
