@@ -105,23 +105,29 @@ TEST_F(EncodersTest, AProjectionForEachEncoder) {
 // A user's own encoder: each two numbers are one token.
 struct PairConfig {
   int64_t size = 12;
+  bool flat = false;  // of no shape that an encoder may give
   template <typename V>
   void Fields(V& v) {
     v("size", size);
+    v("flat", flat);
   }
 };
 class PairEncoder : public ModalityEncoder {
  public:
   PairEncoder(BuildContext build, const PairConfig& config)
       : ModalityEncoder(std::move(build)),
+        flat_(config.flat),
         linear_(AddChild<LinearLayer>("linear", 2, config.size, true, 0.1)) {}
   int64_t output_size() const override { return 12; }
   absl::StatusOr<Var> Forward(const Context& ctx,
                               const Tensor& input) const override {
-    return linear_.Forward(ctx, Var{input.Reshape({input.numel() / 2, 2})});
+    Var out = linear_.Forward(ctx, Var{input.Reshape({input.numel() / 2, 2})});
+    if (flat_) out.value = out.value.Reshape({out.value.numel()});
+    return out;
   }
 
  private:
+  const bool flat_;
   LinearLayer& linear_;
 };
 
@@ -159,11 +165,18 @@ TEST_F(EncodersTest, ModulesOfTheUsersOwn) {
   sample.input_ids.resize(4);
   sample.labels.resize(4);
   sample.modalities["images"] = {{{2}, {1, 2}}, {{2}, {3, 4}}};
-  // Outputs of the wrong width are named.
-  config.modality_submodules_spec["images"]
-      .encoders[0]
-      .second.config.As<PairConfig>()
-      ->size = 5;
+  // Outputs of the wrong rank or width are named.
+  auto* pair = config.modality_submodules_spec["images"]
+                   .encoders[0]
+                   .second.config.As<PairConfig>();
+  pair->flat = true;
+  const auto flat =
+      MimoModel::Build(config, registry, {.allocator = &allocator_, .seed = 1});
+  ASSERT_TRUE(flat.ok()) << flat.status();
+  EXPECT_EQ(ForwardError(**flat, Collate({sample}, 0)),
+            "modality_submodules.images.encoders.clip_encoder: output [24] is "
+            "not supported. Expected 3D [items, tokens, H] or 2D [tokens, H]");
+  *pair = {.size = 5};
   model =
       MimoModel::Build(config, registry, {.allocator = &allocator_, .seed = 1});
   ASSERT_TRUE(model.ok());
