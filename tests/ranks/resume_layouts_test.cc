@@ -2,16 +2,20 @@
 //
 // resume_layouts_test takes a few random layouts, always the same;
 // all_resume_layouts_test many, each time others.
+#include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "absl/log/check.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/base/bfloat16.h"
 #include "mimo/checkpoint/checkpoint.h"
+#include "mimo/checkpoint/safetensors.h"
 #include "tests/ranks/layout.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/trained.h"
@@ -27,9 +31,11 @@ struct Link {
 };
 
 // What another layout has left each link saves again with the same bits; from
-// what it has saved itself it goes on exactly; all together are one rank's run.
-void ExpectGoesOn(const std::vector<Link>& chain, const std::string& more = "",
-                  const Words& model_keys = {}, const char* model = kLlava) {
+// what it has saved itself it goes on exactly; all together are one rank's run,
+// which it returns.
+Trained ExpectGoesOn(const std::vector<Link>& chain,
+                     const std::string& more = "", const Words& model_keys = {},
+                     const char* model = kLlava) {
   const auto train = [&](const std::string& folder, const Link& link,
                          const std::string& from, int until) {
     Words words = {
@@ -57,8 +63,10 @@ void ExpectGoesOn(const std::vector<Link>& chain, const std::string& more = "",
     got = train(parts, link, parts, until);
     EXPECT_TRUE(train(stopped, link, stopped, until) == got) << "not bitwise";
   }
-  const std::string whole = TestFolder("whole");
-  ExpectNear(got, train(whole, {kOneRank}, whole, until));
+  const std::string folder = TestFolder("whole");
+  const Trained whole = train(folder, {kOneRank}, folder, until);
+  ExpectNear(got, whole);
+  return whole;
 }
 
 TEST(ResumeLayouts, AnyOtherGoesOn) {
@@ -96,6 +104,54 @@ TEST(ResumeLayouts, RandomOnesGoOn) {
     const Words tied = {"model.language.tie_word_embeddings=true"};
     ExpectGoesOn(chain, frozen, i % 3 == 1 ? tied : Words{},
                  i % 3 == 2 ? kTwoEncoders : kLlava);
+  }
+}
+
+// 48 samples, two iterations, of 0, 1 and 3 pictures. In the second one a pixel
+// is infinite.
+std::string WriteOverflowing(const std::string& path) {
+  constexpr int kRows = 48, kLength = 20, kTokens = 4, kPixels = 3 * 16 * 16;
+  std::mt19937 bits(5);
+  std::vector<int64_t> ids, labels;
+  std::vector<float> pixels;
+  for (int row = 0; row < kRows; ++row) {
+    const int pictures = row % 3 == 2 ? 3 : row % 3;
+    for (int t = 0; t < kLength; ++t) {
+      const bool text = t >= kTokens * pictures;
+      ids.push_back(text ? 5 + bits() % 300 : 4);
+      labels.push_back(text ? ids.back() : -100);
+    }
+    for (int i = 0; i < kPixels * pictures; ++i)
+      pixels.push_back(std::ldexp(static_cast<float>(bits()), -31) - 1);
+  }
+  pixels.back() = INFINITY;
+  const int64_t pictures = pixels.size() / kPixels;
+  Allocator allocator;
+  const TensorMap tensors = {
+      {"input_ids", Tensor::From<int64_t>(allocator, {kRows, kLength}, ids)},
+      {"labels", Tensor::From<int64_t>(allocator, {kRows, kLength}, labels)},
+      {"pixel_values",
+       Tensor::From<float>(allocator, {pictures, 3, 16, 16}, pixels)}};
+  CHECK_OK(WriteSafeTensors(path, tensors));
+  return path;
+}
+
+// Every second update is skipped, by all ranks, whoever had the picture, and
+// stays counted; whoever goes on knows how many were made.
+TEST(ResumeLayouts, SkippedUpdatesStayCounted) {
+  const std::string data =
+      WriteOverflowing(TestFolder("data") + "/data.safetensors");
+  const Trained whole =
+      ExpectGoesOn({{{"heterogeneous", 6, "pp2 dp2", "pp2 dp1 @4"}},
+                    {{"colocated", 4, "dp4", "tp2 cp2"}, 1, /*packed=*/true},
+                    {{"homogeneous", 8, "tp2 pp2 dp2", "tp2 pp2 dp2"}, 4},
+                    {kOneRank}},
+                   "", {"data={type: tensors, path: " + data + "}"});
+  const auto& lines = whole.metrics;
+  ASSERT_EQ(lines.size(), 8u);
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_EQ(lines[i]["skipped_iterations"], (i + 1) / 2);
+    EXPECT_EQ(lines[i]["lm_loss"].is_null(), i % 2 == 1);
   }
 }
 
