@@ -82,6 +82,11 @@ class BundleTest(unittest.TestCase):
         self.run_it("run_benches", "k/")
         self.assertIn("== k/bench --benchmark_filter=Cuda\n", (self.out / "benches.log").read_text())
 
+    def test_a_filter_without_benches(self):
+        self.pack([], [("b", self.script(
+            "#!/bin/sh\necho 'Failed to match any benchmarks against Cuda'"))])
+        self.run_it("run_benches", "b", code=1)
+
     def test_counts(self):
         self.pack([("a/fails", self.script(FAILS)),
                    ("a/crashes", self.script(CRASHES)),

@@ -105,8 +105,8 @@ const bool registered = [] {
           continue;
         }
         benchmark::RegisterBenchmark(
-            absl::StrCat(shape.name, backward ? "/backward/" : "/forward/",
-                         Name(way))
+            absl::StrCat("Cuda/", shape.name,
+                         backward ? "/backward/" : "/forward/", Name(way))
                 .c_str(),
             [&shape, backward, way](benchmark::State& state) {
               Bench(state, shape, way, backward);

@@ -216,7 +216,7 @@ const bool registered = [] {
   for (const Layer& l : kLayers) {
     for (bool quantise_x : {false, true}) {
       benchmark::RegisterBenchmark(
-          absl::StrCat("cuda/", l.name, "/fp8", quantise_x ? "/x" : "").c_str(),
+          absl::StrCat("Cuda/", l.name, "/fp8", quantise_x ? "/x" : "").c_str(),
           [&l, quantise_x](benchmark::State& state) {
             BenchFloat8(state, l, quantise_x);
           })
@@ -227,7 +227,7 @@ const bool registered = [] {
     for (const Form& form : kForms) {
       for (bool tuned : {false, true}) {
         benchmark::RegisterBenchmark(
-            absl::StrCat("cuda/", l.name, "/", form.name,
+            absl::StrCat("Cuda/", l.name, "/", form.name,
                          tuned ? "/tuned" : "/first")
                 .c_str(),
             [&l, &form, tuned](benchmark::State& state) {

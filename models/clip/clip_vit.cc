@@ -53,6 +53,8 @@ absl::Status ClipVitConfig::Validate() const {
         absl::StrCat("hidden_size: ", hidden_size, ", wanted a multiple of ",
                      num_attention_heads, " num_attention_heads"));
   }
+  MIMO_RETURN_IF_ERROR(
+      CheckHeadDim(hidden_size / num_attention_heads, "hidden_size"));
   if (patch_size > image_size) {
     return absl::InvalidArgumentError(
         absl::StrCat("patch_size: ", patch_size, ", wanted at most image_size ",

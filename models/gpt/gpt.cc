@@ -78,6 +78,8 @@ absl::Status GptConfig::Validate() const {
         "hidden_size: ", hidden_size, ", wanted a multiple of ",
         num_attention_heads, " num_attention_heads (or set kv_channels)"));
   }
+  MIMO_RETURN_IF_ERROR(CheckHeadDim(
+      head_dim(), kv_channels == 0 ? "hidden_size" : "kv_channels"));
   if (head_dim() % 2 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("kv_channels: head size ", head_dim(),

@@ -1,8 +1,10 @@
 #include "models/mimo_model/mimo_stage.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/log/check.h"
+#include "absl/log/log.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/loss/loss_mean.h"
 #include "models/mimo_model/model_pass.h"
@@ -12,6 +14,13 @@ namespace {
 
 // More shapes than these run without being captured: each keeps a graph.
 constexpr size_t kMostPasses = 16;
+
+int64_t Rows(absl::Span<const ModelInputs> of_batches) {
+  int64_t rows = 0;
+  for (const ModelInputs& inputs : of_batches)
+    rows += inputs.batch * inputs.seq;
+  return rows;
+}
 
 // Every tensor of the inputs, in a fixed order; some may be undefined.
 std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
@@ -82,7 +91,6 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
   for (const Parameter* p : parameters) before.push_back(p->written);
   pass.inputs = std::move(inputs);
   pass.dloss = dloss.Clone(*ctx_.allocator);
-  ctx_.allocator->ReleaseKept();
   BeginCapture(ctx_.compute);
   auto losses = ModelPass({.allocator = &captured_memory_}, model_, links_,
                           program, pass.inputs)
@@ -93,6 +101,24 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
     if (parameters[i]->written != before[i])
       pass.wrote.push_back(parameters[i]);
   return losses;
+}
+
+bool MimoStage::HasRoomFor(const Pass& pass) const {
+  int64_t bytes = pass.bytes;
+  for (const auto& [key, other] : passes_)
+    if (pass.runs == 0 && other.rows > 0)
+      bytes = std::max(bytes, other.bytes / other.rows * pass.rows);
+  return DeviceMemory(ctx_.compute.device).free_bytes >= bytes + bytes / 8;
+}
+
+void MimoStage::StopCapturing() {
+  LOG(WARNING) << "no memory for another shape of batches beside "
+               << passes_.size() - 1
+               << " captured ones: passes are not captured from here on";
+  Synchronize(ctx_.compute);
+  passes_.clear();
+  captured_memory_.ReleaseKept();
+  capture_ = false;
 }
 
 absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
@@ -107,15 +133,26 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
       pass = &found->second;
     } else if (passes_.size() < kMostPasses) {
       pass = &passes_[std::move(key)];
+      pass->rows = Rows(inputs);
+    }
+  }
+  if (pass != nullptr && pass->work == nullptr) {
+    ctx_.allocator->ReleaseKept();
+    if (!HasRoomFor(*pass)) {
+      StopCapturing();
+      pass = nullptr;
     }
   }
   // The first run makes what a capture could not: plans, the libraries' own
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
+    const int64_t before = ctx_.allocator->stats().reserved_bytes;
     WaitFor(ctx_.compute, ahead);
     auto losses = ModelPass(ctx_, model_, links_, program, inputs, first)
                       .Run(dloss, before_last);
     WaitFor(ahead, ctx_.compute);
+    if (pass != nullptr)
+      pass->bytes = ctx_.allocator->stats().reserved_bytes - before;
     return losses;
   }
   // A graph cannot wait for what is outside of it.

@@ -37,7 +37,9 @@ struct MimoStageOptions {
 //
 // With `capture`, on a GPU, a pass is recorded once for each shape of batches
 // and replayed from then on: one launch in place of thousands, the same kernels
-// on the same values, so bitwise what it was.
+// on the same values, so bitwise what it was. Recorded work keeps its memory;
+// where another shape might not find enough, all of it is given back and
+// nothing is captured any more.
 //
 // Where each micro-batch has its pass, batches are uploaded, and the frozen
 // encoders run, on a stream of their own: of the one that comes next, beside
@@ -88,13 +90,14 @@ class MimoStage : public TrainStage {
  private:
   // Forward and backward of a program's micro-batches, of one shape.
   struct Pass {
-    int64_t runs = 0;
+    int64_t runs = 0, rows = 0;
     std::vector<ModelInputs> inputs;  // of the captured work, as are these:
     Tensor dloss;
     std::vector<Tensor> losses;
     std::vector<Parameter*> wrote;
     std::shared_ptr<void> work;
-    Event done;  // of its last replay
+    int64_t bytes = 0;  // that its first run took
+    Event done;         // of its last replay
   };
 
   // A batch whose inputs were made before its turn.
@@ -116,6 +119,10 @@ class MimoStage : public TrainStage {
                                               Pass& pass,
                                               std::vector<ModelInputs> inputs,
                                               const Tensor& dloss);
+  // For one more run of a pass that is not captured yet: as much as its first
+  // one took, or before that as the others took a row.
+  bool HasRoomFor(const Pass& pass) const;
+  void StopCapturing();
   // Adds this rank's part of `losses` to `sum`, enqueued.
   void AddPart(const std::vector<Tensor>& losses, const Tensor& sum) const;
 

@@ -82,6 +82,8 @@ TEST(ModelYaml, ErrorsNameFileAndKey) {
   EXPECT_EQ(Error(kModel, "num_query_groups: 2", "num_query_groups: 3"),
             "m.yaml: language.num_query_groups: 3, wanted a divisor of 4 "
             "num_attention_heads");
+  EXPECT_EQ(Error(kModel, "num_query_groups: 2", "kv_channels: 320"),
+            "m.yaml: language.kv_channels: head size 320, wanted at most 256");
   EXPECT_EQ(Error(kModel, "num_query_groups: 2",
                   "recompute: full, recompute_layers: 999"),
             "m.yaml: language.recompute_layers: 999, wanted 0 to num_layers");

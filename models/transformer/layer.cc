@@ -78,6 +78,12 @@ HeadParts::HeadParts(const TransformerConfig& config,
   queries = {group * ratio + begin, ratio * (copy + 1) / copies - begin};
 }
 
+absl::Status CheckHeadDim(int64_t head_dim, absl::string_view key) {
+  if (head_dim <= 256) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(key, ": head size ", head_dim, ", wanted at most 256"));
+}
+
 absl::Status CheckHeads(int64_t heads, int64_t kv_heads, int tp) {
   // Ranks that share the group that most share.
   const int64_t copies = (tp + kv_heads - 1) / kv_heads;

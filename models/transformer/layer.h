@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "mimo/autograd/ops/attention.h"
 #include "mimo/autograd/ops/linear.h"
 #include "mimo/nn/layers.h"
@@ -44,6 +45,8 @@ struct HeadParts {
   HeadParts(const TransformerConfig& config, const BuildContext& build);
   Shard queries, groups;  // of N, of G
 };
+// OK if attention has a kernel for heads of this size, on any device.
+absl::Status CheckHeadDim(int64_t head_dim, absl::string_view key);
 // OK if every rank of `tp` has a head.
 absl::Status CheckHeads(int64_t heads, int64_t kv_heads, int tp);
 

@@ -37,6 +37,9 @@ TEST_F(Mistakes, CommandsAndFlags) {
   Expect(words, {"--device", "\"gpu\"", "wanted cpu"});
   words.insert(words.end(), {"--device", "cpu", "--dtype", "float8"});
   Expect(words, {"--dtype", "\"float8\"", "wanted float32"});
+  setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  words.insert(words.end(), {"--device", "cuda", "--dtype", "float32"});
+  Expect(words, {"--device: cuda: ", "wanted"});
   Expect({"convert", "--from", golden, "--to", In("to"), "--dtype", "int4"},
          {"--dtype", "\"int4\""});
 }
@@ -113,7 +116,7 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
   ExpectTrain({"model.language.num_layers=0"},
               {"model.language.num_layers: 0", "wanted 1 to"});
   ExpectTrain({"model.language.hidden_size=1048576",
-               "model.language.num_attention_heads=1024"},
+               "model.language.num_attention_heads=4096"},
               {"GiB", "memory"});
   ExpectTrain({"model.vision.norm_epsilon=-1"},
               {"model.vision.norm_epsilon: -1", "> 0"});
