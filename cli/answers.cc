@@ -1,7 +1,6 @@
 #include "cli/answers.h"
 
 #include <algorithm>
-#include <iterator>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -11,7 +10,6 @@
 #include "kernels/base/status_macros.h"
 #include "mimo/parallel/sum_over_ranks.h"
 #include "models/generate/generate.h"
-#include "models/mimo_model/mimo_stage.h"
 
 namespace mimo {
 namespace {
@@ -42,14 +40,13 @@ absl::StatusOr<std::vector<Answer>> Ask(const Context& ctx,
   return answers;
 }
 
-// one(i) of conversations [begin, end), each on a thread: single tokens are too
+// one(i) of `count` conversations, each on a thread: single tokens are too
 // little work to share out.
-absl::Status SideBySide(int64_t begin, int64_t end,
+absl::Status SideBySide(int64_t count,
                         absl::FunctionRef<absl::Status(int64_t i)> one) {
-  const int64_t count = end - begin;
   std::vector<absl::Status> statuses(count);
-  ParallelFor(count, 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) statuses[i] = one(begin + i);
+  ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) statuses[i] = one(i);
   });
   for (const absl::Status& status : statuses) MIMO_RETURN_IF_ERROR(status);
   return absl::OkStatus();
@@ -69,7 +66,7 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   std::vector<std::vector<Answer>> answers(count);
   std::vector<double> losses(count);
   std::vector<int64_t> labels(count);
-  MIMO_RETURN_IF_ERROR(SideBySide(0, count, [&](int64_t i) -> absl::Status {
+  MIMO_RETURN_IF_ERROR(SideBySide(count, [&](int64_t i) -> absl::Status {
     MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0, AllItems));
     const MicroBatch batch = Collate({sample}, data.format->tokenizer.pad_id());
     labels[i] = batch.LabelledTokens();
@@ -90,47 +87,43 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   return out;
 }
 
-absl::StatusOr<MetricValues> ExactMatches(const Context& ctx,
-                                          const MimoModel& model,
-                                          const RunData& data,
-                                          const Split& split, uint64_t seed,
-                                          Communicator* world) {
-  MIMO_ASSIGN_OR_RETURN(const auto dataset,
-                        ValidationDataset(data.config, split, *data.format,
-                                          data.image_size, seed));
-  std::map<std::string, int64_t> asked;
+absl::StatusOr<MetricValues> ExactMatches(
+    MimoStage& stage, BatchSource& questions, const Split& split,
+    const DataShare& share, int64_t micro_batches, Communicator* world,
+    Allocator& allocator) {
+  std::vector<std::string> kinds;  // of the questions
   for (const Conversation& conversation : split.conversations)
-    for (const Turn& turn : conversation.turns) ++asked[turn.kind];
-  std::vector<double> right(asked.size());
-  const int64_t count = dataset->size();
-  const int64_t share = world == nullptr ? count : 1;
-  const int64_t rank = world == nullptr ? 0 : world->rank();
-  const int64_t ranks = world == nullptr ? 1 : world->size();
-  for (int64_t round = 0; round < count; round += share * ranks) {
-    const int64_t begin = std::min(round + rank * share, count);
-    const int64_t end = std::min(begin + share, count);
-    std::vector<std::vector<Answer>> answers(end - begin);
-    MIMO_RETURN_IF_ERROR(SideBySide(begin, end, [&](int64_t i) -> absl::Status {
-      MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0, AllItems));
-      MIMO_ASSIGN_OR_RETURN(answers[i - begin],
-                            Ask(ctx, model, *data.format,
-                                split.conversations[i], std::move(sample)));
-      return absl::OkStatus();
-    }));
-    std::vector<double> found(asked.size());
-    for (const std::vector<Answer>& some : answers) {
-      for (const Answer& answer : some) {
-        const auto kind = asked.find(answer.turn->kind);
-        found[std::distance(asked.begin(), kind)] += answer.right();
-      }
+    for (const Turn& turn : conversation.turns) kinds.push_back(turn.kind);
+  const int64_t count = kinds.size();
+  const int64_t first = share.text ? share.text->begin(share.samples) : 0;
+  std::map<std::string, int64_t> asked, right;
+  MIMO_RETURN_IF_ERROR(questions.Seek(0));
+  int64_t done = 0;
+  while (done < count) {
+    // The last micro-batch goes on with the first questions.
+    const int64_t left = (count - done + share.samples - 1) / share.samples;
+    std::vector<MicroBatch> batches(std::min(micro_batches, left));
+    for (MicroBatch& batch : batches) {
+      MIMO_ASSIGN_OR_RETURN(batch, questions.Next());
+    }
+    MIMO_ASSIGN_OR_RETURN(const auto own, stage.Mistakes(batches));
+    std::vector<double> mistakes(batches.size() * share.samples);
+    for (size_t m = 0; m < own.size(); ++m) {
+      std::copy(own[m].begin(), own[m].end(),
+                mistakes.begin() + m * share.samples + first);
     }
     MIMO_RETURN_IF_ERROR(
-        SumOverRanks(world, *ctx.allocator, absl::MakeSpan(found)));
-    for (size_t k = 0; k < right.size(); ++k) right[k] += found[k];
+        SumOverRanks(world, allocator, absl::MakeSpan(mistakes)));
+    for (size_t i = 0; i < mistakes.size() && done < count; ++i, ++done) {
+      ++asked[kinds[done]];
+      right[kinds[done]] += mistakes[i] == 0;
+    }
   }
   MetricValues values;
-  for (const auto& [kind, times] : asked)
-    values.emplace_back(MetricName(kind), right[values.size()] / times);
+  for (const auto& [kind, times] : asked) {
+    values.emplace_back(MetricName(kind),
+                        static_cast<double>(right[kind]) / times);
+  }
   return values;
 }
 

@@ -10,8 +10,12 @@
 #include "absl/status/statusor.h"
 #include "cli/run_data.h"
 #include "comm/base/communicator.h"
+#include "mimo/data/batch.h"
+#include "mimo/tensor/allocator.h"
+#include "mimo/train/batch_source.h"
 #include "mimo/train/metrics_file.h"
 #include "models/mimo_model/mimo_model.h"
+#include "models/mimo_model/mimo_stage.h"
 
 namespace mimo {
 
@@ -35,14 +39,15 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
                                       const RunData& data, const Split& split,
                                       uint64_t seed, int64_t limit);
 
-// The share of each kind of question in `split` that the model answers exactly.
-// Each rank of `world` (null: one) has the whole model and asks a part; they
-// meet after each conversation, so that none waits long for another.
-absl::StatusOr<MetricValues> ExactMatches(const Context& ctx,
-                                          const MimoModel& model,
-                                          const RunData& data,
-                                          const Split& split, uint64_t seed,
-                                          Communicator* world);
+// The share of each kind of question in `split` that the model answers exactly:
+// where it would say the right answer's tokens and end there, being each the
+// likeliest after the right ones before it. `questions`: the split's
+// (Sources), in micro-batches of `share`, of which up to `micro_batches` go at
+// a time. Of all ranks of `world` (null: one).
+absl::StatusOr<MetricValues> ExactMatches(
+    MimoStage& stage, BatchSource& questions, const Split& split,
+    const DataShare& share, int64_t micro_batches, Communicator* world,
+    Allocator& allocator);
 
 // "<kind>_exact_match": the name of its share among the metrics.
 std::string MetricName(const std::string& kind);

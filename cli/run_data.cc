@@ -142,6 +142,12 @@ absl::StatusOr<Sources> MakeSources(const RunData& data,
                           data.image_size, seed));
     sources.validation =
         std::make_unique<LoaderSource>(std::move(validation), options);
+    MIMO_ASSIGN_OR_RETURN(
+        auto questions, QuestionDataset(data.config, data.corpus.validation[0],
+                                        *data.format, data.image_size, seed));
+    options.shuffle = false;
+    sources.questions =
+        std::make_unique<LoaderSource>(std::move(questions), options);
   }
   return sources;
 }

@@ -43,10 +43,10 @@ absl::StatusOr<RunData> OpenData(const DataConfig& config,
                                  const MimoModelConfig& model,
                                  const std::string& tokenizer_file);
 
-// What a run trains on, and what it validates on (null: nothing): a rank's
-// share.
+// What a run trains on, and what it validates on, in conversations and in the
+// questions of these in order (null: nothing): a rank's share.
 struct Sources {
-  std::unique_ptr<BatchSource> train, validation;
+  std::unique_ptr<BatchSource> train, validation, questions;
 };
 absl::StatusOr<Sources> MakeSources(const RunData& data,
                                     const MimoModelConfig& model, uint64_t seed,

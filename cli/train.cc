@@ -77,21 +77,6 @@ struct Shared {
   RunData data;
 };
 
-// Whether each rank has the whole model: it can answer questions by itself.
-bool AllAreReplicas(const MimoParallelismConfig& parallelism) {
-  return parallelism.deployment_mode != DeploymentMode::kHeterogeneous &&
-         std::ranges::all_of(parallelism.module_parallelisms,
-                             [](const auto& module) {
-                               return *module.second.TotalRanks() ==
-                                      *module.second.data_parallel_size;
-                             });
-}
-
-// Whether validation has questions to ask.
-bool HasQuestions(const RunData& data) {
-  return data.format && !data.corpus.validation.empty();
-}
-
 // Whether passes are captured: those of one rank alone, so far.
 bool Captures(const TrainConfig& train, const Compute& compute,
               const Communicator* world) {
@@ -192,14 +177,7 @@ absl::Status Read(const Args& args, int size, int threads,
 
 // Of what the config asks for and will not have.
 void Warn(const Shared& shared) {
-  std::vector<std::string> warnings = shared.parallelism.Warnings();
-  if (shared.run.train.eval_interval > 0 && HasQuestions(shared.data) &&
-      !AllAreReplicas(shared.parallelism)) {
-    warnings.push_back(
-        "modules: no rank has the whole model, so validation measures lm_loss "
-        "but no exact_match");
-  }
-  for (const std::string& warning : warnings) {
+  for (const std::string& warning : shared.parallelism.Warnings()) {
     std::cerr << "mimo: warning: " << shared.path << ": parallelism." << warning
               << "\n";
   }
@@ -263,19 +241,20 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
                   {.capture = Captures(run.train, compute, world),
                    .pack = run.train.pack_sequences},
                   *std::move(links));
+  const DataShare share = ShareOf(model, run.train.micro_batch_size);
   MIMO_ASSIGN_OR_RETURN(
-      Sources sources, MakeSources(data, section.model, run.train.seed,
-                                   ShareOf(model, run.train.micro_batch_size)));
+      Sources sources, MakeSources(data, section.model, run.train.seed, share));
   options.validation = sources.validation.get();
   options.checkpoint_files["config.yaml"] = KeptConfig(shared.root, section);
   if (data.format) {
     options.checkpoint_files["tokenizer.model"] =
         data.format->tokenizer.bytes();
   }
-  if (HasQuestions(data) && AllAreReplicas(parallelism)) {
+  if (sources.questions != nullptr) {
     options.task_metrics = [&] {
-      return ExactMatches({.allocator = &allocator}, model, data,
-                          data.corpus.validation[0], run.train.seed, world);
+      return ExactMatches(stage, *sources.questions, data.corpus.validation[0],
+                          share, run.train.MicroBatches(replicas), world,
+                          allocator);
     };
   }
   options.stop_requested = [&] { return stop.requested(); };

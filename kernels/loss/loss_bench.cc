@@ -1,11 +1,12 @@
 // The head with its loss by the flops of head_cross_entropy.h, their share of
 // the matrix product measured in the same run (sgemm%, floor%); on a GPU
-// cross-entropy alone by the bytes of cross_entropy.h.
+// cross-entropy and the largest logits alone by the bytes of their headers.
 #include <random>
 #include <vector>
 
 #include "benchmark/benchmark.h"
 #include "kernels/gemm/gemm_floor.h"
+#include "kernels/loss/arg_max.h"
 #include "kernels/loss/cross_entropy.h"
 #include "kernels/loss/head_cross_entropy.h"
 #include "kernels/testing/cuda_bench.h"
@@ -134,6 +135,23 @@ void CudaCrossEntropy(benchmark::State& state) {
 BENCHMARK(CudaCrossEntropy)
     ->ArgNames({"T", "V", "how"})
     ->ArgsProduct({{8192}, {32064}, {kForward, kBackward, kBoth}})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
+void CudaArgMax(benchmark::State& state) {
+  CudaBench gpu(state);
+  if (!gpu) return;
+  const int64_t rows = state.range(0), vocab = state.range(1);
+  const void* logits = gpu.Random(DType::kBFloat16, rows * vocab, 4);
+  int32_t* tokens = gpu.Copy(std::vector<int32_t>(rows));
+  gpu.Run([&](Stream stream) {
+    ArgMax({logits, tokens, rows, vocab, DType::kBFloat16}, stream);
+  });
+  gpu.ReportBytes(2.0 * rows * vocab);
+}
+BENCHMARK(CudaArgMax)
+    ->ArgNames({"T", "V"})
+    ->Args({8192, 32064})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 

@@ -14,6 +14,39 @@
 namespace mimo {
 namespace {
 
+struct Question {
+  int64_t conversation;
+  Turn alone;
+  int64_t images;
+};
+
+class Questions : public Dataset {
+ public:
+  Questions(std::shared_ptr<const Dataset> conversations,
+            const ConversationTemplate& format, std::vector<Question> questions)
+      : conversations_(std::move(conversations)),
+        format_(format),
+        questions_(std::move(questions)) {}
+
+  int64_t size() const override { return questions_.size(); }
+  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
+                             WantedItems wanted) const override {
+    const Question& question = questions_[index];
+    MIMO_ASSIGN_OR_RETURN(
+        Sample whole,
+        conversations_->Get(question.conversation, visit, wanted));
+    MIMO_ASSIGN_OR_RETURN(Sample alone,
+                          format_.Encode({question.alone}, question.images));
+    alone.modalities = std::move(whole.modalities);
+    return alone;
+  }
+
+ private:
+  const std::shared_ptr<const Dataset> conversations_;
+  const ConversationTemplate format_;
+  const std::vector<Question> questions_;
+};
+
 absl::Status AddFlags(const DataConfig& config, Corpus& corpus) {
   MIMO_ASSIGN_OR_RETURN(const FlagSources sources, FindFlagSources());
   const std::string folder = absl::StrCat(config.data_dir, "/flags");
@@ -137,6 +170,25 @@ absl::StatusOr<std::shared_ptr<const Dataset>> ValidationDataset(
                                                .fit = config.fit,
                                                .augment = split.augment},
                                       .seed = seed});
+}
+
+absl::StatusOr<std::shared_ptr<const Dataset>> QuestionDataset(
+    const DataConfig& config, const Split& split,
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed) {
+  MIMO_ASSIGN_OR_RETURN(
+      auto conversations,
+      ValidationDataset(config, split, format, image_size, seed));
+  std::vector<Question> questions;
+  for (size_t c = 0; c < split.conversations.size(); ++c) {
+    const Conversation& conversation = split.conversations[c];
+    const int64_t images = conversation.pictures.size();
+    for (Turn turn : conversation.turns) {
+      turn.question = PlaceImages(turn.question, images);
+      questions.push_back({static_cast<int64_t>(c), std::move(turn), images});
+    }
+  }
+  return std::make_shared<const Questions>(std::move(conversations), format,
+                                           std::move(questions));
 }
 
 }  // namespace mimo

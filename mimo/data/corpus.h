@@ -51,6 +51,13 @@ absl::StatusOr<std::shared_ptr<const Dataset>> ValidationDataset(
     const DataConfig& config, const Split& split,
     const ConversationTemplate& format, int64_t image_size, uint64_t seed);
 
+// Each question of a validation split alone, with the pictures of its
+// conversation as ValidationDataset shows them: conversation by conversation,
+// turn by turn.
+absl::StatusOr<std::shared_ptr<const Dataset>> QuestionDataset(
+    const DataConfig& config, const Split& split,
+    const ConversationTemplate& format, int64_t image_size, uint64_t seed);
+
 }  // namespace mimo
 
 #endif  // MIMO_MIMO_DATA_CORPUS_H_

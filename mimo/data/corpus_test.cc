@@ -86,6 +86,41 @@ TEST(Corpus, ValidationByShareAndByFile) {
             (*dataset)->Get(0, 1, AllItems)->modalities.at("images")[0].values);
 }
 
+TEST(Corpus, QuestionsAloneWithTheViewsOfTheirConversations) {
+  DataConfig config = Fixtures();
+  Corpus corpus = Load(config);
+  Split split{.name = "asked", .augment = kTrainAugment};
+  const auto& from = corpus.train[0].conversations;
+  split.conversations = {from[0], from[1], from[2]};
+  split.conversations[0].turns = {{"Who?", "A."}, {"<image>\nWhy?", "Bcd."}};
+  split.conversations[2].turns = {{"<image>How?", "Ef."}};
+  const ConversationTemplate format = Template(config, corpus);
+  const auto whole = ValidationDataset(config, split, format, 16, 1);
+  const auto questions = QuestionDataset(config, split, format, 16, 1);
+  ASSERT_TRUE(whole.ok() && questions.ok());
+  ASSERT_EQ((*questions)->size(), 2 + split.conversations[1].turns.size() + 1);
+  const auto expect = [&](int64_t index, int64_t conversation, Turn turn) {
+    const auto got = (*questions)->Get(index, 0, AllItems);
+    ASSERT_TRUE(got.ok()) << got.status();
+    const auto wanted = format.Encode({turn}, 1);
+    EXPECT_EQ(got->input_ids, wanted->input_ids) << index;
+    EXPECT_EQ(got->labels, wanted->labels) << index;
+    EXPECT_EQ(got->modalities.at("images")[0].values,
+              (*whole)
+                  ->Get(conversation, 0, AllItems)
+                  ->modalities.at("images")[0]
+                  .values)
+        << index;
+    EXPECT_TRUE((*questions)
+                    ->Get(index, 0, [](const std::string&) { return false; })
+                    ->modalities.empty());
+  };
+  expect(0, 0, {"<image>\nWho?", "A."});
+  expect(1, 0, {"<image>\nWhy?", "Bcd."});
+  expect(2, 1, split.conversations[1].turns[0]);
+  expect((*questions)->size() - 1, 2, {"<image>How?", "Ef."});
+}
+
 TEST(Corpus, AugmentedViewsDependOnSeedSampleAndVisitAlone) {
   DataConfig config = Fixtures();
   config.augment = true;

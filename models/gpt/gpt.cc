@@ -1,5 +1,6 @@
 #include "models/gpt/gpt.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/elementwise/copy_2d.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/loss/arg_max.h"
 #include "kernels/rotary/rotary.h"
 #include "mimo/autograd/module_scope.h"
 #include "mimo/autograd/ops/collectives.h"
@@ -177,6 +179,29 @@ Var GptModel::Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
   const ModuleScope scope(ctx, path());
   return HeadLoss(ctx, hidden, *head_, targets, dloss, build().parallel,
                   logit_dtype());
+}
+
+Tensor GptModel::Predict(const Context& ctx, const Tensor& hidden,
+                         int64_t rows) const {
+  const ModuleScope scope(ctx, path());
+  constexpr int64_t kLogits = int64_t{1} << 24;  // that exist at a time
+  const int64_t chunk = std::max<int64_t>(kLogits / config_.vocab_size, 1);
+  const Tensor tokens = ctx.Empty({rows}, DType::kInt32);
+  if (rows == 0) return tokens;
+  const Tensor all =
+      GatherTokensSliceGrad(ctx, {hidden}, rows, build().parallel.tokens())
+          .value;
+  for (int64_t begin = 0; begin < rows; begin += chunk) {
+    const int64_t end = std::min(begin + chunk, rows);
+    const Tensor logits = Logits(ctx, all.Rows(begin, end));
+    kernels::ArgMax({.logits = logits.data(),
+                     .tokens = tokens.pointer<int32_t>() + begin,
+                     .rows = end - begin,
+                     .vocab = config_.vocab_size,
+                     .dtype = logits.dtype()},
+                    ctx.compute);
+  }
+  return tokens;
 }
 
 Tensor GptModel::Logits(const Context& ctx, const Tensor& hidden) const {

@@ -28,6 +28,8 @@ class GptModel : public LanguageModel {
               const Tensor& rows, const Packing& packing) const override;
   Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
            const Tensor& dloss) const override;
+  Tensor Predict(const Context& ctx, const Tensor& hidden,
+                 int64_t rows) const override;
   Tensor Logits(const Context& ctx, const Tensor& hidden) const override;
   std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
                                   int64_t capacity) const override;

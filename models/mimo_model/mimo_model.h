@@ -57,6 +57,8 @@ struct ModelInputs {
   Tensor loss_rows;  // [L] int32: rows of the T; undefined: L = T, all
   Tensor targets;    // [L] int32: the token that follows; -1: no label
   Packing packing;   // undefined: T = B*S
+  // Of each target but those of -1 behind, on the host: its sample of the B.
+  std::vector<int32_t> target_samples;
 };
 
 struct PrepareOptions {

@@ -58,6 +58,19 @@ std::vector<int64_t> KeyOf(absl::Span<const ModelInputs> of_batches,
   return key;
 }
 
+// Adds the rows whose label is not what was predicted.
+void CountMistakes(const ModelInputs& inputs, const Tensor& predicted,
+                   std::vector<double>& of_samples) {
+  Allocator host;
+  const Tensor tokens = predicted.Clone(host);
+  const Tensor labels = inputs.targets.Clone(host);
+  for (size_t i = 0; i < inputs.target_samples.size(); ++i) {
+    const int32_t label = labels.span<int32_t>()[i];
+    if (label >= 0 && label != tokens.span<int32_t>()[i])
+      ++of_samples[inputs.target_samples[i]];
+  }
+}
+
 }  // namespace
 
 double HostValue(const Tensor& loss) {
@@ -183,11 +196,14 @@ bool MimoStage::CountsTokens() const {
          groups.cp_rank() == 0;
 }
 
+bool MimoStage::Counts() const {
+  const std::string& language = model_.role().language_module_name;
+  return model_.placement().GroupsOf(language).tp_rank() == 0;
+}
+
 void MimoStage::AddPart(const std::vector<Tensor>& losses,
                         const Tensor& sum) const {
-  // The tp ranks have the same, the cp ranks their own tokens'.
-  const std::string& language = model_.role().language_module_name;
-  if (model_.placement().GroupsOf(language).tp_rank() != 0) return;
+  if (!Counts()) return;
   for (const Tensor& loss : losses)
     kernels::AddLoss({loss.pointer<double>(), sum.pointer<double>()},
                      ctx_.compute);
@@ -246,22 +262,55 @@ absl::StatusOr<Tensor> MimoStage::ForwardBackward(
   return sum;
 }
 
-absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
+absl::Status MimoStage::ForwardOnly(
+    absl::Span<const MicroBatch> batches,
+    absl::FunctionRef<absl::Status(ModelPass&, absl::Span<const ModelInputs>)>
+        run) {
   const RankProgram& program =
       links_.Program(batches.size(), /*forward_only=*/true);
   const size_t turn = program.schedule.options.micro_batches;
-  const Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
   for (size_t begin = 0; begin < batches.size(); begin += turn) {
     std::vector<ModelInputs> inputs;
     for (const MicroBatch& batch : batches.subspan(begin, turn)) {
       MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
     }
-    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          ModelPass(ctx_, model_, links_, program, inputs)
-                              .Run(Tensor(), [](const std::string&) {}));
-    AddPart(losses, sum);
+    ModelPass pass(ctx_, model_, links_, program, inputs);
+    MIMO_RETURN_IF_ERROR(run(pass, inputs));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
+  const Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
+  MIMO_RETURN_IF_ERROR(ForwardOnly(
+      batches,
+      [&](ModelPass& pass, absl::Span<const ModelInputs>) -> absl::Status {
+        MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
+                              pass.Run(Tensor(), [](const std::string&) {}));
+        AddPart(losses, sum);
+        return absl::OkStatus();
+      }));
   return HostValue(sum);
+}
+
+absl::StatusOr<std::vector<std::vector<double>>> MimoStage::Mistakes(
+    absl::Span<const MicroBatch> batches) {
+  std::vector<std::vector<double>> mistakes;
+  MIMO_RETURN_IF_ERROR(ForwardOnly(
+      batches,
+      [&](ModelPass& pass,
+          absl::Span<const ModelInputs> inputs) -> absl::Status {
+        MIMO_ASSIGN_OR_RETURN(std::vector<Tensor> predicted, pass.Predict());
+        if (!Counts()) predicted.clear();
+        for (size_t i = 0; i < inputs.size(); ++i) {
+          std::vector<double>& of_samples =
+              mistakes.emplace_back(batches[mistakes.size()].batch);
+          if (!predicted.empty())
+            CountMistakes(inputs[i], predicted[i], of_samples);
+        }
+        return absl::OkStatus();
+      }));
+  return mistakes;
 }
 
 }  // namespace mimo

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/base/device.h"
@@ -18,6 +20,8 @@
 #include "models/mimo_model/model_links.h"
 
 namespace mimo {
+
+class ModelPass;
 
 // The number in a loss.
 double HostValue(const Tensor& loss);
@@ -77,6 +81,11 @@ class MimoStage : public TrainStage {
                                          double loss_scale,
                                          const AroundIteration& around = {});
   absl::StatusOr<double> Loss(absl::Span<const MicroBatch> batches) override;
+  // Of each sample of each micro-batch, the labels that are not the likeliest
+  // token after the right ones before them; waited for. Of several ranks each
+  // returns a part: their sum is the number.
+  absl::StatusOr<std::vector<std::vector<double>>> Mistakes(
+      absl::Span<const MicroBatch> batches);
   bool CountsTokens() const override;
   double IdealBubble(int micro_batches, const StageTimes& times) override {
     return links_.Ideal(micro_batches, times).bubble_share;
@@ -123,6 +132,14 @@ class MimoStage : public TrainStage {
   // one took, or before that as the others took a row.
   bool HasRoomFor(const Pass& pass) const;
   void StopCapturing();
+  // Passes of batches whose gradient nobody wants; run(pass, its inputs).
+  absl::Status ForwardOnly(
+      absl::Span<const MicroBatch> batches,
+      absl::FunctionRef<absl::Status(ModelPass&, absl::Span<const ModelInputs>)>
+          run);
+  // Whether what the last stage gives is this rank's to count: the tp ranks
+  // have the same, the cp ranks their own tokens'.
+  bool Counts() const;
   // Adds this rank's part of `losses` to `sum`, enqueued.
   void AddPart(const std::vector<Tensor>& losses, const Tensor& sum) const;
 

@@ -11,6 +11,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/testing/backend.h"
+#include "mimo/checkpoint/convert.h"
 #include "models/llava/llava.h"
 #include "models/mimo_model/tiny_llava.h"
 
@@ -131,6 +132,57 @@ TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
       }
     }
   }
+}
+
+// Labels that are the likeliest or the least likely token, by far, after every
+// token of text that has a label; one rank.
+TEST_P(MimoStageTest, MistakesAreTheLabelsThatAreNotTheLikeliest) {
+  Allocator allocator(StreamOf(backend()));
+  auto model = MimoModel::Build(
+      LlavaModelConfig(Tiny()), BuiltinModules(),
+      {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
+  ASSERT_TRUE(model.ok()) << model.status();
+  MimoStage stage(**model, allocator);
+  MicroBatch batch = TwoSamples();
+  const Context ctx{.allocator = &allocator};
+  const auto inputs = (*model)->Prepare(ctx, batch, {.all_rows = true});
+  ASSERT_TRUE(inputs.ok()) << inputs.status();
+  const auto hidden = (*model)->Forward(ctx, *inputs);
+  ASSERT_TRUE(hidden.ok()) << hidden.status();
+  Allocator host;
+  const Tensor on_host =
+      (*model)->language_model().Logits(ctx, hidden->value).Clone(host);
+  std::vector<double> logits(on_host.numel());
+  ASSERT_TRUE(ConvertElements(on_host.data(), on_host.dtype(), logits.data(),
+                              DType::kFloat64, on_host.numel())
+                  .ok());
+  const int64_t vocab = (*model)->language_model().vocab_size();
+  std::vector<double> wanted(batch.batch);
+  int right = 0;
+  for (int64_t i = 0; i < batch.batch * batch.seq; ++i) {
+    int32_t& label = batch.labels[i];
+    if (i % batch.seq == 0 || label == kIgnoreLabel) continue;
+    const auto begin = logits.begin() + (i - 1) * vocab, end = begin + vocab;
+    std::vector<double> sorted(begin, end);
+    std::sort(sorted.begin(), sorted.end());
+    const double top = sorted[vocab - 1], spread = top - sorted[0];
+    if (top - sorted[vocab - 2] < 0.02 * spread) {
+      label = kIgnoreLabel;  // another kernel may round another way
+    } else if (i % 2 == 0) {
+      label = std::max_element(begin, end) - begin;
+      ++right;
+    } else {
+      label = std::min_element(begin, end) - begin;
+      ++wanted[i / batch.seq];
+    }
+  }
+  EXPECT_GT(right, 0);
+  EXPECT_GT(wanted[0] + wanted[1], 0);
+  const auto found = stage.Mistakes({batch, TwoSamples(), batch});
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->size(), 3u);
+  EXPECT_EQ((*found)[0], wanted);
+  EXPECT_EQ((*found)[2], wanted);
 }
 
 TEST_P(MimoStageTest, ForwardsAskForTheirWeights) {

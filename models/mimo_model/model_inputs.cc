@@ -125,6 +125,7 @@ absl::StatusOr<ModelInputs> MimoModel::Prepare(
     if (!labelled && !options.all_rows) continue;
     rows.push_back(static_cast<int32_t>(i));
     targets.push_back(labelled ? following[i] : -1);
+    inputs.target_samples.push_back(own.tokens[i] / batch.seq);
   }
   const bool all = rows.size() == following.size();
   if (!all && ctx.compute.device != Device::kCpu) {

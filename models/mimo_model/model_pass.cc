@@ -48,7 +48,13 @@ absl::StatusOr<std::vector<Tensor>> ModelPass::Run(
       Backward(step.at, step.backward, dloss);
     }
   }
-  return std::move(losses_);
+  return std::move(results_);
+}
+
+absl::StatusOr<std::vector<Tensor>> ModelPass::Predict() {
+  CHECK(schedule_.options.forward_only);
+  predict_ = true;
+  return Run(Tensor(), [](const std::string&) {});
 }
 
 bool ModelPass::Holds(int stage) const {
@@ -95,9 +101,14 @@ absl::Status ModelPass::Forward(int stage, int m, const Tensor& dloss) {
   MIMO_ASSIGN_OR_RETURN(call.output,
                         model_.ForwardLanguage(ctx, inputs, received));
   if (!LastOfAll(stage)) return absl::OkStatus();
-  call.output =
-      model_.language_model().Loss(ctx, call.output, inputs.targets, dloss);
-  losses_.push_back(call.output.value);
+  const LanguageModel& language = model_.language_model();
+  if (predict_) {
+    call.output = {
+        language.Predict(ctx, call.output.value, inputs.targets.numel())};
+  } else {
+    call.output = language.Loss(ctx, call.output, inputs.targets, dloss);
+  }
+  results_.push_back(call.output.value);
   if (!HasBackward(stage)) calls_.erase({stage, m});
   return absl::OkStatus();
 }

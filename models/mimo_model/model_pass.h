@@ -39,6 +39,9 @@ class ModelPass {
   absl::StatusOr<std::vector<Tensor>> Run(
       const Tensor& dloss,
       absl::FunctionRef<void(const std::string&)> before_last);
+  // In place of the losses, without a backward: the likeliest token at each of
+  // a micro-batch's wanted rows, [L] int32.
+  absl::StatusOr<std::vector<Tensor>> Predict();
 
  private:
   // A stage on a micro-batch, from its forward to its backward; without one,
@@ -46,7 +49,7 @@ class ModelPass {
   struct Call {
     Tape tape;
     std::map<int, Var> received;  // by edge
-    Var output;                   // of the last stage the loss
+    Var output;  // of the last stage the loss, or the predictions
   };
   using At = std::pair<int, int>;  // a stage or an edge, a micro-batch
 
@@ -93,7 +96,8 @@ class ModelPass {
   // Gradients of what went along an edge: come back to the sender, and to be
   // sent there.
   std::map<At, Tensor> output_grads_, input_grads_;
-  std::vector<Tensor> losses_;
+  bool predict_ = false;
+  std::vector<Tensor> results_;  // losses or predictions
 };
 
 }  // namespace mimo

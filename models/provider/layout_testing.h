@@ -3,6 +3,7 @@
 #ifndef MIMO_MODELS_PROVIDER_LAYOUT_TESTING_H_
 #define MIMO_MODELS_PROVIDER_LAYOUT_TESTING_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -138,6 +139,35 @@ inline void CheckGradients(const MimoModel& model,
   }
 }
 
+// Makes every other label the one that `model`, whole, finds likeliest; how
+// many of each sample are not.
+inline std::vector<double> AnswerHalf(const MimoModel& model,
+                                      std::vector<Sample>& samples) {
+  Allocator allocator;
+  const Context ctx{.allocator = &allocator};
+  std::vector<double> mistakes;
+  for (Sample& sample : samples) {
+    mistakes.push_back(0);
+    const auto inputs =
+        model.Prepare(ctx, Collate({sample}, 0), {.all_rows = true});
+    CHECK_OK(inputs.status());
+    const auto hidden = model.Forward(ctx, *inputs);
+    CHECK_OK(hidden.status());
+    const Tensor logits = model.language_model().Logits(ctx, hidden->value);
+    for (size_t t = 1; t < sample.labels.size(); ++t) {
+      int32_t& label = sample.labels[t];
+      if (label == kIgnoreLabel) continue;
+      const auto row = logits.Rows(t - 1, t);
+      const auto z = row.span<double>();
+      const int32_t likeliest =
+          std::max_element(z.begin(), z.end()) - z.begin();
+      if (t % 2 == 0) label = likeliest;
+      mistakes.back() += label != likeliest;
+    }
+  }
+  return mistakes;
+}
+
 inline void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism,
                                  int ranks, const Trial& trial) {
   Allocator allocator;
@@ -158,6 +188,12 @@ inline void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism,
     if (p->frozen) continue;
     const auto grad = p->Grad().span<double>();
     wanted[p->name].assign(grad.begin(), grad.end());
+  }
+  auto questions = trial.micro_batches;
+  std::vector<double> mistakes;
+  for (std::vector<Sample>& samples : questions) {
+    const std::vector<double> of_samples = AnswerHalf(**whole, samples);
+    mistakes.insert(mistakes.end(), of_samples.begin(), of_samples.end());
   }
   const auto results =
       RunRanks(ranks, [&](Communicator& world) -> absl::Status {
@@ -194,6 +230,23 @@ inline void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism,
         }
         MimoStage stage(model, memory, {.pack = trial.packed},
                         std::move(links));
+        std::vector<MicroBatch> asked;
+        for (const std::vector<Sample>& samples : questions) {
+          asked.push_back(
+              BatchOf(*infra, trial.model.special_token_ids, samples));
+        }
+        MIMO_ASSIGN_OR_RETURN(const auto parts, stage.Mistakes(asked));
+        const auto& language = infra->pg_collections.at("language");
+        std::vector<double> found(mistakes.size());
+        for (size_t m = 0; m < parts.size(); ++m) {
+          if (language == nullptr) continue;
+          std::copy(parts[m].begin(), parts[m].end(),
+                    found.begin() + m * kSamples +
+                        kSamples / language->dp->size() * language->dp->rank());
+        }
+        MIMO_RETURN_IF_ERROR(
+            SumOverRanks(&world, memory, absl::MakeSpan(found)));
+        EXPECT_EQ(found, mistakes);
         std::vector<MicroBatch> own;
         for (const std::vector<Sample>& samples : trial.micro_batches) {
           own.push_back(

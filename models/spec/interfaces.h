@@ -50,6 +50,10 @@ class LanguageModel : public Module {
   // the sum will be seeded with, when it is known already.
   virtual Var Loss(const Context& ctx, const Var& hidden, const Tensor& targets,
                    const Tensor& dloss) const = 0;
+  // The likeliest token after each of `rows` hidden states, as Loss takes them:
+  // [L] int32, the first of equals (kernels/loss/arg_max.h).
+  virtual Tensor Predict(const Context& ctx, const Tensor& hidden,
+                         int64_t rows) const = 0;
   virtual Tensor Logits(const Context& ctx, const Tensor& hidden) const = 0;
   virtual std::vector<KvCache> MakeCaches(const Context& ctx, int64_t batch,
                                           int64_t capacity) const = 0;

@@ -1,7 +1,9 @@
 // `mimo train --ranks N`: replicas of the whole model are one rank.
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -10,6 +12,7 @@
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
 #include "models/hf/testing.h"
+#include "tests/ranks/layout.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
 #include "tests/testing/trained.h"
@@ -64,7 +67,9 @@ TEST(DataParallel, Conversations) {
   }
 }
 
-// Three ranks share 13 conversations out: in the last round two have none.
+// The share of questions whose text, as a model of one rank says it, is right:
+// under any layout what teacher forcing counts. 78 questions of two a
+// conversation, in rounds of 12.
 TEST(DataParallel, TheTasksMetricsAreThoseOfEvaluate) {
   const std::string folder = TestFolder("run");
   std::string questions;
@@ -72,47 +77,65 @@ TEST(DataParallel, TheTasksMetricsAreThoseOfEvaluate) {
     for (absl::string_view text : absl::StrSplit(
              Read("tests/fixtures/captions.jsonl"), '\n', absl::SkipEmpty())) {
       auto item = nlohmann::json::parse(text);
-      item["conversations"][1]["kind"] = item["id"] < "004" ? "few" : "many";
+      auto& turns = item["conversations"];
+      turns.push_back({{"from", "human"}, {"value", turns[0]["value"]}});
+      turns[0]["value"] = "Who is there?";
+      turns.push_back(turns[1]);
+      turns[1] = {{"from", "gpt"}, {"value", "Nobody."}, {"kind", "who"}};
+      turns[3]["kind"] = "what";
       absl::StrAppend(&questions, item.dump(), "\n");
     }
   }
-  Words words = TinyTrain(
-      folder, {"data.validation_path=" + Write(folder + "/q.jsonl", questions),
-               "data.image_root=tests/fixtures", "data.augment=false",
-               "train.train_iters=150", "optimizer.lr_decay_iters=150",
-               "optimizer.lr=1e-2", "train.eval_interval=150",
-               "train.micro_batch_size=4", "train.global_batch_size=12"});
-  const Trained trained = Train(words, 3, folder);
+  const Words common = {
+      "data.validation_path=" + Write(folder + "/q.jsonl", questions),
+      "data.image_root=tests/fixtures",
+      "data.augment=false",
+      "model.language.num_layers=2",
+      "model.language.max_sequence_length=128",
+      "optimizer.lr_decay_iters=150",
+      "train.eval_iters=1",
+      "train.global_batch_size=12"};
+  Words words = TinyTrain(folder, common);
+  words.insert(words.end(),
+               {"train.train_iters=150", "optimizer.lr=1e-2",
+                "train.eval_interval=150", "train.micro_batch_size=4"});
+  const Trained trained = Train(words, 1, folder);
   words[0] = "evaluate";
   words.insert(words.end(), {"--checkpoint", folder + "/save", "--json"});
   const Ran ran = RunMimo(words);
   ASSERT_EQ(ran.code, 0) << ran.err;
   const auto wanted = nlohmann::json::parse(ran.out);
-  for (const char* name : {"few_exact_match", "many_exact_match"}) {
-    EXPECT_EQ(trained.metrics.back()[name], wanted[name]) << name;
-    EXPECT_GT(wanted[name], 0) << name;
-  }
-}
-
-// Without a whole model on a rank there is nobody to ask: said at the start.
-TEST(DataParallel, TheTasksMetricsAreMissedAloud) {
-  for (const int interval : {0, 3}) {
-    const std::string folder = TestFolder("run");
-    Words words =
-        TinyTrain(folder, {"data.validation_fraction=0.3",
-                           "parallelism.modules={images: "
-                           "{}, language: {tensor_model_parallel_size: 2}}",
-                           "parallelism.deployment_mode=colocated",
-                           absl::StrCat("train.eval_interval=", interval)});
-    words.push_back("--ranks=2");
-    const Ran ran = RunMimo(words);
-    ASSERT_EQ(ran.code, 0) << ran.err;
-    EXPECT_EQ(absl::StrContains(ran.err,
-                                "parallelism.modules: no rank has the "
-                                "whole model, so validation measures "
-                                "lm_loss but no exact_match\n"),
-              interval > 0)
-        << ran.err;
+  EXPECT_GT(wanted["what_exact_match"], 0);
+  EXPECT_LT(wanted["what_exact_match"], 1);
+  const auto check = [&](const nlohmann::json& line) {
+    for (const char* kind : {"what", "who"}) {
+      const std::string name = absl::StrCat(kind, "_exact_match");
+      EXPECT_EQ(line[name], wanted[name]) << name;
+    }
+  };
+  check(trained.metrics.back());
+  for (const auto& [layout, micro_batch] : std::vector<std::pair<Layout, int>>{
+           {{"homogeneous", 3, "dp3", "dp3"}, 4},
+           {{"homogeneous", 2, "dp2", "dp2"}, 1},
+           {{"homogeneous", 2, "tp2 sp", "tp2 sp"}, 12},
+           {{"homogeneous", 4, "tp2 pp2", "tp2 pp2"}, 2},
+           {{"homogeneous", 4, "cp2 dp2", "cp2 dp2"}, 2},
+           {{"colocated", 4, "dp4", "tp2 cp2"}, 4},
+           {{"colocated", 4, "tp2 dp2", "pp2 dp2"}, 3},
+           {{"heterogeneous", 3, "dp1", "dp2 @1"}, 3},
+           {{"heterogeneous", 5, "dp3", "pp2 dp1 @3"}, 6}}) {
+    SCOPED_TRACE(layout.Yaml());
+    const std::string many = TestFolder("many");
+    Words words = TinyTrain(many, common);
+    std::ofstream(many + "/config.yaml", std::ios::app) << layout.Yaml();
+    words.insert(words.end(),
+                 {"train.train_iters=151",
+                  "optimizer.modules={language: "
+                  "{lr_mult: 0}, images: {lr_mult: 0}}",
+                  "train.eval_interval=151",
+                  absl::StrCat("train.micro_batch_size=", micro_batch),
+                  "checkpoint.load=" + folder + "/save"});
+    check(Train(words, layout.ranks, many).metrics.back());
   }
 }
 
