@@ -2,7 +2,8 @@
 // rank. Samples have 0, 1 or 3 pictures.
 //
 // layouts_test trains each layout once, with a number of micro-batches and a
-// frozen part that go round; all_layouts_test with all of them, twice.
+// frozen part that go round, and some on other data; all_layouts_test each with
+// all of them and on all data, twice.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
