@@ -121,7 +121,7 @@ bool MimoStage::HasRoomFor(const Pass& pass) const {
   for (const auto& [key, other] : passes_)
     if (pass.runs == 0 && other.rows > 0)
       bytes = std::max(bytes, other.bytes / other.rows * pass.rows);
-  return DeviceMemory(ctx_.compute.device).free_bytes >= bytes + bytes / 8;
+  return free_bytes_(ctx_.compute.device) >= bytes + bytes / 8;
 }
 
 void MimoStage::StopCapturing() {

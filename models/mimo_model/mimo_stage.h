@@ -34,6 +34,10 @@ struct MimoStageOptions {
   bool capture = false;
   // Batches to train on are packed; others are padded.
   bool pack = false;
+  // What the device has left, which captures are to leave room in.
+  std::function<int64_t(Device)> free_bytes = [](Device device) {
+    return DeviceMemory(device).free_bytes;
+  };
 };
 
 // An iteration is one pass over its micro-batches where a module is a pipeline
@@ -68,6 +72,7 @@ class MimoStage : public TrainStage {
                  NewStream(allocator.stream().device, StreamPriority::kUrgent)},
         capture_(options.capture && ctx_.compute.device != Device::kCpu),
         prepare_({.packed = options.pack}),
+        free_bytes_(options.free_bytes),
         links_(std::move(links)),
         captured_memory_(ctx_.compute),
         ahead_memory_(NewStream(ctx_.compute.device)) {}
@@ -147,6 +152,7 @@ class MimoStage : public TrainStage {
   Context ctx_;
   bool capture_;
   PrepareOptions prepare_;  // of batches to train on
+  decltype(MimoStageOptions::free_bytes) free_bytes_;
   ModelLinks links_;
   Allocator captured_memory_;  // what captured work writes is nobody else's
   Allocator ahead_memory_;
