@@ -125,9 +125,9 @@ bool MimoStage::HasRoomFor(const Pass& pass) const {
 }
 
 void MimoStage::StopCapturing() {
-  LOG(WARNING) << "no memory for another shape of batches beside "
-               << passes_.size() - 1
-               << " captured ones: passes are not captured from here on";
+  LOG(WARNING)
+      << "no memory for another shape of batches beside those that are "
+         "captured: passes are not captured from here on";
   Synchronize(ctx_.compute);
   passes_.clear();
   captured_memory_.ReleaseKept();
