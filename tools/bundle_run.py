@@ -148,7 +148,7 @@ def run_tests(tree, facts, words):
 def run_benches(tree, facts, words):
     limits = {bench: BENCH_SECONDS for bench in facts["benches"]}
     if importlib.util.find_spec("torch"):
-        limits |= {bench: TORCH_SECONDS for bench in facts["torch_benches"]}
+        limits.update({b: TORCH_SECONDS for b in facts["torch_benches"]})
     failed = 0
     with open(HERE / "benches.log", "a") as log:
 

@@ -149,8 +149,10 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
       pass->rows = Rows(inputs);
     }
   }
+  int64_t before = 0;
   if (pass != nullptr && pass->work == nullptr) {
     ctx_.allocator->ReleaseKept();
+    before = ctx_.allocator->stats().reserved_bytes;
     if (!HasRoomFor(*pass)) {
       StopCapturing();
       pass = nullptr;
@@ -159,7 +161,6 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
   // The first run makes what a capture could not: plans, the libraries' own
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
-    const int64_t before = ctx_.allocator->stats().reserved_bytes;
     WaitFor(ctx_.compute, ahead);
     auto losses = ModelPass(ctx_, model_, links_, program, inputs, first)
                       .Run(dloss, before_last);

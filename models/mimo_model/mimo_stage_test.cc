@@ -64,16 +64,23 @@ class LateWeights : public ParameterObserver {
   std::map<Parameter*, Tensor> weights_;
 };
 
+std::unique_ptr<MimoModel> BuildOn(
+    const Backend& on, Allocator& allocator,
+    const MimoModelConfig& config = LlavaModelConfig(Tiny())) {
+  auto model = MimoModel::Build(
+      config, BuiltinModules(),
+      {.allocator = &allocator, .dtype = on.dtype, .seed = 11});
+  CHECK_OK(model.status());
+  return *std::move(model);
+}
+
 Bytes Train(const Backend& on, const How& how) {
   Allocator allocator(StreamOf(on)), host;
   MimoModelConfig config = LlavaModelConfig(Tiny());
   config.freeze_language_model = how.frozen_language_model;
   config.freeze_modality_encoders["images"] = how.frozen_encoders;
-  auto model = MimoModel::Build(
-      config, BuiltinModules(),
-      {.allocator = &allocator, .dtype = on.dtype, .seed = 11});
-  CHECK_OK(model.status());
-  MimoStage stage(**model, allocator,
+  const auto model = BuildOn(on, allocator, config);
+  MimoStage stage(*model, allocator,
                   {.capture = how.capture, .pack = how.pack});
   // Other values of the same shape, and at last other labelled rows.
   std::vector<MicroBatch> batches(8, TwoSamples());
@@ -141,25 +148,22 @@ TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
 // token of text that has a label; one rank.
 TEST_P(MimoStageTest, MistakesAreTheLabelsThatAreNotTheLikeliest) {
   Allocator allocator(StreamOf(backend()));
-  auto model = MimoModel::Build(
-      LlavaModelConfig(Tiny()), BuiltinModules(),
-      {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
-  ASSERT_TRUE(model.ok()) << model.status();
-  MimoStage stage(**model, allocator);
+  const auto model = BuildOn(backend(), allocator);
+  MimoStage stage(*model, allocator);
   MicroBatch batch = TwoSamples();
   const Context ctx{.allocator = &allocator};
-  const auto inputs = (*model)->Prepare(ctx, batch, {.all_rows = true});
+  const auto inputs = model->Prepare(ctx, batch, {.all_rows = true});
   ASSERT_TRUE(inputs.ok()) << inputs.status();
-  const auto hidden = (*model)->Forward(ctx, *inputs);
+  const auto hidden = model->Forward(ctx, *inputs);
   ASSERT_TRUE(hidden.ok()) << hidden.status();
   Allocator host;
   const Tensor on_host =
-      (*model)->language_model().Logits(ctx, hidden->value).Clone(host);
+      model->language_model().Logits(ctx, hidden->value).Clone(host);
   std::vector<double> logits(on_host.numel());
   ASSERT_TRUE(ConvertElements(on_host.data(), on_host.dtype(), logits.data(),
                               DType::kFloat64, on_host.numel())
                   .ok());
-  const int64_t vocab = (*model)->language_model().vocab_size();
+  const int64_t vocab = model->language_model().vocab_size();
   std::vector<double> wanted(batch.batch);
   int right = 0;
   for (int64_t i = 0; i < batch.batch * batch.seq; ++i) {
@@ -201,11 +205,8 @@ TEST_P(MimoStageTest, AnotherBatchThanAnnounced) {
   // A fork has no use of its parent's GPU.
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   Allocator allocator(StreamOf(backend()));
-  auto model = MimoModel::Build(
-      LlavaModelConfig(Tiny()), BuiltinModules(),
-      {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
-  ASSERT_TRUE(model.ok()) << model.status();
-  MimoStage stage(**model, allocator);
+  const auto model = BuildOn(backend(), allocator);
+  MimoStage stage(*model, allocator);
   const MicroBatch batch = TwoSamples();
   MicroBatch other = batch;
   other.input_ids[0] = (other.input_ids[0] + 1) % kImageToken;
@@ -232,13 +233,10 @@ TEST_P(MimoStageTest, ShapesThatMemoryDoesNotHoldRunUncaptured) {
   log.StartCapturingLogs();
   for (const bool capture : {false, true}) {
     Allocator allocator(StreamOf(backend()));
-    const auto model = MimoModel::Build(
-        LlavaModelConfig(Tiny()), BuiltinModules(),
-        {.allocator = &allocator, .dtype = backend().dtype, .seed = 11});
-    ASSERT_TRUE(model.ok()) << model.status();
+    const auto model = BuildOn(backend(), allocator);
     int64_t free_bytes = int64_t{1} << 40;
     MimoStage stage(
-        **model, allocator,
+        *model, allocator,
         {.capture = capture, .free_bytes = [&](Device) { return free_bytes; }});
     for (int i = 0; i < 8; ++i) {
       if (i == 3) free_bytes = 100;  // the first shape is captured

@@ -28,7 +28,7 @@ struct StageLink {
   Communicator* pipeline = nullptr;     // stages of one module: its pp group
   std::unique_ptr<Communicator> group;  // else the bridge's ranks,
   std::unique_ptr<Bridge> bridge;       // null on a rank that is none of them,
-  std::optional<BridgeConfig> config;   // of which infra it is made
+  std::optional<BridgeConfig> config;   // what the infra says of it
 };
 
 // A schedule, and this rank's part of it.

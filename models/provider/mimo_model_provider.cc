@@ -200,7 +200,8 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
   const auto hooks = options.pre_wrap_hooks.value_or(pre_wrap_hooks);
   BuildContext first = in_place;
   Allocator host;
-  if (!hooks.empty() && !meta) {  // which see it before it is moved and cast
+  const bool seen = !hooks.empty() && !meta;  // before it is moved and cast
+  if (seen) {
     first.allocator = &host;
     if (of_model == DType::kBFloat16) first.dtype = DType::kFloat32;
   }
@@ -213,7 +214,7 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
           "a pre-wrap hook left no model, wanted exactly one");
     }
   }
-  if (!meta && !hooks.empty()) {
+  if (seen) {
     MIMO_ASSIGN_OR_RETURN(provided.model,
                           Place(*provided.model, registry_, in_place));
   }

@@ -165,8 +165,9 @@ Trained TrainOn(const MimoModelConfig& model,
           LoadSaved(folder, "model"), LoadSaved(folder, "optimizer")};
 }
 
-TEST(Modalities, TwoTrainAsOnOneRank) {
-  const std::vector<LayoutCase> layouts = {
+// The first has one rank.
+const std::vector<LayoutCase>& Layouts() {
+  static const auto& layouts = *new std::vector<LayoutCase>{
       {kHomogeneous,
        1,
        {{"images", Sizes(1, 1)},
@@ -203,13 +204,17 @@ TEST(Modalities, TwoTrainAsOnOneRank) {
         {"sketches", Sizes(2, 1)},
         {"language", Sizes(1, 2, 2)}}},
   };
+  return layouts;
+}
+
+TEST(Modalities, TwoTrainAsOnOneRank) {
   for (bool frozen : {false, true}) {
     MimoModelConfig model = TwoModalities();
     model.freeze_modality_encoders["images"] = frozen;
     Trained one;
-    for (const LayoutCase& layout : layouts) {
+    for (const LayoutCase& layout : Layouts()) {
       SCOPED_TRACE(testing::Message()
-                   << &layout - layouts.data() << (frozen ? " frozen" : ""));
+                   << &layout - Layouts().data() << (frozen ? " frozen" : ""));
       const Trained got = TrainOn(model, layout.Config(), layout.ranks);
       if (layout.ranks == 1) {
         one = got;
@@ -224,44 +229,17 @@ TEST(Modalities, TwoTrainAsOnOneRank) {
 // One rank's part of one module overflows: no rank of any module updates, and
 // all go on as one rank does.
 TEST(Modalities, OneModulesOverflowSkipsTheUpdateOfAll) {
-  const std::vector<LayoutCase> layouts = {
-      {kHomogeneous,
-       4,
-       {{"images", Sizes(1, 2, 0, 2)},
-        {"sketches", Sizes(1, 2, 0, 2)},
-        {"language", Sizes(1, 2, 0, 2)}}},
-      {kColocated,
-       6,
-       {{"images", Sizes(1, 6)},
-        {"sketches", Sizes(3, 2)},
-        {"language", Sizes(2, 3)}}},
-      {kHeterogeneous,
-       6,
-       {{"images", Sizes(1, 1)},
-        {"sketches", Sizes(1, 1, 1, 3)},
-        {"language", Sizes(1, 1, 4, 2)}}},
-      {kHeterogeneous,
-       4,
-       {{"images", Sizes(1, 2)},
-        {"sketches", Sizes(2, 1)},
-        {"language", Sizes(1, 2, 2)}}},
-  };
   const MimoModelConfig model = TwoModalities();
-  const LayoutCase alone = {kHomogeneous,
-                            1,
-                            {{"images", Sizes(1, 1)},
-                             {"sketches", Sizes(1, 1)},
-                             {"language", Sizes(1, 1)}}};
   for (const std::string spoilt : {"images", "sketches", "language"}) {
-    const Trained one = TrainOn(model, alone.Config(), 1, spoilt);
+    const Trained one = TrainOn(model, Layouts()[0].Config(), 1, spoilt);
     ASSERT_EQ(one.metrics.size(), 8u);
     for (int i = 0; i < 8; ++i) {
       EXPECT_EQ(one.metrics[i]["skipped_iterations"], i >= 3 ? 1 : 0);
       EXPECT_EQ(one.metrics[i]["grad_norm"].is_null(), i == 3);
     }
-    for (const LayoutCase& layout : layouts) {
-      SCOPED_TRACE(testing::Message()
-                   << spoilt << " " << &layout - layouts.data());
+    for (int i : {1, 2, 5, 6}) {
+      const LayoutCase& layout = Layouts()[i];
+      SCOPED_TRACE(testing::Message() << spoilt << " " << i);
       ExpectNear(TrainOn(model, layout.Config(), layout.ranks, spoilt), one);
     }
   }
