@@ -268,6 +268,7 @@ absl::Status Run(const std::vector<std::string>& words,
   if (run.train.gemm_plans) {
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }
+  const MemoryInfo others = DeviceMemory(compute.stream.device);
   Allocator allocator(compute.stream);
   MIMO_ASSIGN_OR_RETURN(
       const auto model,
@@ -298,7 +299,7 @@ absl::Status Run(const std::vector<std::string>& words,
   const MemoryInfo memory = DeviceMemory(compute.stream.device);
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  const int64_t peak = cuda ? memory.total_bytes - memory.free_bytes
+  const int64_t peak = cuda ? others.free_bytes - memory.free_bytes
                             : int64_t{1024} * usage.ru_maxrss;
   std::string phases;
   // Twice: the first one makes its memory, which captured steps do not use.

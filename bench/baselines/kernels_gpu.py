@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
 """PyTorch's ops on a GPU, one JSON line a figure, for the ops of kernels/.
 
-  kernels_gpu.py [floors] [gemm] [attention] [pointwise]    (all by default)
+  kernels_gpu.py [-] [floors] [gemm] [attention] [pointwise]  (all by default)
 
   floors     device copy, and the rate of an 8192^3 bf16 product
-  gemm       the products of the two steps of docs/perf/log.md
-  attention  SDPA of cuDNN and of FlashAttention
+  gemm       the products of gemm_bench: forward and both gradients
+  attention  SDPA of cuDNN and of FlashAttention, at the shapes of
+             attention_cuda_bench; also in a fixed order, where it is offered
   pointwise  RMS norm, SiLU-gate, cross-entropy: eager and torch.compile,
              forward and backward together
 
-bf16, random data. Each figure is the median of many runs by CUDA events, the
-L2 cache overwritten before each. FLOPs of attention: 4 B N S^2 D forward, half
+With -, waits for a line of standard input before each round of all figures and
+ends a round with {"what": "end"}.
+
+bf16, random data, all as kernels/testing/cuda_bench.h has it: a figure is the
+median by CUDA events of a fifth of a second, after as long to warm up, the L2
+cache overwritten before each run. FLOPs of attention: 4 B N S^2 D forward, half
 of it where causal; 2.5 times that backward.
 """
 import json
@@ -21,6 +26,30 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BF16 = torch.bfloat16
+SECONDS = 0.2
+# Those of gemm_bench: tokens T, features F, hidden H.
+LAYERS = {
+    "square": (8192, 8192, 8192), "up": (8192, 11008, 4096),
+    "gate_up": (8192, 22016, 4096), "down": (8192, 4096, 11008),
+    "qkv": (8192, 12288, 4096), "out": (8192, 4096, 4096),
+    "head": (8192, 32064, 4096), "clip_fc1": (18464, 4096, 1024),
+    "clip_fc2": (18464, 1024, 4096), "clip_qkv": (18464, 3072, 1024),
+    "projector": (4608, 4096, 1024),
+}
+# Those of attention_cuda_bench: batch, heads, key heads, tokens, head size.
+ATTENTION = {
+    "b4_h32_s2048_d128": (4, 32, 32, 2048, 128),
+    "b2_h32_s4096_d128": (2, 32, 32, 4096, 128),
+    "b1_h32_s8192_d128": (1, 32, 32, 8192, 128),
+    "b1_h32_s16384_d128": (1, 32, 32, 16384, 128),
+    "b2_h32_kv8_s4096_d128": (2, 32, 8, 4096, 128),
+    "b8_h32_s704_d128": (8, 32, 32, 704, 128),
+    "b32_h16_s577_d64_full": (32, 16, 16, 577, 64),
+}
+BACKENDS = {"cuDNN": SDPBackend.CUDNN_ATTENTION,
+            "flash": SDPBackend.FLASH_ATTENTION}
+# Its memory need not be filled to be in a fixed order.
+torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def say(**figures):
@@ -30,30 +59,36 @@ def say(**figures):
     print(json.dumps(figures), flush=True)
 
 
-def median_ms(run, runs=20):
+def median_ms(run):
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    for _ in range(3):
-        run()
-    pairs = []
-    for _ in range(runs):
-        flush.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize()
-    return sorted(b.elapsed_time(e) for b, e in pairs)[runs // 2]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def runs():
+        times = []
+        while sum(times) < 1e3 * SECONDS:
+            flush.zero_()
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        return times
+
+    runs()
+    times = runs()
+    return sorted(times)[len(times) // 2]
 
 
-def randn(*shape, grad=False):
-    return torch.randn(*shape, device="cuda", dtype=BF16, requires_grad=grad)
+def draw(*shape, scale=1, grad=False):
+    """Uniform on [-scale, scale), as CudaBench::Random."""
+    values = torch.empty(*shape, device="cuda", dtype=BF16)
+    return values.uniform_(-scale, scale).requires_grad_(grad)
 
 
-def gemm_figure(what, m, n, k):
-    a, b = randn(m, k), randn(n, k)
-    ms = median_ms(lambda: F.linear(a, b))
-    say(what=what, m=m, n=n, k=k, ms=ms, tflops=2 * m * n * k / ms / 1e9)
+def gemm_figure(what, name, run, m, n, k):
+    ms = median_ms(run)
+    say(what=what, name=name, how="PyTorch", m=m, n=n, k=k, ms=ms,
+        tflops=2 * m * n * k / ms / 1e9)
 
 
 def floors():
@@ -61,55 +96,59 @@ def floors():
     y = torch.empty_like(x)
     ms = median_ms(lambda: y.copy_(x))
     say(what="copy", tb_per_s=2 * x.numel() / ms / 1e9)
-    gemm_figure("gemm_floor", 8192, 8192, 8192)
+    a, b = draw(8192, 8192), draw(8192, 8192)
+    gemm_figure("gemm_floor", "square/forward", lambda: F.linear(a, b),
+                8192, 8192, 8192)
 
 
 def gemm():
-    # Tokens of stage 1 and 2, then of the ViT; weights of a layer and the head.
-    for m, shapes in {
-        8192: [(12288, 4096), (4096, 4096), (22016, 4096), (11008, 4096),
-               (4096, 11008), (32064, 4096)],
-        5632: [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)],
-        4616: [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)],
-        18464: [(4096, 1024), (1024, 4096)],
-    }.items():
-        for n, k in shapes:
-            gemm_figure("gemm", m, n, k)
+    for name, (tokens, features, hidden) in LAYERS.items():
+        x, w = draw(tokens, hidden), draw(features, hidden)
+        dy = draw(tokens, features)
+        gemm_figure("gemm", f"{name}/forward", lambda: F.linear(x, w),
+                    tokens, features, hidden)
+        gemm_figure("gemm", f"{name}/dx", lambda: dy @ w,
+                    tokens, hidden, features)
+        gemm_figure("gemm", f"{name}/dw", lambda: dy.t() @ x,
+                    features, hidden, tokens)
+
+
+def attention_figures(name, shape, how, backend):
+    batch, heads, groups, seq, size = shape
+    causal = not name.endswith("full")
+    q = draw(batch, heads, seq, size, grad=True)
+    k, v = (draw(batch, groups, seq, size, grad=True) for _ in range(2))
+    dout = draw(batch, heads, seq, size)
+    flop = 4 * batch * heads * seq * seq * size * (0.5 if causal else 1)
+
+    def forward():
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, enable_gqa=heads != groups)
+
+    def say_it(direction, run, flop):
+        ms = median_ms(run)
+        say(what="attention", name=f"{name}/{direction}", how=how, ms=ms,
+            tflops=flop / ms / 1e9)
+
+    with sdpa_kernel(backend):
+        try:
+            out = forward()
+            if not torch.are_deterministic_algorithms_enabled():
+                say_it("forward", forward, flop)
+            say_it("backward", lambda: torch.autograd.grad(
+                out, (q, k, v), dout, retain_graph=True), 2.5 * flop)
+        except RuntimeError as error:
+            say(what="attention", name=f"{name}/backward", how=how,
+                error=str(error).splitlines()[0][:120])
 
 
 def attention():
-    for name, b, n, g, s, d, causal in [
-        ("llama", 4, 32, 32, 2048, 128, True),
-        ("llama", 2, 32, 32, 4096, 128, True),
-        ("llama", 1, 32, 32, 16384, 128, True),
-        ("llama_stage1", 8, 32, 32, 704, 128, True),
-        ("grouped", 2, 32, 8, 4096, 128, True),
-        ("clip", 32, 16, 16, 577, 64, False),
-        ("clip_stage1", 8, 16, 16, 577, 64, False),
-    ]:
-        q = randn(b, n, s, d, grad=True)
-        k, v = (randn(b, g, s, d, grad=True) for _ in range(2))
-        do = randn(b, n, s, d)
-        flop = 4 * b * n * s * s * d * (0.5 if causal else 1)
-        for backend in (SDPBackend.CUDNN_ATTENTION,
-                        SDPBackend.FLASH_ATTENTION):
-            with sdpa_kernel(backend):
-                def forward():
-                    return F.scaled_dot_product_attention(
-                        q, k, v, is_causal=causal, enable_gqa=n != g)
-                try:
-                    out = forward()
-                    fwd = median_ms(forward, 10)
-                    bwd = median_ms(lambda: torch.autograd.grad(
-                        out, (q, k, v), do, retain_graph=True), 10)
-                except RuntimeError as error:
-                    say(what="attention", name=name, backend=backend.name,
-                        error=str(error).splitlines()[0][:120])
-                    continue
-            say(what="attention", name=name, backend=backend.name, b=b, n=n,
-                g=g, s=s, d=d, causal=causal, forward_ms=fwd, backward_ms=bwd,
-                forward_tflops=flop / fwd / 1e9,
-                backward_tflops=2.5 * flop / bwd / 1e9)
+    for name, shape in ATTENTION.items():
+        for how, backend in BACKENDS.items():
+            attention_figures(name, shape, how, backend)
+            torch.use_deterministic_algorithms(True)
+            attention_figures(name, shape, how + " in order", backend)
+            torch.use_deterministic_algorithms(False)
 
 
 def rms_norm(x, weight):
@@ -126,26 +165,30 @@ def cross_entropy(logits, labels):
     return F.cross_entropy(logits.float(), labels)
 
 
+COMPILED = {f: torch.compile(f) for f in (rms_norm, silu_gate, cross_entropy)}
+
+
 def pointwise():
     tokens, hidden, ffn, vocab = 8192, 4096, 11008, 32064
     labels = torch.randint(vocab, (tokens,), device="cuda")
     cases = [
-        (rms_norm, [randn(tokens, hidden, grad=True),
-                    randn(hidden, grad=True)], []),
-        (silu_gate, [randn(tokens, ffn, grad=True) for _ in range(2)], []),
-        (cross_entropy, [randn(tokens, vocab, grad=True)], [labels]),
+        (rms_norm, [draw(tokens, hidden, grad=True),
+                    draw(hidden, grad=True)], []),
+        (silu_gate, [draw(tokens, ffn, grad=True) for _ in range(2)], []),
+        (cross_entropy, [draw(tokens, vocab, scale=4, grad=True)], [labels]),
     ]
     for function, inputs, constants in cases:
-        seed = torch.randn_like(function(*inputs, *constants))
-        for mode, f in (("eager", function),
-                        ("compile", torch.compile(function))):
+        seed = torch.rand_like(function(*inputs, *constants))
+        for how, f in (("eager", function), ("compile", COMPILED[function])):
             ms = median_ms(lambda: torch.autograd.grad(
                 f(*inputs, *constants), inputs, seed))
-            say(what="pointwise", op=function.__name__, mode=mode, ms=ms)
+            say(what="pointwise", name=function.__name__, how=how, ms=ms)
 
 
-def main(parts):
+def main(words):
     known = {f.__name__: f for f in (floors, gemm, attention, pointwise)}
+    turns = words[:1] == ["-"]
+    parts = words[turns:]
     if unknown := [p for p in parts if p not in known]:
         sys.exit(f"kernels_gpu.py: {unknown[0]}, wanted one of "
                  + ", ".join(known))
@@ -153,8 +196,13 @@ def main(parts):
         sys.exit("kernels_gpu.py: no GPU, wanted one that PyTorch can use")
     say(what="device", name=torch.cuda.get_device_name(),
         torch=torch.__version__)
-    for part in parts or known:
-        known[part]()
+    while not turns or sys.stdin.readline():
+        for part in parts or known:
+            known[part]()
+        if not turns:
+            break
+        torch.cuda.empty_cache()  # the other side's turn
+        say(what="end")
 
 
 if __name__ == "__main__":

@@ -77,4 +77,4 @@ print(json.dumps({
     "what": "pytorch", "torch": torch.__version__,
     "threads": torch.get_num_threads(), "ms": 1e3 * median,
     "tokens_per_second": batch * seq / median,
-    "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))

@@ -5,11 +5,11 @@
 
 STEP is one of the two of docs/perf/log.md (7b_stage1, the default, and
 7b_8layers_stage2); else the JSON that `llava_step --describe` prints is read
-from a file or the first line of standard input. Weights are random and bf16, drawn on the GPU;
-SDPA; fused AdamW on the bf16 weights (no fp32 master copies, no clipping: less
-work than mimo does); labels on everything after the picture. Prints one JSON
-line: the median of N steps after three, each waited for; with -, one more
-such line for each further line of standard input.
+from a file or the first line of standard input. Weights are random and bf16,
+drawn on the GPU; SDPA; fused AdamW on the bf16 weights (no fp32 master copies,
+no clipping: less work than mimo does); labels on everything after the picture.
+Prints one JSON line: the median of N steps after three, each waited for; with
+-, one more such line for each further line of standard input.
 
 torch.compile is given the whole model, which takes it minutes with 32 layers,
 or layer by layer, which takes a minute.
@@ -152,6 +152,7 @@ def main():
         seconds(), seconds()
         times = sorted(seconds() for _ in range(args.steps))
         ms = 1e3 * times[len(times) // 2]
+        torch.cuda.empty_cache()  # the other side's turn
         print(json.dumps({
             "what": "pytorch", "config": spec["config"],
             "mode": {None: "eager", "whole": "compile",
@@ -164,7 +165,6 @@ def main():
                 spec["batch"] * spec["seq"] / ms * 1e3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
             "first_step_s": round(first, 1)}), flush=True)
-        torch.cuda.empty_cache()  # the other side's turn
         if args.step != "-" or not sys.stdin.readline():
             break
 
