@@ -1,5 +1,6 @@
 // mimo train: trains the model of a config.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <iostream>
 #include <memory>
@@ -69,6 +70,7 @@ std::string KeptConfig(ConfigNode root, const ModelSection& section) {
 
 // What the ranks of a process share.
 struct Shared {
+  std::chrono::steady_clock::time_point began;
   std::string path;
   ConfigNode root;
   RunSections run;
@@ -211,6 +213,7 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
                          .checkpoint = run.checkpoint,
                          .logging = run.logging,
                          .run_ahead = compute.stream.device == Device::kCuda,
+                         .began = shared.began,
                          .world = world,
                          .data_parallel_size = replicas};
   if (!section.pretrained.empty()) {
@@ -268,6 +271,7 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
 }  // namespace
 
 absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
+  const auto began = std::chrono::steady_clock::now();
   Args args("train", "trains a model from a config");
   args.Flag("config", "F.yaml", "the run's configuration (docs/config.md)");
   args.Flag("ranks", "N", "ranks as threads of this process (1)");
@@ -293,6 +297,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   }
   const int size = job.world_size > 1 ? job.world_size : threads;
   Shared shared;
+  shared.began = began;
   RankOptions options;
   std::optional<StopSignal> stop;
   return RunOnRanks(

@@ -10,6 +10,7 @@
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/types/span.h"
 #include "kernels/base/status_macros.h"
@@ -200,6 +201,12 @@ absl::Status Trainer::Finish() {
   MIMO_RETURN_IF_ERROR(CountSkipped(step));
   MIMO_RETURN_IF_ERROR(Log(step));
   if (!options_.logging.progress) return absl::OkStatus();
+  if (step.iteration == first_ + 1) {
+    const std::chrono::duration<double> start_up =
+        std::chrono::steady_clock::now() - options_.began;
+    progress_.Say(
+        absl::StrFormat("first iteration done after %.1f s", start_up.count()));
+  }
   const absl::Time now = SteadyNow();
   const int64_t total = options_.train.train_iters;
   progress_.Update(

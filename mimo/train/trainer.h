@@ -13,6 +13,7 @@
 #ifndef MIMO_MIMO_TRAIN_TRAINER_H_
 #define MIMO_MIMO_TRAIN_TRAINER_H_
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
@@ -66,6 +67,9 @@ struct TrainerOptions {
   // a GPU never waits for the host.
   bool run_ahead = false;
   std::FILE* out = stderr;  // progress and messages
+  // When the program began: until the first iteration is done is its start-up.
+  std::chrono::steady_clock::time_point began =
+      std::chrono::steady_clock::now();
 
   // All ranks of the run, each with a trainer of the same options; null: one
   // rank. Rank 0 writes logs and messages.

@@ -77,8 +77,10 @@ struct Process {
 TEST(Trainer, LearnsAndWritesItsMetrics) {
   const std::string folder = Folder("learns");
   Process process(Options(folder));
+  process.options.logging.progress = true;
   const auto result = process.Run();
   ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(process.Output().find("first iteration done after 0."), 0);
   EXPECT_EQ(result->iteration, 20);
   EXPECT_EQ(result->consumed_samples, 120);
   EXPECT_FALSE(result->stopped);
