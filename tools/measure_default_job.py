@@ -19,7 +19,7 @@ import time
 
 CONFIG = "configs/flags.yaml"
 RESULT = "bench/results/default_job.md"
-MARKS = ("<!-- measured: tools/measure_default_job.py -->\n", "<!-- /measured -->")
+MARKS = (f"<!-- measured: {RESULT} -->\n", "<!-- /measured -->")
 BARS = {"heldout_style": "drawings held out by style",
         "unseen_country": "countries never seen",
         "kgeography": "a fifth artist, shifted"}
@@ -91,6 +91,7 @@ lines += ["", f"The training step (32 samples of 40 tokens, `bench/llava_step`):
 text = "\n".join(lines)
 open(RESULT, "w").write(text)
 readme = open("README.md").read()
-begin, end = readme.index(MARKS[0]) + len(MARKS[0]), readme.index(MARKS[1])
+begin = readme.index(MARKS[0]) + len(MARKS[0])
+end = readme.index(MARKS[1], begin)
 open("README.md", "w").write(readme[:begin] + text + readme[end:])
 print(text)
