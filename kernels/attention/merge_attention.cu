@@ -8,8 +8,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A block a token: blockIdx.x is its place in sample blockIdx.y.
-template <typename T>
+// A block a token: blockIdx.x is its place in sample blockIdx.y. kWidth columns
+// at once are of one head.
+template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     MergeKernel(const MergeAttentionArgs args) {
   const int64_t i = blockIdx.x, b = blockIdx.y, dim = args.head_dim;
@@ -31,17 +32,24 @@ __global__ void __launch_bounds__(kThreads)
     if (max == -INFINITY) return max;
     return max + logf(expf(lse - max) + expf(lse_b - max));
   };
-  for (int64_t c = threadIdx.x; c < width; c += kThreads) {
+  for (int64_t c = threadIdx.x * kWidth; c < width; c += kThreads * kWidth) {
     const int64_t at = place(c / dim);
     const float lse_b = static_cast<const float*>(args.lse_b)[at];
-    const float of_b = ToFloat(out_b[c]);
+    float of_a[kWidth], of_b[kWidth];
+    Load<kWidth>(out_b + c, of_b);
     if (args.first) {
-      out[c] = of_b;
+      Store<kWidth>(out + c, of_b);
       continue;
     }
     const float lse = all_lse[at], sum = joint(lse, lse_b);
     if (sum == -INFINITY) continue;
-    out[c] = expf(lse - sum) * out[c] + expf(lse_b - sum) * of_b;
+    const float share = expf(lse - sum), share_b = expf(lse_b - sum);
+    Load<kWidth>(out + c, of_a);
+    // The same rounding whatever the width.
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k)
+      of_a[k] = fmaf(share, of_a[k], __fmul_rn(share_b, of_b[k]));
+    Store<kWidth>(out + c, of_a);
   }
   __syncthreads();  // lse has been read
   for (int64_t n = threadIdx.x; n < args.heads; n += kThreads) {
@@ -56,8 +64,13 @@ __global__ void __launch_bounds__(kThreads)
 void MergeAttentionCuda(const MergeAttentionArgs& args, Stream stream) {
   if (args.batch * args.seq == 0) return;
   DispatchCudaFloat(args.dtype, [&]<typename T>() {
-    MergeKernel<T>
-        <<<dim3(args.seq, args.batch), kThreads, 0, RawStream(stream)>>>(args);
+    // 16 bytes of out.
+    DispatchWidth<float>(
+        args.head_dim, {args.out, args.out_b}, [&]<int kWidth>() {
+          MergeKernel<T, kWidth>
+              <<<dim3(args.seq, args.batch), kThreads, 0, RawStream(stream)>>>(
+                  args);
+        });
   });
   MIMO_CUDA_CHECK(cudaGetLastError());
 }

@@ -13,7 +13,7 @@ namespace mimo::kernels {
 namespace {
 
 using Values = std::vector<double>;
-constexpr int64_t kHeads = 3, kDim = 5, kWidth = kHeads * kDim;
+constexpr int64_t kHeads = 3;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 class MergeAttentionTest : public BackendTest {};
@@ -24,15 +24,15 @@ struct Part {
 };
 
 // Random parts; every fourth query of part `blind` sees no key.
-Part RandomPart(int64_t tokens, int64_t statistics, uint32_t seed, bool blind) {
-  Part part = {RandomValues(tokens * kWidth, seed),
+Part RandomPart(int64_t values, int64_t statistics, uint32_t seed, bool blind) {
+  Part part = {RandomValues(values, seed),
                RandomValues(statistics, seed + 100, 3)};
   for (int64_t i = 0; blind && i < statistics; i += 4) part.lse[i] = -kInfinity;
   return part;
 }
 
-Part Merged(const Backend& on, const std::vector<Part>& parts, int64_t batch,
-            int64_t seq, const Values& cu_seqlens) {
+Part Merged(const Backend& on, const std::vector<Part>& parts, int64_t dim,
+            int64_t batch, int64_t seq, const Values& cu_seqlens) {
   const DType sums = AccumulatorOf(on.dtype);
   const Array out =
       Array::Poisoned(on, sums, static_cast<int64_t>(parts[0].out.size()));
@@ -51,7 +51,7 @@ Part Merged(const Backend& on, const std::vector<Part>& parts, int64_t batch,
          .batch = batch,
          .seq = seq,
          .heads = kHeads,
-         .head_dim = kDim,
+         .head_dim = dim,
          .cu_seqlens = cu_seqlens.empty()
                            ? nullptr
                            : static_cast<const int32_t*>(lengths.data()),
@@ -64,15 +64,17 @@ Part Merged(const Backend& on, const std::vector<Part>& parts, int64_t batch,
 
 // One sum over all parts. Each merge adds some roundings of an exponential
 // near 1, each of three exponents 2 ulp of at most 6.
-void ExpectIsTheFormula(const Backend& on, int64_t batch, int64_t seq,
-                        const Values& cu_seqlens) {
+void ExpectIsTheFormula(const Backend& on, int64_t dim, int64_t batch,
+                        int64_t seq, const Values& cu_seqlens) {
+  const int64_t width = kHeads * dim;
   const int64_t tokens = cu_seqlens.empty()
                              ? batch * seq
                              : static_cast<int64_t>(cu_seqlens.back());
   std::vector<Part> parts;
   for (uint32_t p = 0; p < 4; ++p)
-    parts.push_back(RandomPart(tokens, batch * kHeads * seq, p, p % 2 == 1));
-  const Part got = Merged(on, parts, batch, seq, cu_seqlens);
+    parts.push_back(
+        RandomPart(tokens * width, batch * kHeads * seq, p, p % 2 == 1));
+  const Part got = Merged(on, parts, dim, batch, seq, cu_seqlens);
   const double error = on.dtype == DType::kFloat64 ? 1e-14 : 1e-5;
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t first = cu_seqlens.empty() ? b * seq : cu_seqlens[b];
@@ -83,8 +85,8 @@ void ExpectIsTheFormula(const Backend& on, int64_t batch, int64_t seq,
         double sum = 0;
         for (const Part& part : parts) sum += std::exp(part.lse[at]);
         EXPECT_NEAR(got.lse[at], std::log(sum), error);
-        for (int64_t d = 0; d < kDim; ++d) {
-          const int64_t column = (first + i) * kWidth + n * kDim + d;
+        for (int64_t d = 0; d < dim; ++d) {
+          const int64_t column = (first + i) * width + n * dim + d;
           double wanted = 0;
           for (const Part& part : parts)
             wanted += std::exp(part.lse[at]) / sum * part.out[column];
@@ -96,17 +98,21 @@ void ExpectIsTheFormula(const Backend& on, int64_t batch, int64_t seq,
 }
 
 TEST_P(MergeAttentionTest, IsTheFormula) {
-  for (auto [batch, seq] :
-       {std::pair<int64_t, int64_t>{1, 1}, {2, 7}, {3, 64}, {0, 4}, {2, 0}})
-    ExpectIsTheFormula(backend(), batch, seq, {});
-  ExpectIsTheFormula(backend(), 4, 9, {0, 9, 9, 12, 13});
+  for (const int64_t dim : {5, 8, 128}) {  // 16 bytes at once, or one element
+    for (auto [batch, seq] :
+         {std::pair<int64_t, int64_t>{1, 1}, {2, 7}, {3, 64}, {0, 4}, {2, 0}})
+      ExpectIsTheFormula(backend(), dim, batch, seq, {});
+    ExpectIsTheFormula(backend(), dim, 4, 9, {0, 9, 9, 12, 13});
+  }
 }
 
 TEST_P(MergeAttentionTest, AQueryThatNoPartLetsSeeStaysBlind) {
-  const Part blind = {Values(kWidth, 0), Values(kHeads, -kInfinity)};
-  const Part got = Merged(backend(), {blind, blind}, 1, 1, {});
-  EXPECT_EQ(got.out, blind.out);
-  EXPECT_EQ(got.lse, blind.lse);
+  for (const int64_t dim : {5, 8}) {
+    const Part blind = {Values(kHeads * dim, 0), Values(kHeads, -kInfinity)};
+    const Part got = Merged(backend(), {blind, blind}, dim, 1, 1, {});
+    EXPECT_EQ(got.out, blind.out);
+    EXPECT_EQ(got.lse, blind.lse);
+  }
 }
 
 }  // namespace
