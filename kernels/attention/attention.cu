@@ -49,6 +49,12 @@ void ForwardCudnn(const AttentionForwardArgs& args, Stream stream) {
 }
 
 template <typename Args>
+AttentionWay PreferredOrSimple(const Args& args) {
+  const AttentionWay way = Preferred(args.shape, args.dtype);
+  return Takes(way, args) ? way : AttentionWay::kSimple;
+}
+
+template <typename Args>
 bool Always(const Args&) {
   return true;
 }
@@ -108,6 +114,13 @@ bool Takes(AttentionWay way, const AttentionBackwardArgs& args) {
   return Of(way).backward_takes(args);
 }
 
+AttentionWay WayOf(const AttentionForwardArgs& args) {
+  return PreferredOrSimple(args);
+}
+AttentionWay WayOf(const AttentionBackwardArgs& args) {
+  return PreferredOrSimple(args);
+}
+
 void AttentionForwardBy(AttentionWay way, const AttentionForwardArgs& args,
                         Stream stream) {
   Of(way).forward(args, stream);
@@ -122,17 +135,14 @@ int64_t AttentionBackwardWorkspaceBytesBy(AttentionWay way,
 }
 
 void AttentionForwardCuda(const AttentionForwardArgs& args, Stream stream) {
-  const AttentionWay way = Preferred(args.shape, args.dtype);
-  AttentionForwardBy(Takes(way, args) ? way : AttentionWay::kSimple, args,
-                     stream);
+  AttentionForwardBy(WayOf(args), args, stream);
 }
 
 void AttentionBackwardCuda(const AttentionBackwardArgs& args, Stream stream) {
-  const AttentionWay way = Preferred(args.shape, args.dtype);
-  const bool takes = Takes(way, args);
-  AttentionBackwardBy(takes ? way : AttentionWay::kSimple, args, stream);
+  const AttentionWay way = WayOf(args);
+  AttentionBackwardBy(way, args, stream);
   // Ours has done it.
-  if (!takes || way != AttentionWay::kSm90) TurnBack(args, stream);
+  if (way != AttentionWay::kSm90) TurnBack(args, stream);
 }
 
 int64_t AttentionBackwardWorkspaceBytesCuda(const AttentionShape& shape,

@@ -22,6 +22,10 @@ absl::string_view Name(AttentionWay way);
 bool Takes(AttentionWay way, const AttentionForwardArgs& args);
 bool Takes(AttentionWay way, const AttentionBackwardArgs& args);
 
+// The way that AttentionForward and AttentionBackward go.
+AttentionWay WayOf(const AttentionForwardArgs& args);
+AttentionWay WayOf(const AttentionBackwardArgs& args);
+
 // AttentionForward and AttentionBackward by a way that takes the arguments; but
 // only sm90's backward minds cos and sin.
 void AttentionForwardBy(AttentionWay way, const AttentionForwardArgs& args,

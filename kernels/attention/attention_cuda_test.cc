@@ -116,6 +116,13 @@ INSTANTIATE_TEST_SUITE_P(By, AttentionWayTest,
                            return std::string(Name(info.param));
                          });
 
+// Ours takes two head sizes, the simple kernel all; what cuDNN takes is its own
+// to say.
+bool MustTake(AttentionWay way, const Case& c) {
+  if (way == AttentionWay::kSm90) return c.head_dim == 64 || c.head_dim == 128;
+  return way == AttentionWay::kSimple;
+}
+
 // Runs the cases by a way: twice, for the same bits.
 void ExpectNearFloat64(AttentionWay by, const std::vector<Case>& cases) {
   int forward = 0, backward = 0;
@@ -125,6 +132,10 @@ void ExpectNearFloat64(AttentionWay by, const std::vector<Case>& cases) {
     const Outputs got = Compute(kBf16, p, way.functions());
     forward += way.takes_forward;
     backward += way.takes_backward;
+    if (MustTake(by, c)) {
+      EXPECT_TRUE(way.takes_forward) << c;
+      EXPECT_EQ(way.takes_backward, c.capacity == 0) << c;
+    }
     if (!way.takes_forward && !way.takes_backward) continue;
     ExpectNear(kBf16, p, got, Compute(Oracle(), p));
     if (by == AttentionWay::kCudnnUnordered) continue;
@@ -134,6 +145,8 @@ void ExpectNearFloat64(AttentionWay by, const std::vector<Case>& cases) {
     EXPECT_EQ(got.dq, again.dq) << c;
     EXPECT_EQ(got.dkv, again.dkv) << c;
   }
+  EXPECT_GT(forward, 0);
+  EXPECT_GT(backward, 0);
   std::cout << Name(by) << " takes " << forward << " forward and " << backward
             << " backward of " << cases.size() << " cases\n";
 }
@@ -153,6 +166,61 @@ TEST_P(AttentionWayTest, SmallIsNearFloat64) {
   };
   for (Case& c : cases) c.gap = 8;
   ExpectNearFloat64(GetParam(), cases);
+}
+
+// The way of each class of shapes that models have.
+TEST(AttentionWays, AreChosenByShape) {
+  if (const absl::Status status = CheckDevice(Device::kCuda); !status.ok())
+    GTEST_SKIP() << status.message();
+  constexpr DType kBf16 = DType::kBFloat16, kFloat = DType::kFloat32;
+  constexpr AttentionWay kSm90 = AttentionWay::kSm90,
+                         kCudnn = AttentionWay::kCudnn,
+                         kSimple = AttentionWay::kSimple;
+  const struct {
+    const char* name;
+    AttentionShape shape;  // batch, queries, keys, heads, key heads, head size
+    DType dtype;
+    AttentionWay way;
+    bool packed = false, padded = false;
+  } kClasses[] = {
+      {"Llama", {2, 704, 704, 32, 32, 128, true}, kBf16, kSm90},
+      {"grouped", {2, 512, 512, 32, 8, 128, true}, kBf16, kSm90},
+      {"packed", {2, 512, 512, 32, 8, 128, true}, kBf16, kSm90, true},
+      {"CLIP", {2, 577, 577, 16, 16, 64, false}, kBf16, kSm90},
+      {"padded", {2, 500, 500, 8, 8, 64, false}, kBf16, kSm90, false, true},
+      {"decoding", {2, 1, 300, 32, 8, 128, true}, kBf16, kSm90},
+      {"head size 72", {2, 729, 729, 16, 16, 72, false}, kBf16, kCudnn},
+      {"72 packed", {2, 729, 729, 16, 16, 72, false}, kBf16, kSimple, true},
+      {"72 decoding", {2, 1, 300, 16, 16, 72, true}, kBf16, kSimple},
+      {"head size 20", {2, 64, 64, 4, 4, 20, true}, kBf16, kSimple},
+      {"float32", {2, 704, 704, 32, 32, 128, true}, kFloat, kSimple},
+  };
+  for (const auto& c : kClasses) {
+    AttentionShape shape = c.shape;
+    shape.scale = 1;
+    const int32_t list[] = {0};  // not read
+    const int32_t* const cu_seqlens = c.packed ? list : nullptr;
+    const int32_t* const key_lengths = c.padded ? list : nullptr;
+    const int64_t stride = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+    EXPECT_EQ(Name(WayOf(AttentionForwardArgs{.shape = shape,
+                                              .q_stride = stride,
+                                              .kv_stride = stride,
+                                              .key_lengths = key_lengths,
+                                              .cu_seqlens = cu_seqlens,
+                                              .dtype = c.dtype})),
+              Name(c.way))
+        << c.name;
+    EXPECT_EQ(Name(WayOf(AttentionBackwardArgs{.shape = shape,
+                                               .q_stride = stride,
+                                               .kv_stride = stride,
+                                               .key_lengths = key_lengths,
+                                               .cu_seqlens = cu_seqlens,
+                                               .dq_stride = stride,
+                                               .dkv_stride = stride,
+                                               .dtype = c.dtype})),
+              Name(c.way))
+        << c.name;
+  }
 }
 
 // Runs `op`, which may make its plans, and again as a graph; between the two,
