@@ -9,7 +9,9 @@
 #include <tuple>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "gtest/gtest.h"
+#include "kernels/base/device.h"
 #include "kernels/base/parallel.h"
 #include "kernels/testing/backend.h"
 
@@ -104,13 +106,13 @@ struct Problem {
   // accumulator's dtype; tensor cores cut off, which errs by twice as much as
   // rounding: (K + 2) 2 u times the sum of the terms' sizes. Then the entry is
   // rounded to c's dtype, where some of cuBLASLt's kernels first round the
-  // product and then what it is added to.
-  void Check(const Backend& on, const Values& out) const {
+  // product and then what it is added to. Of every `step`-th row.
+  void Check(const Backend& on, const Values& out, int64_t step = 1) const {
     const DType accumulator = AccumulatorOf(on.dtype);
     const double unit = (c.k + 2) * 2 * Roundoff(accumulator);
     const double last = Roundoff(c.wide ? accumulator : on.dtype);
     for (int64_t i = 0; i < c.shift; ++i) ASSERT_EQ(out[i], kPadding);
-    for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t i = 0; i < c.m; i += step) {
       const double* row = &out[c.shift + i * ldc];
       for (int64_t j = 0; j < c.n; ++j) {
         const Sum sum = At(i, j);
@@ -321,6 +323,31 @@ TEST_P(GemmTest, TuningIsKeptInAFile) {
   AutotuneGemm("", backend().device);
   check();
   std::remove(path.c_str());
+}
+
+// Products of LLaVA-7B (eight samples of 704 tokens), of its CLIP's backward,
+// and of odd sizes: by the tuned plan, again, and by the plan from the file.
+TEST(GemmTuned, ModelShapesAreTheLiteralSumAndTheSameBits) {
+  if (const absl::Status status = CheckDevice(Device::kCuda); !status.ok())
+    GTEST_SKIP() << status.message();
+  const Backend on = {Device::kCuda, DType::kBFloat16};
+  const std::string path = testing::TempDir() + "gemm_plans_models.txt";
+  for (const Case& c :
+       std::vector<Case>{{5632, 4096, 4096, false, true},
+                         {4616, 1024, 4096},
+                         {577, 1001, 1023, true, false, 0, 0, 1, true}}) {
+    const Problem problem(c);
+    std::remove(path.c_str());
+    AutotuneGemm(path, on.device);
+    const Values tuned = problem.Run(on);
+    problem.Check(on, tuned, c.m / 16);
+    EXPECT_TRUE(problem.Run(on) == tuned) << c;
+    AutotuneGemm(path, on.device);
+    EXPECT_EQ(std::remove(path.c_str()), 0) << c << ": no plan was kept";
+    EXPECT_TRUE(problem.Run(on) == tuned) << c;
+    EXPECT_FALSE(std::ifstream(path)) << c << ": tuned anew";
+  }
+  AutotuneGemm("", on.device);
 }
 
 TEST(GemmDeathTest, EpilogueWithBeta) {
