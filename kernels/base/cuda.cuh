@@ -9,6 +9,7 @@
 #include <initializer_list>
 #include <type_traits>
 
+#include "absl/log/log.h"
 #include "kernels/base/cuda_check.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/stream.h"

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/base/cuda_check.h"
+#include "kernels/base/out_of_memory.h"
 
 namespace mimo {
 namespace {
@@ -74,7 +75,10 @@ class UploadStaging {
         return block;
       }
     }
-    MIMO_CUDA_CHECK(cudaMallocHost(&block.memory, kBlockBytes));
+    const cudaError_t error = cudaMallocHost(&block.memory, kBlockBytes);
+    if (error == cudaErrorMemoryAllocation)
+      OutOfMemory(Device::kCpu, "4 MiB of pinned memory wanted");
+    MIMO_CUDA_CHECK(error);
     MIMO_CUDA_CHECK(
         cudaEventCreateWithFlags(&block.read, cudaEventDisableTiming));
     return block;
@@ -95,14 +99,16 @@ absl::Status CheckCuda() {
         error == cudaSuccess ? "none is visible" : cudaGetErrorString(error),
         "), wanted an NVIDIA GPU of compute capability 9.0"));
   }
-  // The kernels are built for sm_90a, which runs on no other.
   const cudaDeviceProp found = Properties();
-  if (found.major != 9) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(found.name, " has compute capability ", found.major, ".",
-                     found.minor, ", wanted 9.0 (Hopper)"));
-  }
-  return absl::OkStatus();
+  return CheckCapability(found.name, found.major, found.minor);
+}
+
+// The kernels are built for sm_90a, which runs on no other.
+absl::Status CheckCapability(const std::string& name, int major, int minor) {
+  if (major == 9 && minor == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(name, " has compute capability ", major, ".", minor,
+                   ", wanted 9.0 (Hopper)"));
 }
 
 std::string CudaDeviceName() { return Properties().name; }

@@ -7,6 +7,8 @@
 namespace mimo {
 
 absl::Status CheckCuda();
+// Whether a GPU of that name runs the kernels.
+absl::Status CheckCapability(const std::string& name, int major, int minor);
 std::string CudaDeviceName();
 Stream NewCudaStream(bool urgent);
 void* AllocateCuda(int64_t bytes);

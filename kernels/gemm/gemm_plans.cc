@@ -115,7 +115,12 @@ void* Allocate(int64_t bytes) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   MIMO_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) != cudaSuccess) cudaGetLastError();
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky: cleared
+  } else {
+    MIMO_CUDA_CHECK(error);
+  }
   MIMO_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   return memory;
 }
@@ -189,8 +194,8 @@ void* GemmPlans::Workspace(cudaStream_t stream) {
   void*& workspace = workspaces_[stream];
   if (workspace == nullptr) {
     workspace = Allocate(kWorkspaceBytes);
-    CHECK(workspace != nullptr)
-        << "Gemm: no GPU memory left for 32 MiB of workspace";
+    if (workspace == nullptr)
+      OutOfMemory(Device::kCuda, "32 MiB of workspace for products wanted");
   }
   return workspace;
 }

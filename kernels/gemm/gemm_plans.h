@@ -11,13 +11,17 @@
 #include <string>
 #include <vector>
 
+#include "absl/log/log.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/base/out_of_memory.h"
 #include "kernels/gemm/gemm.h"
 
 #define MIMO_CUBLAS_CHECK(call)                                         \
   do {                                                                  \
-    if (const cublasStatus_t mimo_status = (call);                      \
-        mimo_status != CUBLAS_STATUS_SUCCESS)                           \
+    const cublasStatus_t mimo_status = (call);                          \
+    if (mimo_status == CUBLAS_STATUS_ALLOC_FAILED)                      \
+      OutOfMemory(Device::kCuda, #call " failed");                      \
+    if (mimo_status != CUBLAS_STATUS_SUCCESS)                           \
       LOG(FATAL) << #call ": " << cublasLtGetStatusString(mimo_status); \
   } while (false)
 

@@ -1,8 +1,7 @@
 #include "mimo/tensor/allocator.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/base/device.h"
+#include "kernels/base/out_of_memory.h"
 
 namespace mimo {
 namespace {
@@ -47,8 +47,26 @@ std::string Gib(int64_t bytes) {
 }  // namespace
 
 struct Allocator::State {
-  explicit State(Device device) : device(device) {}
-  ~State() { FreeKept(); }
+  State(Device device, bool keeps) : device(device), keeps(keeps) {
+    absl::MutexLock lock(&all().mutex);
+    all().states.insert(this);
+  }
+  ~State() {
+    absl::MutexLock lock(&all().mutex);
+    all().states.erase(this);
+    FreeKept();
+  }
+
+  // The process's.
+  struct All {
+    All() { SetMemoryHolders(Holders); }
+    absl::Mutex mutex;  // before each state's
+    std::set<State*> states ABSL_GUARDED_BY(mutex);
+  };
+  static All& all() {
+    static All& all = *new All;
+    return all;
+  }
 
   void FreeKept() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     for (auto& [size, blocks] : kept) {
@@ -60,37 +78,45 @@ struct Allocator::State {
     kept.clear();
   }
 
-  // From the system; if it has none, after giving back what is kept.
+  // From the system; if it has none, after giving back what is kept. Null when
+  // it still has none.
   void* Reserve(int64_t size) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     void* block = AllocateMemory(device, size);
-    if (block == nullptr) {
+    if (block == nullptr && !keeps) {
       FreeKept();
       block = AllocateMemory(device, size);
     }
-    if (block == nullptr) OutOfMemory(size);
-    stats.reserved_bytes += size;
+    if (block != nullptr) stats.reserved_bytes += size;
     return block;
   }
 
-  [[noreturn]] void OutOfMemory(int64_t size)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-    std::string line =
-        absl::StrCat("mimo: out of memory on ", DeviceName(device), ": ",
-                     Gib(size), " wanted, ", Gib(stats.live_bytes), " in use");
+  // What all allocators of a device hold.
+  static std::string Holders(Device device) {
     std::map<std::string, int64_t> groups;
-    for (size_t t = 0; t < tags.size(); ++t) groups[Group(tags[t])] += live[t];
+    int64_t sum = 0;
+    absl::MutexLock lock(&all().mutex);
+    for (State* state : all().states) {
+      if (state->device != device) continue;
+      absl::MutexLock state_lock(&state->mutex);
+      for (size_t t = 0; t < state->tags.size(); ++t)
+        groups[Group(state->tags[t])] += state->live[t];
+      const AllocatorStats& stats = state->stats;
+      groups["kept for reuse"] += stats.reserved_bytes - stats.live_bytes;
+      sum += stats.reserved_bytes;
+    }
     std::vector<std::pair<int64_t, std::string>> largest;
     for (const auto& [group, bytes] : groups)
       if (bytes > 0) largest.emplace_back(-bytes, group);
     std::sort(largest.begin(), largest.end());
-    for (const auto& [bytes, tag] : largest)
-      absl::StrAppend(&line, &bytes == &largest[0].first ? ": " : ", ", tag,
+    std::string line = absl::StrCat(Gib(sum), " in use");
+    for (const auto& [bytes, group] : largest)
+      absl::StrAppend(&line, &bytes == &largest[0].first ? ": " : ", ", group,
                       " ", Gib(-bytes));
-    std::fprintf(stderr, "%s\n", line.c_str());
-    std::_Exit(1);
+    return line;
   }
 
   const Device device;
+  const bool keeps;
   mutable absl::Mutex mutex;
   std::map<int64_t, std::vector<void*>> kept ABSL_GUARDED_BY(mutex);
   AllocatorStats stats ABSL_GUARDED_BY(mutex);
@@ -99,18 +125,22 @@ struct Allocator::State {
   size_t tag ABSL_GUARDED_BY(mutex) = 0;                   // the current one
 };
 
-Allocator::Allocator(Stream stream)
-    : stream_(stream), state_(std::make_shared<State>(stream.device)) {}
+Allocator::Allocator(Stream stream, bool keeps)
+    : stream_(stream), state_(std::make_shared<State>(stream.device, keeps)) {}
 
 std::shared_ptr<void> Allocator::Allocate(int64_t bytes) {
   CHECK_GE(bytes, 0);
   if (bytes == 0) return nullptr;
   const int64_t size = SizeClass(bytes);
-  absl::MutexLock lock(&state_->mutex);
+  absl::ReleasableMutexLock lock(&state_->mutex);
   std::vector<void*>& blocks = state_->kept[size];
   void* block;
   if (blocks.empty()) {
     block = state_->Reserve(size);
+    if (block == nullptr) {
+      lock.Release();
+      OutOfMemory(stream_.device, absl::StrCat(Gib(size), " wanted"));
+    }
   } else {
     block = blocks.back();
     blocks.pop_back();

@@ -7,7 +7,7 @@
 // Blocks keep the allocator's state alive, not the other way round.
 //
 // When the device has no more, the process says so in one line, with the bytes
-// in use by tag, and exits with code 1.
+// that all its allocators hold there by tag, and exits with code 2.
 #ifndef MIMO_MIMO_TENSOR_ALLOCATOR_H_
 #define MIMO_MIMO_TENSOR_ALLOCATOR_H_
 
@@ -30,8 +30,9 @@ struct AllocatorStats {
 
 class Allocator {
  public:
-  // Of the stream's device.
-  explicit Allocator(Stream stream = Stream());
+  // Of the stream's device. With `keeps` it gives nothing back to the system,
+  // also when that has no more, until ReleaseKept: captured work has addresses.
+  explicit Allocator(Stream stream = Stream(), bool keeps = false);
 
   // Uninitialised memory; returned to this allocator when the last owner goes.
   std::shared_ptr<void> Allocate(int64_t bytes);

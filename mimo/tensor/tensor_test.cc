@@ -84,16 +84,45 @@ TEST(Allocator, CountsByTag) {
   EXPECT_EQ(allocator.stats().live_by_tag, Tags({{"", 128}}));
 }
 
-TEST(AllocatorDeathTest, OutOfMemoryIsOneLine) {
-  Allocator allocator;
-  const auto used = allocator.Allocate(int64_t{1} << 24);
+class AllocatorOnDeviceDeathTest : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(On, AllocatorOnDeviceDeathTest,
+                         testing::Values(Backend{Device::kCpu, DType::kFloat32},
+                                         Backend{Device::kCuda,
+                                                 DType::kFloat32}),
+                         BackendName);
+
+// Of all allocators of the device.
+TEST_P(AllocatorOnDeviceDeathTest, OutOfMemoryIsOneLine) {
+  // A fork has no use of its parent's GPU.
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const bool on_gpu = backend().device == Device::kCuda;
+  Allocator allocator(StreamOf(backend())), other(StreamOf(backend()));
+  const auto used = other.Allocate(int64_t{1} << 24);
   const AllocationTag first(allocator, "model.layers.0.mlp");
   const auto more = allocator.Allocate(int64_t{1} << 26);
-  const AllocationTag second(allocator, "model.layers.11.mlp");
-  const auto most = allocator.Allocate(int64_t{1} << 26);
-  EXPECT_EXIT(allocator.Allocate(int64_t{1} << 60), testing::ExitedWithCode(1),
-              "^mimo: out of memory on CPU: 1073741824.00 GiB wanted, 0.14 GiB "
-              "in use: model.layers 0.12 GiB, untagged 0.02 GiB\n$");
+  const AllocationTag second(other, "model.layers.11.mlp");
+  const auto most = other.Allocate(int64_t{1} << 26);
+  other.Allocate(int64_t{1} << 25);      // which keeps it
+  allocator.Allocate(int64_t{1} << 25);  // which first gives it back
+  const int64_t too_much = on_gpu
+                               ? DeviceMemory(backend().device).total_bytes + 1
+                               : int64_t{1} << 60;
+  EXPECT_EXIT(
+      allocator.Allocate(too_much), testing::ExitedWithCode(2),
+      std::string("^mimo: out of memory on ") +
+          (on_gpu ? "[^(]+ \\([0-9.]+ of [0-9.]+ GiB free\\): [0-9.]+"
+                  : "CPU: 1073741824.00") +
+          " GiB wanted, 0.17 GiB in use: model.layers 0.12 GiB, kept for reuse "
+          "0.03 GiB, untagged 0.02 GiB\n$");
+}
+
+TEST(AllocatorDeathTest, OneThatKeepsGivesNothingBackUnasked) {
+  Allocator allocator(Stream(), /*keeps=*/true);
+  allocator.Allocate(int64_t{1} << 25);
+  EXPECT_EXIT(allocator.Allocate(int64_t{1} << 60), testing::ExitedWithCode(2),
+              "wanted, 0.03 GiB in use: kept for reuse 0.03 GiB\n$");
+  allocator.ReleaseKept();
+  EXPECT_EQ(allocator.stats().reserved_bytes, 0);
 }
 
 class TensorOnDevice : public BackendTest {};

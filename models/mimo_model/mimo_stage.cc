@@ -147,6 +147,9 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
     } else if (passes_.size() < kMostPasses) {
       pass = &passes_[std::move(key)];
       pass->rows = Rows(inputs);
+    } else if (!std::exchange(said_most_, true)) {
+      LOG(WARNING) << "train.cuda_graph: batches of more than " << kMostPasses
+                   << " shapes: those of other shapes run uncaptured";
     }
   }
   int64_t before = 0;

@@ -74,7 +74,7 @@ class MimoStage : public TrainStage {
         prepare_({.packed = options.pack}),
         free_bytes_(options.free_bytes),
         links_(std::move(links)),
-        captured_memory_(ctx_.compute),
+        captured_memory_(ctx_.compute, /*keeps=*/true),
         ahead_memory_(NewStream(ctx_.compute.device)) {}
 
   std::vector<Parameter*> Parameters() override { return model_.Parameters(); }
@@ -158,6 +158,7 @@ class MimoStage : public TrainStage {
   Allocator ahead_memory_;
   std::optional<Ahead> ahead_;
   std::map<std::vector<int64_t>, Pass> passes_;
+  bool said_most_ = false;  // that more shapes came than are captured
 };
 
 }  // namespace mimo

@@ -249,6 +249,62 @@ TEST_P(MimoStageTest, ShapesThatMemoryDoesNotHoldRunUncaptured) {
   EXPECT_EQ(losses[true], losses[false]);
 }
 
+// Texts of 18 lengths, a pass each; the first of more than 16 is said once.
+TEST_P(MimoStageTest, MoreShapesThanAreCapturedAreSaid) {
+  if (backend().device == Device::kCpu) GTEST_SKIP() << "nothing is captured";
+  Allocator allocator(StreamOf(backend()));
+  const auto model = BuildOn(backend(), allocator);
+  MimoStage stage(
+      *model, allocator,
+      {.capture = true, .free_bytes = [](Device) { return int64_t{1} << 40; }});
+  std::vector<std::string> said;
+  absl::ScopedMockLog log;
+  ON_CALL(log, Log(absl::LogSeverity::kWarning, testing::_, testing::_))
+      .WillByDefault(
+          [&](absl::LogSeverity, const std::string&,
+              const std::string& message) { said.push_back(message); });
+  log.StartCapturingLogs();
+  for (int length = 3; length < 21; ++length) {
+    EXPECT_EQ(said.size(), length - 3 > 16 ? 1u : 0u);
+    Sample text;
+    text.input_ids = text.labels = std::vector<int32_t>(length, 1);
+    ASSERT_TRUE(stage.ForwardBackward({Collate({text}, /*pad_id=*/0)}, 1).ok());
+    for (Parameter* p : stage.Parameters()) p->ForgetGrad();
+  }
+  ASSERT_EQ(said.size(), 1u);
+  EXPECT_THAT(said[0], testing::HasSubstr(
+                           "train.cuda_graph: batches of more than 16 shapes"));
+}
+
+// Waits for the GPU when a parameter is read.
+class WaitingWeights : public ParameterObserver {
+ public:
+  explicit WaitingWeights(Stream stream) : stream_(stream) {}
+  void BeforeRead(Parameter&) override { Synchronize(stream_); }
+  void LastUseGone(Parameter&) override {}
+
+ private:
+  const Stream stream_;
+};
+
+TEST_P(MimoStageTest, AForwardThatWaitsCannotBeCaptured) {
+  if (backend().device == Device::kCpu) GTEST_SKIP() << "nothing is captured";
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  Allocator allocator(StreamOf(backend()));
+  const auto model = BuildOn(backend(), allocator);
+  WaitingWeights waiting(allocator.stream());
+  for (Parameter* p : model->Parameters()) p->observer = &waiting;
+  MimoStage stage(*model, allocator, {.capture = true});
+  const auto run = [&] {
+    ASSERT_TRUE(stage.ForwardBackward({TwoSamples()}, 1).ok());
+    for (Parameter* p : stage.Parameters()) p->ForgetGrad();
+  };
+  run();  // which is the eager one
+  EXPECT_EXIT(run(), testing::ExitedWithCode(2),
+              "mimo: train.cuda_graph: true, but this pass cannot be captured "
+              "\\(cudaStreamSynchronize.*\\), wanted false\n$");
+}
+
 TEST_P(MimoStageTest, SameAgain) {
   const How how = {.capture = true, .ahead = true};
   const Bytes one = Train(backend(), how);
