@@ -240,17 +240,25 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
         absl::StrCat(path_, ": tensor ", name, ": ", ToString(info->shape),
                      ", wanted ", ToString(out.shape())));
   }
+  // To a GPU by way of a piece that stays in the host's cache.
+  constexpr int64_t kPiece = 1 << 20;
   Allocator host;
   const bool on_host = out.device() == Device::kCpu;
-  Tensor here = on_host ? out : Tensor(host, out.shape(), out.dtype());
-  const absl::Status status = ConvertElements(
-      Data(*info), info->dtype, here.data(), out.dtype(), out.numel());
-  if (status.ok()) {
-    if (!on_host) Tensor(out).CopyFrom(here);
-    return status;
+  const int64_t most = on_host ? out.numel() : std::min(kPiece, out.numel());
+  const Tensor flat = out.Reshape({out.numel()});
+  const Tensor piece = on_host ? flat : Tensor(host, {most}, out.dtype());
+  for (int64_t at = 0; at < out.numel(); at += most) {
+    const int64_t count = std::min(most, out.numel() - at);
+    const absl::Status status =
+        ConvertElements(Data(*info) + at * SizeOf(info->dtype), info->dtype,
+                        piece.data(), out.dtype(), count);
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", name,
+                                                      ": ", status.message()));
+    }
+    if (!on_host) flat.Rows(at, at + count).CopyFrom(piece.Rows(0, count));
   }
-  return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", name,
-                                                  ": ", status.message()));
+  return absl::OkStatus();
 }
 
 absl::Status WriteSafeTensors(
