@@ -277,7 +277,8 @@ absl::Status Run(const std::vector<std::string>& words,
                  run.optimizer));
   MimoStage stage(
       *model, allocator,
-      {.capture = run.train.cuda_graph, .pack = run.train.pack_sequences});
+      {.capture = run.train.cuda_graph, .pack = run.train.pack_sequences},
+      ModelLinks(*model, run.train.encoder_run_ahead));
   AdamW optimizer(run.optimizer, model->Parameters(), allocator);
   const std::vector<MicroBatch> batches = RandomBatches(config, size, micro);
   int64_t labelled = 0;
@@ -285,7 +286,9 @@ absl::Status Run(const std::vector<std::string>& words,
   const double scale = 1.0 / labelled;
   const Tensor dloss = Tensor::From<double>(allocator, {1}, {scale});
   const auto step = [&] {
-    CHECK_OK(stage.ForwardBackward(batches, dloss, {.next = &batches[0]}));
+    CHECK_OK(stage.ForwardBackward(batches, dloss, {.next = [&](int i) {
+                                     return &batches[i % batches.size()];
+                                   }}));
     optimizer.Step(1e-5);
     for (Parameter* p : model->Parameters()) p->ForgetGrad();
     Synchronize(compute.stream);

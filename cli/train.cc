@@ -230,12 +230,11 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     }
   }
   std::optional<ModelLinks> links;
+  const int run_ahead = run.train.encoder_run_ahead;
   if (world == nullptr) {
-    links.emplace(model);
+    links.emplace(model, run_ahead);
   } else {
-    auto connected =
-        ModelLinks::Connect(model, *world, allocator,
-                            static_cast<int>(run.train.encoder_run_ahead));
+    auto connected = ModelLinks::Connect(model, *world, allocator, run_ahead);
     if (absl::IsInvalidArgument(connected.status()))
       return of_model(connected.status());
     MIMO_ASSIGN_OR_RETURN(links, std::move(connected));

@@ -106,6 +106,9 @@ struct PipelineSchedule {
 
   // Of a stage of the module, which exists.
   int StageOf(absl::string_view module, int stage = 0) const;
+  const std::string& ModuleOf(int stage) const {
+    return modules[stages[stage].module].name;
+  }
   int WarmUp(int stage) const;  // W
   // Micro-batches that the stage has run forward and not yet backward, at most;
   // of one without backward that which it runs.

@@ -4,10 +4,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <deque>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -37,13 +37,12 @@ class ToyStage : public TrainStage {
   absl::StatusOr<Tensor> ForwardBackward(
       absl::Span<const MicroBatch> batches, const Tensor& loss_scale,
       const AroundIteration& around = {}) override {
-    // What was announced comes.
-    if (announced) CHECK(batches[0].input_ids == *announced);
-    announced.reset();
-    if (around.next != nullptr) announced = around.next->input_ids;
-    announcements += around.next != nullptr;
     double sum = 0;
     for (size_t i = 0; i < batches.size(); ++i) {
+      if (!announced.empty()) {  // that comes
+        CHECK(batches[i].input_ids == announced.front());
+        announced.pop_front();
+      }
       if (i + 1 == batches.size()) around.before_last_backward("toy");
       ++backwards;
       if (error) MIMO_RETURN_IF_ERROR(error());
@@ -54,6 +53,12 @@ class ToyStage : public TrainStage {
       const double scale = loss_scale.span<double>()[0];
       Add(weight_, grad, scale);
       Add(bias_, grad + 4, scale);
+    }
+    for (int i = announced.size(); i < run_ahead; ++i) {
+      const MicroBatch* next = around.next(i);
+      if (next == nullptr) break;
+      announced.push_back(next->input_ids);
+      ++announcements;
     }
     return Tensor::From<double>(allocator_, {1}, {sum});
   }
@@ -75,8 +80,9 @@ class ToyStage : public TrainStage {
     return all;
   }
   int64_t backwards = 0;  // micro-batches of ForwardBackward
+  int run_ahead = 2;      // micro-batches that it asks for before their turn
   int64_t announcements = 0;
-  std::optional<std::vector<int32_t>> announced;  // the next one's input_ids
+  std::deque<std::vector<int32_t>> announced;  // their input_ids
   // Asked before each backward: an error to return, what to multiply the loss
   // by.
   std::function<absl::Status()> error;

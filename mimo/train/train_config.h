@@ -25,8 +25,7 @@ struct TrainConfig {
   bool pack_sequences = false;  // no padding between a micro-batch's samples
   int64_t eval_interval = 0;    // iterations between validations; 0: none
   int64_t eval_iters = 10;      // global batches of one validation
-  // Micro-batches by which frozen modules run ahead of those that they feed,
-  // where modules have ranks of their own.
+  // Micro-batches by which frozen encoders run ahead of what they feed.
   int64_t encoder_run_ahead = 2;
   // Iterations between checks that replicas have the same bits; 0: none.
   int64_t check_replicas_interval = 0;

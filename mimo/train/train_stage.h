@@ -19,9 +19,12 @@ class Profiler;
 
 // What goes on around an iteration's work.
 struct AroundIteration {
-  // The micro-batch after these: what of it waits for no update (its upload,
-  // frozen encoders) is done beside the last one's work. Null: none.
-  const MicroBatch* next = nullptr;
+  // The one that comes i micro-batches after the last of these, if there is one
+  // and it can be read. What of it waits for no update (its upload, frozen
+  // encoders) may be done beside these ones' work.
+  std::function<const MicroBatch*(int i)> next = [](int) -> const MicroBatch* {
+    return nullptr;
+  };
   // Called before the last backward of each module.
   std::function<void(const std::string& module)> before_last_backward =
       [](const std::string&) {};

@@ -238,6 +238,12 @@ absl::StatusOr<MicroBatch> Trainer::NextBatch() {
   return source_.Next();
 }
 
+const MicroBatch* Trainer::ReadAhead(size_t i) {
+  while (next_.size() <= i && (next_.empty() || next_.back().ok()))
+    next_.push_back(NextBatch());
+  return i < next_.size() && next_[i].ok() ? &*next_[i] : nullptr;
+}
+
 absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
   Pending pending = {
       .step = {.iteration = iteration_ + 1},
@@ -247,16 +253,15 @@ absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
   ProfileRange range(ctx_, absl::StrCat("iteration ", step.iteration));
   Found own = {};
   std::vector<MicroBatch> batches;
-  const int64_t replicas = options_.data_parallel_size;
-  for (int64_t i = 0; i < options_.train.MicroBatches(replicas); ++i) {
-    MIMO_ASSIGN_OR_RETURN(
-        MicroBatch batch,
-        next_ ? *std::exchange(next_, std::nullopt) : NextBatch());
+  const int64_t all = options_.train.MicroBatches(options_.data_parallel_size);
+  for (int64_t i = 0; i < all; ++i) {
+    if (next_.empty()) next_.push_back(NextBatch());
+    MIMO_ASSIGN_OR_RETURN(batches.emplace_back(), std::move(next_.front()));
+    next_.pop_front();
     if (stage_.CountsTokens()) {
-      own.labelled += batch.LabelledTokens();
-      own.tokens += Tokens(batch);
+      own.labelled += batches.back().LabelledTokens();
+      own.tokens += Tokens(batches.back());
     }
-    batches.push_back(std::move(batch));
   }
   step.consumed_samples = consumed_samples_ += options_.train.global_batch_size;
   // The loss is a mean over the whole global batch, so its labels are counted,
@@ -268,15 +273,16 @@ absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
   kernels::LossScale(
       {.labelled = &found->labelled, .scale = loss_scale.pointer<double>()},
       ctx_.compute);
-  if (step.iteration < options_.train.train_iters) next_ = NextBatch();
+  const int64_t left = (options_.train.train_iters - step.iteration) * all;
   MIMO_ASSIGN_OR_RETURN(
       const Tensor loss,
       stage_.ForwardBackward(
           batches, loss_scale,
-          {.next = next_ && next_->ok() ? &**next_ : nullptr,
-           .before_last_backward = [&](const std::string& module) {
-             parallel_.BeginLastBackward(module);
-           }}));
+          {.next = [&](int i) { return i < left ? ReadAhead(i) : nullptr; },
+           .before_last_backward =
+               [&](const std::string& module) {
+                 parallel_.BeginLastBackward(module);
+               }}));
   parallel_.FinishGradSync();
   own.stops = options_.stop_requested && options_.stop_requested() ? 1 : 0;
   CopyBytes(&found->loss, loss.data(), sizeof(double), ctx_.compute);

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -140,6 +141,9 @@ class Trainer {
   void SumPair(double* values);
   absl::Status Health() const;  // of every group of ranks
   absl::StatusOr<MicroBatch> NextBatch();
+  // The one that comes i after those that were taken; null where it or one
+  // before it cannot be read: an error in its turn.
+  const MicroBatch* ReadAhead(size_t i);
   absl::StatusOr<Pending> EnqueueIteration();
   // Waits for its numbers.
   absl::StatusOr<Step> Await(const Pending& iteration);
@@ -156,7 +160,7 @@ class Trainer {
   TrainStage& stage_;
   DistributedDataParallel& parallel_;
   BatchSource& source_;
-  std::optional<absl::StatusOr<MicroBatch>> next_;  // read ahead
+  std::deque<absl::StatusOr<MicroBatch>> next_;  // read ahead
   Context ctx_;
   Stream reads_;  // of numbers, beside the work of the next iteration
   AdamW optimizer_;

@@ -1,5 +1,6 @@
 // Trainers of several ranks, threads with a toy stage each: together they are
 // one trainer.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -265,6 +266,32 @@ TEST(TrainerRanks, RunOneIterationAheadButOfASave) {
       wanted.push_back(run_ahead && i % 8 != 0 ? i - 1 : i);
     EXPECT_EQ(got, wanted);
     EXPECT_EQ(ReadMetrics(folder + "/metrics.jsonl").size(), 20u);
+  }
+}
+
+// In order, to the last micro-batch of the run, whatever lies between.
+TEST(TrainerRanks, ReadAheadAsFarAsTheStageAsks) {
+  std::vector<Weights> weights;
+  for (const int ahead : {0, 2, 13}) {
+    TrainerOptions options = Options(Folder("reads_ahead"));
+    options.train.eval_interval = 5;
+    options.checkpoint.load = options.checkpoint.save;
+    int iteration = 0;
+    for (const int end : {9, 20}) {
+      const Outcome run = Train(2, options, [&](int rank, auto& o, auto& at) {
+        at.run_ahead = ahead;
+        if (rank > 0) return;
+        o.stop_requested = [&] {
+          EXPECT_EQ(at.announced.size(),
+                    std::min(ahead, 6 * (20 - ++iteration)));
+          return iteration == 9;
+        };
+      });
+      ASSERT_TRUE(run.status().ok()) << run.status();
+      EXPECT_EQ(iteration, end);
+      weights.push_back(run.weights[0]);
+    }
+    EXPECT_EQ(weights.back(), weights[1]);
   }
 }
 

@@ -84,7 +84,6 @@ TEST(Trainer, LearnsAndWritesItsMetrics) {
   EXPECT_EQ(result->iteration, 20);
   EXPECT_EQ(result->consumed_samples, 120);
   EXPECT_FALSE(result->stopped);
-  EXPECT_EQ(process.stage.announcements, 20 - 1);
   const auto lines = ReadMetrics(folder + "/metrics.jsonl");
   ASSERT_EQ(lines.size(), 20u);
   for (int i = 0; i < 20; ++i) {

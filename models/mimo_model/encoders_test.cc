@@ -84,7 +84,7 @@ TEST_F(EncodersTest, AProjectionForEachEncoder) {
   model = MimoModel::Build(config, BuiltinModules(), build);
   ASSERT_TRUE(model.ok()) << model.status();
   auto ahead = *(*model)->Prepare(ctx, TwoSamples(8));
-  ASSERT_TRUE((*model)->EncodeFrozen(ctx, ahead).ok());
+  ASSERT_TRUE((*model)->EncodeFrozen(ctx, "images", ahead).ok());
   EXPECT_EQ(ahead.features.at("images").size(), 2u);
   const auto same = (*model)->ForwardModalities(ctx, ahead);
   ASSERT_TRUE(same.ok()) << same.status();

@@ -155,17 +155,21 @@ void MimoModel::Freeze() {
 }
 
 absl::Status MimoModel::EncodeFrozen(const Context& ctx,
+                                     const std::string& name,
                                      ModelInputs& inputs) const {
-  for (const auto& [name, modality] : modalities_) {
-    const auto raw = inputs.modalities.find(name);
-    if (raw == inputs.modalities.end() || raw->second.empty() ||
-        modality->EncodersTrainable()) {
-      continue;
-    }
+  const ModalitySubmodule& submodule = modality(name);
+  const auto raw = inputs.modalities.find(name);
+  if (raw == inputs.modalities.end() || raw->second.empty() ||
+      submodule.EncodersTrainable())
+    return absl::OkStatus();
+  if (submodule.Trainable()) {
     MIMO_ASSIGN_OR_RETURN(inputs.features[name],
-                          modality->Encode(ctx, raw->second));
-    inputs.modalities.erase(raw);
+                          submodule.Encode(ctx, raw->second));
+  } else {
+    MIMO_ASSIGN_OR_RETURN(inputs.outputs[name],
+                          ForwardModality(ctx, name, inputs));
   }
+  inputs.modalities.erase(raw);
   return absl::OkStatus();
 }
 
@@ -173,6 +177,8 @@ absl::StatusOr<Var> MimoModel::ForwardModality(const Context& ctx,
                                                const std::string& name,
                                                const ModelInputs& inputs,
                                                const Var* received) const {
+  if (const auto at = inputs.outputs.find(name); at != inputs.outputs.end())
+    return at->second;
   const ModalitySubmodule& submodule = *modalities_.at(name);
   std::map<std::string, Tensor> raw;
   std::vector<Var> features;

@@ -51,6 +51,8 @@ struct ModelInputs {
   // Of modalities that were encoded ahead, in place of their raw inputs: each
   // encoder's features [items, tokens, size].
   std::map<std::string, std::vector<Var>> features;
+  // Likewise, of modalities with nothing to train: what ForwardModality gives.
+  std::map<std::string, Var> outputs;
   // The rows whose hidden states are wanted, the labelled ones or all, and what
   // these predict (undefined when there are no labels). Behind the labelled
   // ones there may be some of -1, so that batches have few sizes.
@@ -102,9 +104,11 @@ class MimoModel : public Module {
                                       int64_t batch, int64_t seq,
                                       ModalityInputs modalities = {},
                                       int64_t cached = 0) const;
-  // Runs the modalities' frozen encoders: `inputs` has their features then, and
-  // no raw inputs of theirs. A pass over it does the rest.
-  absl::Status EncodeFrozen(const Context& ctx, ModelInputs& inputs) const;
+  // Runs what is frozen of a modality of this rank up to the first thing to
+  // train, if its encoders are: `inputs` has its features or outputs then, and
+  // no raw inputs of it. A pass over it does the rest.
+  absl::Status EncodeFrozen(const Context& ctx, const std::string& name,
+                            ModelInputs& inputs) const;
   // ForwardModalities, then ForwardLanguage: of a rank that has all of every
   // module, for the same samples. An error on others (MimoStage runs those).
   virtual absl::StatusOr<Var> Forward(

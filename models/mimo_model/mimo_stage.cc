@@ -15,10 +15,20 @@ namespace {
 // More shapes than these run without being captured: each keeps a graph.
 constexpr size_t kMostPasses = 16;
 
-int64_t Rows(absl::Span<const ModelInputs> of_batches) {
+// Of each micro-batch.
+using AllInputs = absl::Span<const ModelInputs* const>;
+
+std::vector<const ModelInputs*> PointersTo(
+    const std::vector<ModelInputs>& all) {
+  std::vector<const ModelInputs*> pointers;
+  for (const ModelInputs& inputs : all) pointers.push_back(&inputs);
+  return pointers;
+}
+
+int64_t Rows(AllInputs of_batches) {
   int64_t rows = 0;
-  for (const ModelInputs& inputs : of_batches)
-    rows += inputs.batch * inputs.seq;
+  for (const ModelInputs* inputs : of_batches)
+    rows += inputs->batch * inputs->seq;
   return rows;
 }
 
@@ -33,15 +43,17 @@ std::vector<const Tensor*> TensorsOf(const ModelInputs& inputs) {
     for (const auto& [encoder, tensor] : encoders) all.push_back(&tensor);
   for (const auto& [modality, features] : inputs.features)
     for (const Var& encoder : features) all.push_back(&encoder.value);
+  for (const auto& [modality, output] : inputs.outputs)
+    all.push_back(&output.value);
   return all;
 }
 
 // What captured work depends on beside the values: shapes, what bridges carry,
 // and which gradients are written and which added to.
-std::vector<int64_t> KeyOf(absl::Span<const ModelInputs> of_batches,
-                           const MimoModel& model) {
+std::vector<int64_t> KeyOf(AllInputs of_batches, const MimoModel& model) {
   std::vector<int64_t> key;
-  for (const ModelInputs& inputs : of_batches) {
+  for (const ModelInputs* at : of_batches) {
+    const ModelInputs& inputs = *at;
     key.insert(key.end(), {inputs.batch, inputs.seq});
     for (const auto& [modality, encoders] : inputs.modalities)
       key.push_back(static_cast<int64_t>(encoders.size()));
@@ -86,28 +98,55 @@ absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
       model.language_model().Loss(ctx, hidden, inputs.targets, {}).value);
 }
 
-absl::StatusOr<ModelInputs> MimoStage::Prepare(const MicroBatch& batch) {
+Context MimoStage::Beside() {
   // A profiler's events are on the compute stream.
-  if (ctx_.profiler != nullptr) return model_.Prepare(ctx_, batch, prepare_);
-  const Context ahead{.allocator = &ahead_memory_};
-  MIMO_ASSIGN_OR_RETURN(ModelInputs inputs,
-                        model_.Prepare(ahead, batch, prepare_));
-  MIMO_RETURN_IF_ERROR(model_.EncodeFrozen(ahead, inputs));
-  return inputs;
+  return ctx_.profiler != nullptr ? ctx_ : Context{.allocator = &ahead_memory_};
+}
+
+void MimoStage::Upload(const Upcoming& upcoming, int count) {
+  const int own = upcoming.batches.size();
+  for (int i = ahead_.size(); i < count; ++i) {
+    const MicroBatch* batch =
+        i < own ? &upcoming.batches[i] : upcoming.around.next(i - own);
+    if (batch == nullptr) return;
+    auto inputs = model_.Prepare(Beside(), *batch, prepare_);
+    ahead_.push_back({batch->input_ids, std::move(inputs),
+                      RecordEvent(ahead_memory_.stream())});
+  }
+}
+
+void MimoStage::Encode(const std::string& modality, const Upcoming& upcoming,
+                       int count) {
+  Upload(upcoming, count);
+  if (ctx_.profiler != nullptr || model_.modality(modality).EncodersTrainable())
+    return;
+  for (int i = 0; i < std::min<int>(count, ahead_.size()); ++i) {
+    auto& [input_ids, inputs, done] = ahead_[i];
+    if (!inputs.ok() || !inputs->modalities.contains(modality)) continue;
+    if (absl::Status status = model_.EncodeFrozen(Beside(), modality, *inputs);
+        !status.ok())
+      inputs = status;
+    done = RecordEvent(ahead_memory_.stream());
+  }
+}
+
+void MimoStage::EncodeAll(const Upcoming& upcoming, int count) {
+  Upload(upcoming, count);
+  for (const std::string& name : model_.role().ModalityModuleNames())
+    Encode(name, upcoming, count);
 }
 
 absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
-    const RankProgram& program, Pass& pass, std::vector<ModelInputs> inputs,
-    const Tensor& dloss) {
+    const RankProgram& program, Pass& pass, const Tensor& dloss) {
   const std::vector<Parameter*> parameters = model_.Parameters();
   std::vector<bool> before;
   for (const Parameter* p : parameters) before.push_back(p->written);
-  pass.inputs = std::move(inputs);
   pass.dloss = dloss.Clone(*ctx_.allocator);
+  const std::vector<const ModelInputs*> inputs = PointersTo(pass.inputs);
   BeginCapture(ctx_.compute);
   auto losses = ModelPass({.allocator = &captured_memory_}, model_, links_,
-                          program, pass.inputs)
-                    .Run(pass.dloss, [](const std::string&) {});
+                          program, inputs)
+                    .Run(pass.dloss);
   pass.work = EndCapture(ctx_.compute);
   MIMO_RETURN_IF_ERROR(losses.status());
   for (size_t i = 0; i < parameters.size(); ++i)
@@ -134,12 +173,75 @@ void MimoStage::StopCapturing() {
   capture_ = false;
 }
 
+absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
+    const RankProgram& program, const Upcoming& upcoming, const Tensor& dloss,
+    int first) {
+  const PipelineSchedule& schedule = program.schedule;
+  const int count = schedule.options.micro_batches;
+  const bool last = upcoming.batches.size() == static_cast<size_t>(count);
+  const Stream beside = ahead_memory_.stream();
+  std::vector<int> left(count);  // steps of each micro-batch
+  for (const PipelineStep& step : program.steps)
+    for (int m : {step.forward, step.backward})
+      if (m >= 0) ++left[m];
+  // Of a modality's first stage, which has its raw inputs.
+  const auto encodes = [&](const PipelineStep& step) {
+    return step.kind == PipelineStep::kForward &&
+           schedule.stages[step.at].stage == 0 &&
+           schedule.ModuleOf(step.at) != model_.role().language_module_name;
+  };
+  const auto before = [&](const PipelineStep& step) -> absl::Status {
+    if (step.forward >= 0) {
+      if (encodes(step))
+        Encode(schedule.ModuleOf(step.at), upcoming, step.forward + 1);
+      const Ahead& own = ahead_[step.forward];
+      MIMO_RETURN_IF_ERROR(own.inputs.status());
+      WaitFor(ctx_.compute, own.done);
+    }
+    if (last && step.kind == PipelineStep::kBackward &&
+        step.backward + 1 == count) {
+      upcoming.around.before_last_backward(schedule.ModuleOf(step.at));
+    }
+    return absl::OkStatus();
+  };
+  const auto after = [&](const PipelineStep& step) -> absl::Status {
+    // Others run ahead as the schedule has them.
+    if (encodes(step) &&
+        (schedule.options.three_phases || schedule.stages[step.at].backward)) {
+      Encode(schedule.ModuleOf(step.at), upcoming,
+             step.forward + 1 + RunAhead());
+    }
+    for (int m : {step.forward, step.backward}) {
+      if (m < 0 || --left[m] > 0) continue;
+      WaitFor(beside, ctx_.compute);
+      ahead_[m].inputs = ModelInputs();
+    }
+    return absl::OkStatus();
+  };
+  std::vector<const ModelInputs*> inputs;
+  for (int m = 0; m < count; ++m) inputs.push_back(&*ahead_[m].inputs);
+  return ModelPass(ctx_, model_, links_, program, inputs, first)
+      .Run(dloss, before, after);
+}
+
 absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
-    const RankProgram& program, std::vector<ModelInputs> inputs,
-    const Tensor& dloss, const BeforeLast& before_last, int first) {
-  const Stream ahead = ahead_memory_.stream();
+    const RankProgram& program, const Upcoming& upcoming, const Tensor& dloss,
+    int first) {
+  const Stream beside = ahead_memory_.stream();
+  const int count = program.schedule.options.micro_batches;
+  if (ahead_.size() < static_cast<size_t>(count))
+    WaitFor(beside, ctx_.compute);  // weights may be coming
+  const bool captures = capture_ && ctx_.profiler == nullptr;
+  captures ? EncodeAll(upcoming, count) : Upload(upcoming, count);
+  std::vector<const ModelInputs*> inputs;
+  for (int m = 0; m < count; ++m) {
+    CHECK(ahead_[m].input_ids == upcoming.batches[m].input_ids)
+        << "not the batch that was announced as the next";
+    MIMO_RETURN_IF_ERROR(ahead_[m].inputs.status());
+    inputs.push_back(&*ahead_[m].inputs);
+  }
   Pass* pass = nullptr;
-  if (capture_ && ctx_.profiler == nullptr) {
+  if (captures) {
     std::vector<int64_t> key = KeyOf(inputs, model_);
     const auto found = passes_.find(key);
     if (found != passes_.end()) {
@@ -164,32 +266,31 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
   // The first run makes what a capture could not: plans, the libraries' own
   // memory.
   if (pass == nullptr || pass->runs++ == 0) {
-    WaitFor(ctx_.compute, ahead);
-    auto losses = ModelPass(ctx_, model_, links_, program, inputs, first)
-                      .Run(dloss, before_last);
-    WaitFor(ahead, ctx_.compute);
+    auto losses = RunUncaptured(program, upcoming, dloss, first);
     if (pass != nullptr)
       pass->bytes = ctx_.allocator->stats().reserved_bytes - before;
     return losses;
   }
   // A graph cannot wait for what is outside of it.
   for (Parameter* parameter : model_.Parameters()) parameter->Values();
+  for (int m = 0; m < count; ++m) WaitFor(ctx_.compute, ahead_[m].done);
   if (pass->work == nullptr) {
-    MIMO_ASSIGN_OR_RETURN(pass->losses,
-                          Capture(program, *pass, std::move(inputs), dloss));
+    for (int m = 0; m < count; ++m)
+      pass->inputs.push_back(*std::move(ahead_[m].inputs));
+    MIMO_ASSIGN_OR_RETURN(pass->losses, Capture(program, *pass, dloss));
   } else {
-    WaitFor(ahead, pass->done);
-    for (size_t b = 0; b < inputs.size(); ++b) {
-      const auto from = TensorsOf(inputs[b]), to = TensorsOf(pass->inputs[b]);
+    for (int m = 0; m < count; ++m) {
+      const auto from = TensorsOf(*inputs[m]), to = TensorsOf(pass->inputs[m]);
       for (size_t i = 0; i < to.size(); ++i)
-        if (to[i]->defined()) Tensor(*to[i]).CopyFrom(*from[i]);
+        if (to[i]->defined())
+          CopyBytes(to[i]->data(), from[i]->data(), to[i]->bytes(),
+                    ctx_.compute);
     }
+    WaitFor(beside, ctx_.compute);  // before what was copied is freed
     pass->dloss.CopyFrom(dloss);
     for (Parameter* parameter : pass->wrote) parameter->written = true;
   }
-  WaitFor(ctx_.compute, ahead);
   Replay(pass->work, ctx_.compute);
-  pass->done = RecordEvent(ctx_.compute);
   return pass->losses;
 }
 
@@ -230,46 +331,21 @@ absl::StatusOr<Tensor> MimoStage::ForwardBackward(
   Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
   const int count = batches.size();
   const RankProgram& program = links_.Program(count, /*forward_only=*/false);
-  if (program.schedule.options.micro_batches == count && count > 1) {
-    std::vector<ModelInputs> inputs;
-    for (const MicroBatch& batch : batches) {
-      MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(),
-                            model_.Prepare(ctx_, batch, prepare_));
-    }
-    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          Enqueue(program, std::move(inputs), loss_scale,
-                                  around.before_last_backward));
-    AddPart(losses, sum);
-    return sum;
-  }
-  for (int i = 0; i < count; ++i) {
-    const bool last = i + 1 == count;
-    if (!ahead_) {
-      WaitFor(ahead_memory_.stream(), ctx_.compute);  // weights may be coming
-    } else {
-      CHECK(ahead_->input_ids == batches[i].input_ids)
-          << "not the batch that was announced as the next";
-    }
-    std::vector<ModelInputs> inputs(1);
-    MIMO_ASSIGN_OR_RETURN(inputs[0], ahead_ ? std::exchange(ahead_, {})->inputs
-                                            : Prepare(batches[i]));
-    MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                          Enqueue(program, std::move(inputs), loss_scale,
-                                  last ? around.before_last_backward
-                                       : AroundIteration().before_last_backward,
-                                  i));
-    const MicroBatch* next = last ? around.next : &batches[i + 1];
-    if (next != nullptr && ctx_.profiler == nullptr)
-      ahead_.emplace(Ahead{next->input_ids, Prepare(*next)});
-    AddPart(losses, sum);
+  const int turn = program.schedule.options.micro_batches;
+  for (int first = 0; first < count; first += turn) {
+    const Upcoming upcoming = {batches.subspan(first), around};
+    auto losses = Enqueue(program, upcoming, loss_scale, first);
+    if (losses.ok()) EncodeAll(upcoming, turn + RunAhead());
+    ahead_.erase(ahead_.begin(), ahead_.begin() + turn);
+    MIMO_RETURN_IF_ERROR(losses.status());
+    AddPart(*losses, sum);
   }
   return sum;
 }
 
 absl::Status MimoStage::ForwardOnly(
     absl::Span<const MicroBatch> batches,
-    absl::FunctionRef<absl::Status(ModelPass&, absl::Span<const ModelInputs>)>
-        run) {
+    absl::FunctionRef<absl::Status(ModelPass&, AllInputs)> run) {
   const RankProgram& program =
       links_.Program(batches.size(), /*forward_only=*/true);
   const size_t turn = program.schedule.options.micro_batches;
@@ -278,19 +354,19 @@ absl::Status MimoStage::ForwardOnly(
     for (const MicroBatch& batch : batches.subspan(begin, turn)) {
       MIMO_ASSIGN_OR_RETURN(inputs.emplace_back(), model_.Prepare(ctx_, batch));
     }
-    ModelPass pass(ctx_, model_, links_, program, inputs);
-    MIMO_RETURN_IF_ERROR(run(pass, inputs));
+    const std::vector<const ModelInputs*> all = PointersTo(inputs);
+    ModelPass pass(ctx_, model_, links_, program, all);
+    MIMO_RETURN_IF_ERROR(run(pass, all));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<double> MimoStage::Loss(absl::Span<const MicroBatch> batches) {
   const Tensor sum = Tensor::Zeros(*ctx_.allocator, {1}, DType::kFloat64);
-  MIMO_RETURN_IF_ERROR(ForwardOnly(
-      batches,
-      [&](ModelPass& pass, absl::Span<const ModelInputs>) -> absl::Status {
+  MIMO_RETURN_IF_ERROR(
+      ForwardOnly(batches, [&](ModelPass& pass, AllInputs) -> absl::Status {
         MIMO_ASSIGN_OR_RETURN(const std::vector<Tensor> losses,
-                              pass.Run(Tensor(), [](const std::string&) {}));
+                              pass.Run(Tensor()));
         AddPart(losses, sum);
         return absl::OkStatus();
       }));
@@ -301,16 +377,14 @@ absl::StatusOr<std::vector<std::vector<double>>> MimoStage::Mistakes(
     absl::Span<const MicroBatch> batches) {
   std::vector<std::vector<double>> mistakes;
   MIMO_RETURN_IF_ERROR(ForwardOnly(
-      batches,
-      [&](ModelPass& pass,
-          absl::Span<const ModelInputs> inputs) -> absl::Status {
+      batches, [&](ModelPass& pass, AllInputs inputs) -> absl::Status {
         MIMO_ASSIGN_OR_RETURN(std::vector<Tensor> predicted, pass.Predict());
         if (!Counts()) predicted.clear();
         for (size_t i = 0; i < inputs.size(); ++i) {
           std::vector<double>& of_samples =
               mistakes.emplace_back(batches[mistakes.size()].batch);
           if (!predicted.empty())
-            CountMistakes(inputs[i], predicted[i], of_samples);
+            CountMistakes(*inputs[i], predicted[i], of_samples);
         }
         return absl::OkStatus();
       }));

@@ -3,10 +3,11 @@
 #define MIMO_MODELS_MIMO_MODEL_MIMO_STAGE_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -49,10 +50,12 @@ struct MimoStageOptions {
 // where another shape might not find enough, all of it is given back and
 // nothing is captured any more.
 //
-// Where each micro-batch has its pass, batches are uploaded, and the frozen
-// encoders run, on a stream of their own: of the one that comes next, beside
-// the work on the one before it. That stream's memory is written again only
-// after the passes that read it.
+// Micro-batches are uploaded, and what is frozen of their modalities is run, on
+// a stream of its own: ModelLinks::run_ahead() of them before the work on those
+// that come earlier, of this iteration or the one before. That stream's memory
+// is written again only after the passes that read it. Ranks that encode
+// together do so in one order: behind the same forward of that modality, or
+// behind the program.
 //
 // Collectives of tp and cp ranks have a stream of their own, too: they go
 // before the kernels that they run beside.
@@ -92,13 +95,15 @@ class MimoStage : public TrainStage {
   absl::StatusOr<std::vector<std::vector<double>>> Mistakes(
       absl::Span<const MicroBatch> batches);
   bool CountsTokens() const override;
+  // Micro-batches that were uploaded, and encoded, and not yet run.
+  int ahead() const { return ahead_.size(); }
   double IdealBubble(int micro_batches, const StageTimes& times) override {
     return links_.Ideal(micro_batches, times).bubble_share;
   }
   // What is measured runs uncaptured, and nothing ahead.
   void SetProfiler(Profiler* profiler) override {
     ctx_.profiler = profiler;
-    ahead_.reset();
+    ahead_.clear();
   }
 
  private:
@@ -111,28 +116,42 @@ class MimoStage : public TrainStage {
     std::vector<Parameter*> wrote;
     std::shared_ptr<void> work;
     int64_t bytes = 0;  // that its first run took
-    Event done;         // of its last replay
   };
 
-  // A batch whose inputs were made before its turn.
+  // A micro-batch from its upload until its pass is enqueued.
   struct Ahead {
     std::vector<int32_t> input_ids;
     absl::StatusOr<ModelInputs> inputs;
+    Event done;  // what was enqueued to make them
   };
 
-  using BeforeLast = decltype(AroundIteration::before_last_backward);
+  // What is left of an iteration, and what comes behind it.
+  struct Upcoming {
+    absl::Span<const MicroBatch> batches;
+    const AroundIteration& around;
+  };
 
-  absl::StatusOr<ModelInputs> Prepare(const MicroBatch& batch);
-  // A pass, enqueued; its losses. `first` as ModelPass's.
+  // Where batches are uploaded and encoded.
+  Context Beside();
+  int RunAhead() const {
+    return ctx_.profiler == nullptr ? links_.run_ahead() : 0;
+  }
+  // The first `count` upcoming ones, if there are as many; Encode of these what
+  // is frozen of a modality, too. Errors stay with the micro-batch.
+  void Upload(const Upcoming& upcoming, int count);
+  void Encode(const std::string& modality, const Upcoming& upcoming, int count);
+  void EncodeAll(const Upcoming& upcoming, int count);
+  // The pass of the upcoming ones, enqueued; its losses. `first` as
+  // ModelPass's.
   absl::StatusOr<std::vector<Tensor>> Enqueue(const RankProgram& program,
-                                              std::vector<ModelInputs> inputs,
-                                              const Tensor& dloss,
-                                              const BeforeLast& before_last,
-                                              int first = 0);
+                                              const Upcoming& upcoming,
+                                              const Tensor& dloss, int first);
+  absl::StatusOr<std::vector<Tensor>> RunUncaptured(const RankProgram& program,
+                                                    const Upcoming& upcoming,
+                                                    const Tensor& dloss,
+                                                    int first);
   absl::StatusOr<std::vector<Tensor>> Capture(const RankProgram& program,
-                                              Pass& pass,
-                                              std::vector<ModelInputs> inputs,
-                                              const Tensor& dloss);
+                                              Pass& pass, const Tensor& dloss);
   // For one more run of a pass that is not captured yet: as much as its first
   // one took, or before that as the others took a row.
   bool HasRoomFor(const Pass& pass) const;
@@ -140,7 +159,8 @@ class MimoStage : public TrainStage {
   // Passes of batches whose gradient nobody wants; run(pass, its inputs).
   absl::Status ForwardOnly(
       absl::Span<const MicroBatch> batches,
-      absl::FunctionRef<absl::Status(ModelPass&, absl::Span<const ModelInputs>)>
+      absl::FunctionRef<absl::Status(ModelPass&,
+                                     absl::Span<const ModelInputs* const>)>
           run);
   // Whether what the last stage gives is this rank's to count: the tp ranks
   // have the same, the cp ranks their own tokens'.
@@ -156,7 +176,7 @@ class MimoStage : public TrainStage {
   ModelLinks links_;
   Allocator captured_memory_;  // what captured work writes is nobody else's
   Allocator ahead_memory_;
-  std::optional<Ahead> ahead_;
+  std::deque<Ahead> ahead_;  // in their order, those of a pass under way first
   std::map<std::vector<int64_t>, Pass> passes_;
   bool said_most_ = false;  // that more shapes came than are captured
 };

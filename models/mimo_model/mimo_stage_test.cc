@@ -33,8 +33,8 @@ struct Bytes {
 
 struct How {
   bool capture = false;
-  bool ahead = false;  // the stage knows the next batch
-  bool late = false;   // weights come when they are asked for
+  int ahead = 0;
+  bool late = false;  // weights come when they are asked for
   bool frozen_language_model = false, frozen_encoders = false;
   bool pack = false;
 };
@@ -80,8 +80,8 @@ Bytes Train(const Backend& on, const How& how) {
   config.freeze_language_model = how.frozen_language_model;
   config.freeze_modality_encoders["images"] = how.frozen_encoders;
   const auto model = BuildOn(on, allocator, config);
-  MimoStage stage(*model, allocator,
-                  {.capture = how.capture, .pack = how.pack});
+  MimoStage stage(*model, allocator, {.capture = how.capture, .pack = how.pack},
+                  ModelLinks(*model, how.ahead));
   // Other values of the same shape, and at last other labelled rows.
   std::vector<MicroBatch> batches(8, TwoSamples());
   for (size_t i = 0; i < batches.size(); ++i) {
@@ -101,12 +101,15 @@ Bytes Train(const Backend& on, const How& how) {
   std::optional<LateWeights> late;
   if (how.late) late.emplace(stage.Parameters(), allocator);
   for (size_t i = 0; i < batches.size(); ++i) {
-    const bool announce = how.ahead && i + 1 < batches.size();
     if (late) late->Take();
     const auto loss = stage.ForwardBackward(
         {batches[i]}, Tensor::From<double>(allocator, {1}, {0.25 + i / 2}),
-        {.next = announce ? &batches[i + 1] : nullptr});
+        {.next = [&](int next) {
+          const size_t at = i + 1 + next;
+          return at < batches.size() ? &batches[at] : nullptr;
+        }});
     CHECK_OK(loss.status());
+    EXPECT_EQ(stage.ahead(), std::min<int>(how.ahead, batches.size() - i - 1));
     losses.push_back(*loss);
     if (i % 2 == 0) continue;
     for (Parameter* p : stage.Parameters()) {
@@ -132,7 +135,7 @@ TEST_P(MimoStageTest, CapturedAndAheadAreBitwiseTheEager) {
       const Bytes eager = Train(backend(), how);
       EXPECT_FALSE(eager.gradients.empty());
       for (const auto& [capture, ahead] :
-           {std::pair(true, false), {false, true}, {true, true}}) {
+           {std::pair(true, 0), {false, 1}, {true, 1}, {false, 3}, {true, 3}}) {
         how.capture = capture;
         how.ahead = ahead;
         const Bytes other = Train(backend(), how);
@@ -206,16 +209,22 @@ TEST_P(MimoStageTest, AnotherBatchThanAnnounced) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   Allocator allocator(StreamOf(backend()));
   const auto model = BuildOn(backend(), allocator);
-  MimoStage stage(*model, allocator);
+  MimoStage stage(*model, allocator, {}, ModelLinks(*model, 2));
   const MicroBatch batch = TwoSamples();
   MicroBatch other = batch;
   other.input_ids[0] = (other.input_ids[0] + 1) % kImageToken;
+  const auto then = [](std::vector<MicroBatch> batches) {
+    return AroundIteration{.next = [batches](int i) {
+      return i < static_cast<int>(batches.size()) ? &batches[i] : nullptr;
+    }};
+  };
   // A batch that does not fit is an error in its turn.
   MicroBatch wrong = batch;
   wrong.input_ids[0] = 99;
-  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, {.next = &wrong}).ok());
+  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, then({batch, wrong})).ok());
+  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, then({wrong})).ok());
   EXPECT_FALSE(stage.ForwardBackward({wrong}, 1).ok());
-  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, {.next = &other}).ok());
+  EXPECT_TRUE(stage.ForwardBackward({batch}, 1, then({other})).ok());
   EXPECT_DEATH(stage.ForwardBackward({batch}, 1).IgnoreError(), "announced");
 }
 
@@ -306,7 +315,7 @@ TEST_P(MimoStageTest, AForwardThatWaitsCannotBeCaptured) {
 }
 
 TEST_P(MimoStageTest, SameAgain) {
-  const How how = {.capture = true, .ahead = true};
+  const How how = {.capture = true, .ahead = 2};
   const Bytes one = Train(backend(), how);
   const Bytes two = Train(backend(), how);
   EXPECT_EQ(one.losses, two.losses);

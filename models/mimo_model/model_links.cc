@@ -117,7 +117,8 @@ absl::Status CheckRuns(const MimoParallelismConfig& parallelism) {
   return absl::OkStatus();
 }
 
-ModelLinks::ModelLinks(const MimoModel& model) {
+ModelLinks::ModelLinks(const MimoModel& model, int run_ahead)
+    : run_ahead_(run_ahead) {
   for (const auto& [name, stage] : model.role().modules) {
     CHECK(stage.is_first_stage && stage.is_last_stage)
         << name << " has other ranks: Connect";

@@ -44,12 +44,12 @@ absl::Status CheckRuns(const MimoParallelismConfig& parallelism);
 
 class ModelLinks {
  public:
-  // Of a model that is whole on this rank.
-  explicit ModelLinks(const MimoModel& model);
+  // Of a model that is whole on this rank. `run_ahead`: micro-batches by which
+  // what is frozen runs ahead of what it feeds, at most.
+  explicit ModelLinks(const MimoModel& model, int run_ahead = 0);
   // Of this rank's part of a model; called by all ranks of `world`, which the
-  // links do not outlive. `run_ahead`: PipelineScheduleOptions. Other errors
-  // than the communicators': CheckRuns'; a modality's rows that are not as wide
-  // as the language model's.
+  // links do not outlive. Other errors than the communicators': CheckRuns'; a
+  // modality's rows that are not as wide as the language model's.
   static absl::StatusOr<ModelLinks> Connect(const MimoModel& model,
                                             Communicator& world,
                                             Allocator& allocator,
@@ -59,6 +59,7 @@ class ModelLinks {
   // a pipeline (models/parallelism/module_schedule.h).
   const RankProgram& Program(int micro_batches, bool forward_only);
   const StageLink& link(int edge) const { return links_[edge]; }  // of any
+  int run_ahead() const { return run_ahead_; }
   // An iteration at best, by the schedule; `times` of its stages.
   IdealTime Ideal(int micro_batches, const StageTimes& times);
 

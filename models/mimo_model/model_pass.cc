@@ -33,20 +33,19 @@ void* DataOrNull(const Tensor& tensor) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<Tensor>> ModelPass::Run(
-    const Tensor& dloss,
-    absl::FunctionRef<void(const std::string&)> before_last) {
+absl::StatusOr<std::vector<Tensor>> ModelPass::Run(const Tensor& dloss,
+                                                   Hook before, Hook after) {
   CHECK_EQ(static_cast<int>(inputs_.size()), schedule_.options.micro_batches);
   for (const PipelineStep& step : steps_) {
+    MIMO_RETURN_IF_ERROR(before(step));
     if (step.kind == PipelineStep::kForward) {
       MIMO_RETURN_IF_ERROR(Forward(step.at, step.forward, dloss));
     } else if (step.kind == PipelineStep::kTransfer) {
       MIMO_RETURN_IF_ERROR(Transfer(step));
     } else {
-      if (step.backward + 1 == schedule_.options.micro_batches)
-        before_last(ModuleOf(step.at));
       Backward(step.at, step.backward, dloss);
     }
+    MIMO_RETURN_IF_ERROR(after(step));
   }
   return std::move(results_);
 }
@@ -54,7 +53,7 @@ absl::StatusOr<std::vector<Tensor>> ModelPass::Run(
 absl::StatusOr<std::vector<Tensor>> ModelPass::Predict() {
   CHECK(schedule_.options.forward_only);
   predict_ = true;
-  return Run(Tensor(), [](const std::string&) {});
+  return Run(Tensor());
 }
 
 bool ModelPass::Holds(int stage) const {
@@ -87,7 +86,7 @@ absl::Status ModelPass::Forward(int stage, int m, const Tensor& dloss) {
   Context ctx = ctx_;
   ctx.tape = HasBackward(stage) ? &call.tape : nullptr;
   const std::string& module = ModuleOf(stage);
-  const ModelInputs& inputs = inputs_[m];
+  const ModelInputs& inputs = *inputs_[m];
   if (module != model_.role().language_module_name) {
     const Var* received =
         call.received.empty() ? nullptr : &call.received.begin()->second;
@@ -191,7 +190,7 @@ Tensor ModelPass::Receive(int edge, int m, Shape shape) {
 absl::StatusOr<Shape> ModelPass::BetweenStages(const std::string& module,
                                                int m) const {
   if (m < 0) return Shape();
-  const ModelInputs& inputs = inputs_[m];
+  const ModelInputs& inputs = *inputs_[m];
   if (module != model_.role().language_module_name)
     return model_.modality(module).PassedShape(inputs.rows.at(module));
   const int64_t tokens = inputs.layout.text_ids.numel();
@@ -241,7 +240,7 @@ absl::Status ModelPass::Cross(const PipelineStep& step, const StageLink& link) {
                                  : model_.modality(sender).output_size();
   const auto payload_of = [&](int m) -> absl::StatusOr<BridgePayload> {
     if (m < 0) return BridgePayload();
-    return RowsPayload(link, inputs_[m].sample_rows.at(sender), width,
+    return RowsPayload(link, inputs_[m]->sample_rows.at(sender), width,
                        model_.dtype());
   };
   MIMO_ASSIGN_OR_RETURN(const BridgePayload forward, payload_of(f));

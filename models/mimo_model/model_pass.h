@@ -22,8 +22,8 @@ class ModelPass {
   // `inputs`: of each micro-batch of the program; all outlive the pass. `first`
   // is the iteration's number of the first one, for a profiler.
   ModelPass(const Context& ctx, const MimoModel& model, const ModelLinks& links,
-            const RankProgram& program, absl::Span<const ModelInputs> inputs,
-            int first = 0)
+            const RankProgram& program,
+            absl::Span<const ModelInputs* const> inputs, int first = 0)
       : ctx_(ctx),
         model_(model),
         links_(links),
@@ -34,11 +34,12 @@ class ModelPass {
 
   // The loss sums of the micro-batches, [1] float64 each, in order; none
   // without the language model's last stage. Backwards are seeded with `dloss`
-  // [1]; `before_last` is called before each module's backward of the
-  // last micro-batch, with its name. Errors: the model's, the bridges'.
-  absl::StatusOr<std::vector<Tensor>> Run(
-      const Tensor& dloss,
-      absl::FunctionRef<void(const std::string&)> before_last);
+  // [1]; `before` and `after` are called around each step. Errors: the
+  // model's, the bridges', theirs.
+  using Hook = absl::FunctionRef<absl::Status(const PipelineStep&)>;
+  absl::StatusOr<std::vector<Tensor>> Run(const Tensor& dloss,
+                                          Hook before = Nothing,
+                                          Hook after = Nothing);
   // In place of the losses, without a backward: the likeliest token at each of
   // a micro-batch's wanted rows, [L] int32.
   absl::StatusOr<std::vector<Tensor>> Predict();
@@ -53,8 +54,9 @@ class ModelPass {
   };
   using At = std::pair<int, int>;  // a stage or an edge, a micro-batch
 
+  static absl::Status Nothing(const PipelineStep&) { return absl::OkStatus(); }
   const std::string& ModuleOf(int stage) const {
-    return schedule_.modules[schedule_.stages[stage].module].name;
+    return schedule_.ModuleOf(stage);
   }
   bool LastOfAll(int stage) const {
     return ModuleOf(stage) == model_.role().language_module_name &&
@@ -90,7 +92,7 @@ class ModelPass {
   const ModelLinks& links_;
   const PipelineSchedule& schedule_;
   const std::vector<PipelineStep>& steps_;
-  const absl::Span<const ModelInputs> inputs_;
+  const absl::Span<const ModelInputs* const> inputs_;
   const int first_;
   std::map<At, Call> calls_;  // of stages
   // Gradients of what went along an edge: come back to the sender, and to be

@@ -128,6 +128,25 @@ int64_t FeaturesOf(const ModuleSpec& encoder) {
 
 }  // namespace
 
+int64_t AheadMemory(const ModuleLoad& load, const MimoModel& model, int stage) {
+  if (load.modality.empty()) return 0;
+  const ModalitySubmodule& modality = model.modality(load.modality);
+  if (modality.EncodersTrainable()) return 0;
+  const bool last = stage + 1 == load.parallelism.pipeline_model_parallel_size;
+  int64_t elements = 0;  // of a sample
+  for (const auto& [name, encoder] :
+       model.config().modality_submodules_spec.at(load.modality).encoders) {
+    const auto* vit = encoder.config.As<ClipVitConfig>();
+    if (vit == nullptr) continue;
+    const bool projected = last && !modality.Trainable();
+    elements += (last ? vit->features() : 1 + vit->patches()) *
+                (projected ? modality.output_size() : vit->hidden_size);
+  }
+  return CeilDiv(load.micro_batch_size * elements,
+                 load.parallelism.context_parallel_size) *
+         SizeOf(load.dtype);
+}
+
 RankMemory& RankMemory::operator+=(const RankMemory& other) {
   weights += other.weights;
   gradients += other.gradients;

@@ -18,9 +18,10 @@
 // model's max_sequence_length, which is more than batches have, padded or
 // packed, and of an encoder the tokens of one image a sample. A projection
 // keeps its input and its hidden layer twice. An encoder without trained
-// parameters keeps nothing. Not counted: the norms' and attention's statistics,
-// the embedding's output, the head's logits, buffers of a pass, activations of
-// module types of one's own.
+// parameters keeps nothing of a micro-batch under way, and of each for which it
+// runs ahead what it gives (AheadMemory). Not counted: the norms' and
+// attention's statistics, the embedding's output, the head's logits, buffers of
+// a pass, activations of module types of one's own.
 #ifndef MIMO_MODELS_PLAN_MODULE_MEMORY_H_
 #define MIMO_MODELS_PLAN_MODULE_MEMORY_H_
 
@@ -71,6 +72,11 @@ struct ModuleLoad {
 absl::StatusOr<std::vector<RankMemory>> ModuleMemory(
     const ModuleLoad& load, const MimoModel& model,
     const ModuleRegistry& registry);
+
+// Bytes of what the frozen encoders of a stage of a modality give for one
+// micro-batch, their features or, if all is frozen, the projected ones; 0 of
+// others.
+int64_t AheadMemory(const ModuleLoad& load, const MimoModel& model, int stage);
 
 }  // namespace mimo
 

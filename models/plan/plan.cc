@@ -72,6 +72,7 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
   for (DType other : {DType::kBFloat16, DType::kFloat64})
     if (train.dtype == Name(other)) dtype = other;
   std::map<std::string, int> frozen_stages;
+  std::vector<ModuleLoad> loads;
   for (const auto& [name, module] : parallelism.module_parallelisms) {
     const bool language = name == parallelism.llm_module_name;
     MIMO_ASSIGN_OR_RETURN(
@@ -95,14 +96,14 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       parts.back().second +=
           ParameterCount{p->data.numel(), p->frozen ? 0 : p->data.numel()};
     }
-    MIMO_ASSIGN_OR_RETURN(
-        of_module.stages,
-        ModuleMemory({.modality = language ? "" : name,
-                      .parallelism = module,
-                      .micro_batch_size = samples,
-                      .dtype = dtype,
-                      .exp_avg_dtype = optimizer.exp_avg_dtype},
-                     *model, registry));
+    const ModuleLoad& load = loads.emplace_back(
+        ModuleLoad{.modality = language ? "" : name,
+                   .parallelism = module,
+                   .micro_batch_size = samples,
+                   .dtype = dtype,
+                   .exp_avg_dtype = optimizer.exp_avg_dtype});
+    MIMO_ASSIGN_OR_RETURN(of_module.stages,
+                          ModuleMemory(load, *model, registry));
     frozen_stages[name] = FrozenStages(of_module);
   }
   MIMO_ASSIGN_OR_RETURN(
@@ -111,10 +112,19 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
           parallelism, frozen_stages,
           {.micro_batches = static_cast<int>(plan.micro_batches),
            .run_ahead = static_cast<int>(train.encoder_run_ahead)}));
-  for (ModulePlan& module : plan.modules) {
+  const PipelineSchedule& schedule = plan.schedule;
+  for (size_t m = 0; m < loads.size(); ++m) {
+    ModulePlan& module = plan.modules[m];
     for (size_t i = 0; i < module.stages.size(); ++i) {
-      module.stages[i].activations *=
-          plan.schedule.InFlight(plan.schedule.StageOf(module.name, i));
+      const int stage = schedule.StageOf(module.name, i);
+      int64_t& activations = module.stages[i].activations;
+      activations *= schedule.InFlight(stage);
+      // The first stage by itself, others with the schedule.
+      if (i == 0 || (!schedule.stages[stage].backward &&
+                     !schedule.options.three_phases)) {
+        activations +=
+            train.encoder_run_ahead * AheadMemory(loads[m], *model, i);
+      }
     }
   }
   return plan;
