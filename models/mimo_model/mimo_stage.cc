@@ -192,8 +192,10 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
   };
   const auto before = [&](const PipelineStep& step) -> absl::Status {
     if (step.forward >= 0) {
-      if (encodes(step))
+      if (encodes(step)) {
+        if (RunAhead() == 0) WaitFor(beside, ctx_.compute);
         Encode(schedule.ModuleOf(step.at), upcoming, step.forward + 1);
+      }
       const Ahead& own = ahead_[step.forward];
       MIMO_RETURN_IF_ERROR(own.inputs.status());
       WaitFor(ctx_.compute, own.done);
