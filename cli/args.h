@@ -2,7 +2,7 @@
 //
 //   Args args("generate", "writes text about pictures");
 //   args.Flag("checkpoint", "DIR", "a Hugging Face folder or a checkpoint");
-//   MIMO_RETURN_IF_ERROR(args.Parse(argc, argv));
+//   MIMO_RETURN_IF_ERROR(args.Parse(words));
 //   if (args.help()) ...
 //   args.String("checkpoint")
 //

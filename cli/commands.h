@@ -13,6 +13,8 @@ namespace mimo {
 using Words = std::vector<std::string>;
 
 absl::Status RunTrain(const Words& words, const ModuleRegistry& registry);
+// The mistakes in RunTrain's flags that each of a job's processes would tell.
+absl::Status CheckTrainFlags(const Words& words, int world_size);
 absl::Status RunLaunch(const Words& words, const ModuleRegistry& registry);
 absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry);
 absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry);

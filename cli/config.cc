@@ -5,6 +5,7 @@
 
 #include "kernels/base/status_macros.h"
 #include "mimo/config/fields.h"
+#include "mimo/train/tensors_source.h"
 #include "models/provider/mimo_model_provider.h"
 
 namespace mimo {
@@ -23,6 +24,10 @@ absl::StatusOr<ConfigNode> ReadRunConfig(
 absl::StatusOr<RunSections> ReadSections(const ConfigNode& root) {
   RunSections run;
   MIMO_RETURN_IF_ERROR(FromYaml(root["data"], run.data));
+  if (run.data.type == DataType::kTensors) {
+    // Who opens the file tells why it cannot be read.
+    run.train.global_batch_size = CountRows(run.data.path).value_or(1);
+  }
   MIMO_RETURN_IF_ERROR(FromYaml(root["train"], run.train));
   MIMO_RETURN_IF_ERROR(FromYaml(root["optimizer"], run.optimizer));
   MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));

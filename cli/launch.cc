@@ -76,6 +76,9 @@ absl::Status RunLaunch(const Words& words, const ModuleRegistry& registry) {
         absl::StrCat("launch: command \"", command,
                      "\", wanted train behind the flags: -- train ..."));
   }
+  MIMO_RETURN_IF_ERROR(
+      CheckTrainFlags({options.arguments.begin() + 1, options.arguments.end()},
+                      options.nodes * options.processes));
   const absl::Status status = Launch(options);
   return absl::Status(status.code(),
                       absl::StrCat("launch: ", status.message()));

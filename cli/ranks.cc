@@ -20,8 +20,8 @@
 namespace mimo {
 namespace {
 
-// For processes that start together, and for what rank 0 prepares.
-constexpr absl::Duration kMeet = absl::Minutes(5), kPrepare = absl::Hours(24);
+// For processes that start together, and for rank 0's reading of the config.
+constexpr absl::Duration kMeet = absl::Minutes(5), kPrepare = absl::Minutes(10);
 // For a rank that has failed to hear of, or be heard by, the others.
 constexpr absl::Duration kLastWords = absl::Seconds(5);
 
@@ -64,7 +64,15 @@ absl::Status RunSteps(const Job& job, Store& store, const RankOptions& options,
                       SetUp set_up, RankBody body,
                       std::unique_ptr<Communicator>& world) {
   constexpr char kReady[] = "set up";
-  if (job.rank > 0) MIMO_RETURN_IF_ERROR(store.Get(kReady, kPrepare).status());
+  if (job.rank > 0) {
+    const absl::Status found = store.Get(kReady, kPrepare).status();
+    if (absl::IsDeadlineExceeded(found)) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("rank 0 has not read the config within ",
+                       absl::FormatDuration(kPrepare)));
+    }
+    MIMO_RETURN_IF_ERROR(found);
+  }
   const absl::Status ready = set_up();
   if (job.rank == 0) {
     // A mistake that all will find is rank 0's to tell.

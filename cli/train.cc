@@ -267,33 +267,50 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   return trainer->Run().status();
 }
 
-}  // namespace
-
-absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
-  const auto began = std::chrono::steady_clock::now();
+Args TrainFlags() {
   Args args("train", "trains a model from a config");
   args.Flag("config", "F.yaml", "the run's configuration (docs/config.md)");
   args.Flag("ranks", "N", "ranks as threads of this process (1)");
   args.Flag("profile", "FILE", "a trace of some iterations: logging.profile");
   args.Flag("trace", "FILE", "what all ranks do in them: logging.trace");
   args.Positional("a.b=c", "values that win over the file's");
-  MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  return args;
+}
+
+// What --ranks says in a job of `world_size` processes.
+absl::StatusOr<int> ThreadRanks(const Args& args, int world_size) {
   constexpr int64_t kMaxRanks = 1024;
   MIMO_ASSIGN_OR_RETURN(const int64_t threads, args.Int("ranks", 1));
   if (threads < 1 || threads > kMaxRanks) {
     return absl::InvalidArgumentError(
         absl::StrCat("train: --ranks: ", threads, ", wanted 1 to ", kMaxRanks));
   }
-  MIMO_ASSIGN_OR_RETURN(const Job job, JobFromEnvironment());
-  if (job.world_size > 1 && threads > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("train: --ranks: ", threads, ", wanted 1 in a job of ",
-                     job.world_size, " processes"));
+  if (world_size > 1 && threads > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("train: --ranks: ", threads,
+                                                   ", wanted 1 in a job of ",
+                                                   world_size, " processes"));
   }
+  return static_cast<int>(threads);
+}
+
+}  // namespace
+
+absl::Status CheckTrainFlags(const Words& words, int world_size) {
+  Args args = TrainFlags();
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  return ThreadRanks(args, world_size).status();
+}
+
+absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
+  const auto began = std::chrono::steady_clock::now();
+  Args args = TrainFlags();
+  MIMO_RETURN_IF_ERROR(args.Parse(words));
+  if (args.help()) {
+    std::cout << args.Usage();
+    return absl::OkStatus();
+  }
+  MIMO_ASSIGN_OR_RETURN(const Job job, JobFromEnvironment());
+  MIMO_ASSIGN_OR_RETURN(const int threads, ThreadRanks(args, job.world_size));
   const int size = job.world_size > 1 ? job.world_size : threads;
   Shared shared;
   shared.began = began;

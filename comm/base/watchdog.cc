@@ -44,6 +44,12 @@ bool IsOwnFailure(const absl::Status& reason) {
          absl::StartsWith(message.substr(digits), " failed: ");
 }
 
+// What the store says of a rank that is no more.
+bool IsEnd(const absl::Status& reason) {
+  return absl::EndsWith(reason.message(), "'s process ended") ||
+         reason.message() == "rank 0's store is gone";
+}
+
 // "0, 1, 2"; of many the first 16.
 template <typename T>
 std::string List(const std::vector<T>& items) {
@@ -220,7 +226,8 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
   std::vector<std::string> missing, others;
   for (int i = 0; i < doing.members.size(); ++i) {
     const int member = doing.members[i];
-    if (member == rank_) continue;
+    // Of a rank's end the others know no more.
+    if (member == rank_ || IsEnd(reason)) continue;
     const std::string asked = Ask(doing.group, member, deadline);
     if (asked.empty()) {
       missing.push_back(absl::StrCat("rank ", member, " (no answer)"));

@@ -251,6 +251,20 @@ TEST(Watchdog, HearsOfOtherRanksFailures) {
                                    "rank 2's process ended"));
 }
 
+// Nobody is asked, so nobody who lives is called missing.
+TEST(Watchdog, NamesARankThatEnded) {
+  for (const char* end : {"rank 2's process ended", "rank 0's store is gone"}) {
+    Fixture f({{1, "done with barrier(), sequence 6"}}, absl::Seconds(60));
+    f.communicator.Barrier({});
+    f.board->Raise(end);
+    EXPECT_EQ(f.Wait(),
+              absl::UnavailableError(absl::StrCat(
+                  "rank 0: barrier(), sequence 0 in group hand of ranks [0, 1, "
+                  "2] does not end; first report: ",
+                  end)));
+  }
+}
+
 // It says so itself; nothing is logged or asked.
 TEST(Watchdog, HearsOfWhatARankTells) {
   Fixture f({}, absl::Seconds(60));

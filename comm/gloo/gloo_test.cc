@@ -106,8 +106,7 @@ TEST(Gloo, NamesARankThatDoesNotCome) {
   RankProcesses ranks(2, "absent");
   EXPECT_EQ(ranks.Wait(0, absl::Now() + kLong), 1);
   EXPECT_TRUE(absl::StrContains(
-      ranks.Output(0),
-      "DEADLINE_EXCEEDED: gloo/1 has not come within the timeout"))
+      ranks.Output(0), "DEADLINE_EXCEEDED: gloo: rank 1 has not come within "))
       << ranks.Output(0);
 }
 

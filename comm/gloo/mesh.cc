@@ -15,6 +15,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "gloo/rendezvous/store.h"
 #include "gloo/transport/tcp/device.h"
@@ -44,6 +45,7 @@ class GlooStore final : public gloo::rendezvous::Store {
             const std::function<bool()>& stop)
       : store_(store),
         prefix_(std::move(prefix)),
+        timeout_(timeout),
         deadline_(absl::Now() + timeout),
         stop_(stop) {}
 
@@ -59,8 +61,9 @@ class GlooStore final : public gloo::rendezvous::Store {
       if (stop_()) Check(absl::AbortedError("the world has failed"));
       if (!absl::IsDeadlineExceeded(value.status())) Check(value.status());
       if (left <= absl::ZeroDuration())
-        Check(absl::DeadlineExceededError(
-            absl::StrCat(prefix_, key, " has not come within the timeout")));
+        Check(absl::DeadlineExceededError(absl::StrCat(
+            absl::StripSuffix(prefix_, "/"), ": rank ", key,
+            " has not come within ", absl::FormatDuration(timeout_))));
     }
   }
   void wait(const std::vector<std::string>& keys) override {
@@ -79,6 +82,7 @@ class GlooStore final : public gloo::rendezvous::Store {
 
   mimo::Store& store_;
   const std::string prefix_;
+  const absl::Duration timeout_;
   const absl::Time deadline_;
   const std::function<bool()>& stop_;
 };

@@ -258,19 +258,6 @@ absl::StatusOr<std::vector<int>> RankGrid::Coordinates(
   return coordinates;
 }
 
-absl::StatusOr<int> RankGrid::RankAt(absl::Span<const int> coordinates,
-                                     absl::string_view view) const {
-  MIMO_ASSIGN_OR_RETURN(const View* found, FindView(view));
-  CHECK_EQ(coordinates.size(), found->shape.size());
-  int rank = rank_offset_;
-  for (size_t dim = 0; dim < coordinates.size(); ++dim) {
-    CHECK(0 <= coordinates[dim] && coordinates[dim] < found->shape[dim])
-        << "coordinate " << coordinates[dim] << " of " << found->dim_names[dim];
-    rank += coordinates[dim] * found->stride[dim];
-  }
-  return rank;
-}
-
 absl::StatusOr<std::string> RankGrid::Key(Dims dims,
                                           absl::string_view view) const {
   MIMO_ASSIGN_OR_RETURN(const Selection selection,

@@ -72,11 +72,9 @@ class RankGrid {
     return rank_offset_ <= rank && rank < rank_offset_ + size_;
   }
 
-  // A rank's coordinates, in the order of the view's names, and back.
+  // A rank's coordinates, in the order of the view's names.
   absl::StatusOr<std::vector<int>> Coordinates(
       int rank, absl::string_view view = kBase) const;
-  absl::StatusOr<int> RankAt(absl::Span<const int> coordinates,
-                             absl::string_view view = kBase) const;
 
   // The name of the groups of `dims`: the last declared first, "dp-tp"; of a
   // view "expert.expt_dp-ep" unless all of `dims` are shared.

@@ -127,11 +127,9 @@ TEST(RankGrid, CoordinatesAndMembers) {
   EXPECT_TRUE(grid.Contains(11));
   EXPECT_FALSE(grid.Contains(12));
   EXPECT_THAT(*grid.Coordinates(9), ElementsAre(1, 0, 0, 1));
-  EXPECT_EQ(*grid.RankAt({1, 0, 0, 1}), 9);
   EXPECT_THAT(*grid.GroupOf(9, {"pp", "tp"}), ElementsAre(4, 5, 8, 9));
   EXPECT_EQ(*grid.GroupSize({"pp", "tp"}), 4);
   EXPECT_DEATH(grid.GroupOf(3, {"tp"}).IgnoreError(), "3 is not in");
-  EXPECT_DEATH(grid.RankAt({2, 0, 0, 0}).IgnoreError(), "coordinate 2 of tp");
 }
 
 TEST(RankGrid, ManyGroupsPrintShort) {

@@ -5,7 +5,8 @@
 //   gelu        z * Phi(z), Phi(z) = (1 + erf(z/sqrt 2)) / 2 arXiv:1606.08415
 //   gelu_tanh   z * (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2
 //   quick_gelu  z * sigmoid(1.702 z)                            (CLIP)
-//   silu        z * sigmoid(z) arXiv:1710.05941 relu        max(z, 0)
+//   silu        z * sigmoid(z)                    arXiv:1710.05941
+//   relu        max(z, 0)
 // Bytes (the floor): forward 2*T*F*size, backward 3*T*F*size.
 #ifndef MIMO_KERNELS_ACTIVATION_BIAS_ACTIVATION_H_
 #define MIMO_KERNELS_ACTIVATION_BIAS_ACTIVATION_H_

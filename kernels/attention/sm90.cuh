@@ -152,14 +152,6 @@ __device__ inline void TmaLoad(void* to, const CUtensorMap* map,
       "l"(map), "r"(SharedAddress(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-__device__ inline void TmaStore(const CUtensorMap* map, const void* from, int x,
-                                int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group"
-      " [%0, {%2, %3, %4}], [%1];" ::"l"(map),
-      "r"(SharedAddress(from)), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
 __device__ inline void TmaStoreCommit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

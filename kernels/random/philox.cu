@@ -1,11 +1,9 @@
 #include <array>
-#include <bit>
 #include <cmath>
 #include <numbers>
 #include <type_traits>
 
 #include "absl/log/check.h"
-#include "kernels/base/bfloat16.h"
 #include "kernels/base/cuda.cuh"
 #include "kernels/random/philox.h"
 
@@ -65,19 +63,6 @@ __device__ void BoxMuller(double radius, double angle, double mean, double std,
   out[1] = mean + std * (r * sine);
 }
 
-// The largest value of T below the one that `high` rounds to.
-template <typename T>
-double Below(double high) {
-  const auto down = [](float x) { return std::nextafter(x, -INFINITY); };
-  if constexpr (std::is_same_v<T, float>) return down(high);
-  const float below =
-      down(static_cast<float>(BFloat16(static_cast<float>(high))));
-  // Cut to bfloat16 downwards.
-  const uint32_t bits =
-      std::bit_cast<uint32_t>(below) + (std::signbit(below) ? 0xffff : 0);
-  return std::bit_cast<float>(bits & 0xffff0000);
-}
-
 }  // namespace
 
 void FillNormalCuda(const RandomFillArgs& args, double mean, double std,
@@ -88,23 +73,6 @@ void FillNormalCuda(const RandomFillArgs& args, double mean, double std,
     BoxMuller((words[0] + 1.0) * 0x1p-32, words[1] * 0x1p-32, mean, std, out);
     BoxMuller((words[2] + 1.0) * 0x1p-32, words[3] * 0x1p-32, mean, std,
               out + 2);
-  };
-  DispatchCudaFloat(args.dtype,
-                    [&]<typename T>() { Fill<T>(args, value, stream); });
-}
-
-void FillUniformCuda(const RandomFillArgs& args, double low, double high,
-                     Stream stream) {
-  CHECK_GE(args.size, 0);
-  CHECK_LT(low, high);
-  const double below = args.dtype == DType::kFloat32
-                           ? Below<float>(high)
-                           : Below<__nv_bfloat16>(high);
-  const auto value = [low, high, below] __device__(
-                         const std::array<uint32_t, 4>& words, double* out) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      out[k] = fmin(fma(high - low, words[k] * 0x1p-32, low), below);
   };
   DispatchCudaFloat(args.dtype,
                     [&]<typename T>() { Fill<T>(args, value, stream); });

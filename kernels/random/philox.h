@@ -57,12 +57,11 @@ class PhiloxSequence {
 
 namespace mimo::kernels {
 
-// out[i] = mean + std * normal(seed, stream, offset + i); uniform in [low,
-// high) likewise. Element i depends on offset + i alone. Of `columns` of a
-// matrix whose rows have `stride` elements, row-major: element (r, c) of out
-// is that of offset + r * stride + c. Computed in double and rounded to dtype:
-// uniform the same bits on every device, normal but for the last bits of log,
-// sine and cosine in double.
+// out[i] = mean + std * normal(seed, stream, offset + i). Element i depends on
+// offset + i alone. Of `columns` of a matrix whose rows have `stride` elements,
+// row-major: element (r, c) of out is that of offset + r * stride + c. Computed
+// in double and rounded to dtype: the same on every device but for the last
+// bits of log, sine and cosine in double.
 struct RandomFillArgs {
   void* out;  // [size] dtype
   int64_t size;
@@ -78,14 +77,6 @@ inline void FillNormal(const RandomFillArgs& args, double mean, double std,
                        Stream stream) {
   if (stream.device == Device::kCpu) return FillNormalCpu(args, mean, std);
   MIMO_ON_CUDA(FillNormalCuda(args, mean, std, stream));
-}
-void FillUniformCpu(const RandomFillArgs& args, double low, double high);
-void FillUniformCuda(const RandomFillArgs& args, double low, double high,
-                     Stream stream);
-inline void FillUniform(const RandomFillArgs& args, double low, double high,
-                        Stream stream) {
-  if (stream.device == Device::kCpu) return FillUniformCpu(args, low, high);
-  MIMO_ON_CUDA(FillUniformCuda(args, low, high, stream));
 }
 
 }  // namespace mimo::kernels

@@ -24,14 +24,7 @@ void Normal(benchmark::State& state) {
   ReportBytes(state, 1.0 * sizeof(float) * kSize);
 }
 
-void Uniform(benchmark::State& state) {
-  std::vector<float> out(kSize);
-  for (auto _ : state) FillUniform(Args(out), 0, 1, Stream());
-  ReportBytes(state, 1.0 * sizeof(float) * kSize);
-}
-
 BENCHMARK(Normal)->UseRealTime();
-BENCHMARK(Uniform)->UseRealTime();
 
 // bfloat16 weights, of 4096 x 11008.
 void CudaNormal(benchmark::State& state) {

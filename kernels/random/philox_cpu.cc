@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -85,23 +84,6 @@ void FillNormalCpu(const RandomFillArgs& args, double mean, double std) {
           BoxMuller((words[2] + 1.0) * 0x1p-32, words[3] * 0x1p-32);
       return std::array<double, 4>{mean + std * a.cos, mean + std * a.sin,
                                    mean + std * b.cos, mean + std * b.sin};
-    });
-  });
-}
-
-void FillUniformCpu(const RandomFillArgs& args, double low, double high) {
-  CHECK_GE(args.size, 0);
-  CHECK_LT(low, high);
-  DispatchCpuFloat(args.dtype, [&]<typename T>() {
-    // Rounding to T must not reach `high`.
-    const double below =
-        std::nextafter(static_cast<T>(high), static_cast<T>(low));
-    Fill<T>(args, [&](const std::array<uint32_t, 4>& words) {
-      std::array<double, 4> block;
-      for (int k = 0; k < 4; ++k)
-        block[k] =
-            std::min(std::fma(high - low, words[k] * 0x1p-32, low), below);
-      return block;
     });
   });
 }

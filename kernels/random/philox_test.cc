@@ -117,13 +117,6 @@ Values Normals(const Backend& on, int64_t size, uint64_t offset = 0,
   return out.Values();
 }
 
-Values Uniforms(const Backend& on, int64_t size, uint64_t offset = 0,
-                double low = 0, double high = 1) {
-  const Array out = Array::Poisoned(on, size);
-  FillUniform(Args(out, size, offset, on.dtype), low, high, StreamOf(on));
-  return out.Values();
-}
-
 // From 1 to the next value of dtype.
 double Ulp(DType dtype) { return dtype == DType::kFloat32 ? 0x1p-23 : 0x1p-7; }
 
@@ -136,7 +129,6 @@ double Rounded(double x, DType dtype) {
 
 TEST(RandomFill, Moments) {
   ExpectMoments(Normals(Oracle(), 100003), kNormalMoments);
-  ExpectMoments(Uniforms(Oracle(), 100003), kUniformMoments);
 }
 
 // Neighbours share a block of Philox; they must not be correlated. The product
@@ -157,46 +149,22 @@ TEST(RandomFill, MeanAndRange) {
     EXPECT_NEAR(moved[i], 5 + 0.02 * plain[i], 1e-15 * 5);
 }
 
-TEST_P(RandomFillTest, UniformStaysInItsRange) {
-  const double low = Rounded(-0.1, backend().dtype);
-  const double high = Rounded(0.3, backend().dtype);
-  for (double v : Uniforms(backend(), 100003, 0, -0.1, 0.3)) {
-    ASSERT_GE(v, low);
-    ASSERT_LT(v, high);
-  }
-  for (double v : Uniforms(backend(), 100003, 0, -1, 0)) ASSERT_LT(v, 0);
-}
-
-// A range of one value: rounding may not reach its upper end.
-TEST_P(RandomFillTest, UniformStaysBelowHigh) {
-  const double high = 1 + Ulp(backend().dtype);
-  for (double v : Uniforms(backend(), 101, 0, 1, high)) EXPECT_EQ(v, 1);
-}
-
-// The uniforms bitwise (they avoid what rounds up to `high`). Normals are
-// rounded from doubles that differ in their last bits (2^-52 of some units), so
-// one in 2^(53-24-2) may fall on the other side of a rounding to float32: none
-// of these.
+// From doubles that differ in their last bits (2^-52 of some units): one in
+// 2^(53-24-2) may fall on the other side of a rounding to float32, none of
+// these.
 TEST_P(RandomFillTest, IsFloat64Rounded) {
   for (int64_t size : {0, 1, 4099, 100003}) {
     Values normal = Normals(Oracle(), size, 3);
-    Values uniform = Uniforms(Oracle(), size, 3);
-    const double below = 1 - Ulp(backend().dtype) / 2;
     for (double& x : normal) x = Rounded(x, backend().dtype);
-    for (double& x : uniform) x = Rounded(std::min(x, below), backend().dtype);
     EXPECT_EQ(Normals(backend(), size, 3), normal);
-    EXPECT_EQ(Uniforms(backend(), size, 3), uniform);
   }
 }
 
 TEST_P(RandomFillTest, ElementDependsOnItsIndexAlone) {
   const Values normal = Normals(backend(), 10007);
-  const Values uniform = Uniforms(backend(), 10007);
   for (int64_t begin : {1, 2, 3, 4, 5003}) {
     EXPECT_EQ(Normals(backend(), 10007 - begin, begin),
               Values(normal.begin() + begin, normal.end()));
-    EXPECT_EQ(Uniforms(backend(), 10007 - begin, begin),
-              Values(uniform.begin() + begin, uniform.end()));
   }
 }
 
@@ -222,10 +190,8 @@ TEST_P(RandomFillTest, ASliceOfAMatrixHasItsElements) {
 TEST_P(RandomFillTest, IsDeterministic) {
   SetNumThreads(1);
   const Values normal = Normals(backend(), 100003, 7);
-  const Values uniform = Uniforms(backend(), 100003, 7);
   SetNumThreads(3);
   EXPECT_EQ(Normals(backend(), 100003, 7), normal);
-  EXPECT_EQ(Uniforms(backend(), 100003, 7), uniform);
 }
 
 }  // namespace

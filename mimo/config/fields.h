@@ -43,10 +43,6 @@ namespace mimo {
 template <typename E>
 struct EnumNames;
 
-// The names of a config struct's fields, in their order.
-template <typename T>
-std::vector<absl::string_view> ListKeys();
-
 // Reads the map `node` into `out`: keys left out keep their present values; an
 // absent node keeps them all. Lists and maps replace what was there; null
 // clears an optional. Errors name file and dotted key: unknown key (the nearest
@@ -242,14 +238,6 @@ ConfigNode Write(const std::map<std::string, T>& values) {
 }
 
 }  // namespace config_internal
-
-template <typename T>
-std::vector<absl::string_view> ListKeys() {
-  config_internal::KeyVisitor visitor;
-  T config{};
-  config.Fields(visitor);
-  return visitor.keys;
-}
 
 template <typename T>
 absl::Status FromYaml(const ConfigNode& node, T& out,

@@ -325,10 +325,5 @@ TEST(ReadKey, ReadsOneOfMany) {
             "x.yaml: other: \"x\", wanted a number");
 }
 
-TEST(ListKeys, InOrder) {
-  EXPECT_EQ(ListKeys<Inner>(), (std::vector<absl::string_view>{
-                                   "lr", "iters", "small", "clip", "style"}));
-}
-
 }  // namespace
 }  // namespace mimo

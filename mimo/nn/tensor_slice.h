@@ -33,9 +33,6 @@ struct TensorSlice {
   Sharding sharding;  // no shards: all of it
   int64_t begin = 0;  // the first of `data` in those
   bool copy = false;  // another rank has and saves it too
-
-  // Whether `data` is the tensor.
-  bool IsWhole() const { return data.shape() == whole; }
 };
 
 // By the tensors' names.

@@ -145,6 +145,12 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
   return batch;
 }
 
+absl::StatusOr<int64_t> CountRows(const std::string& path) {
+  MIMO_ASSIGN_OR_RETURN(const SafeTensors file, SafeTensors::Open(path));
+  MIMO_ASSIGN_OR_RETURN(const MicroBatch text, ReadText(file));
+  return text.batch;
+}
+
 absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                                      int64_t end, int32_t image_token) {
   MicroBatch slice = TextOfRows(batch, begin, end);

@@ -1,9 +1,7 @@
 // Batches kept in a safetensors file, for parity tests:
 //   input_ids    [B, S] int64
-//   labels       [B, S] int64, aligned with input_ids; may be absent
-//   pixel_values [images, C, H, W] float32, in the order of their tokens; may
-//   be
-//                absent
+//   labels       [B, S] int64, aligned with input_ids; optional
+//   pixel_values [images, C, H, W] float32, in their tokens' order; optional
 #ifndef MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
 #define MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
 
@@ -22,6 +20,9 @@ namespace mimo {
 // All rows of the file as one batch; labels are kIgnoreLabel when absent.
 // Errors name the file.
 absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path);
+
+// B. Errors name the file.
+absl::StatusOr<int64_t> CountRows(const std::string& path);
 
 // Rows [begin, end) of `batch` with their images: each image has the same
 // number of tokens. Error: the image tokens are not a whole number an image.

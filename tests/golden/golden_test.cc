@@ -158,7 +158,7 @@ model:
   freeze_modality_encoders: {images: true}
   freeze_modality_projections: {images: false}
 data: {type: tensors, path: $0/golden.safetensors}
-train: {train_iters: 20, micro_batch_size: $2, global_batch_size: $3, seed: 1,
+train: {train_iters: 20, micro_batch_size: $2,$3 seed: 1,
         device: $5, dtype: $6}
 optimizer: {lr: 2.0e-3, min_lr: 2.0e-4, lr_warmup_iters: 3, lr_decay_iters: 20,
             lr_decay_style: cosine, weight_decay: 0.1, adam_beta1: 0.9,
@@ -170,13 +170,16 @@ logging: {log_interval: 1, metrics: $4/metrics.jsonl, progress: false}
 TEST_P(Golden, Training) {
   const int64_t batch = golden_.at("input_ids").shape[0];
   for (const std::string regime : {"full", "projector_only"}) {
-    for (const int64_t micro : {batch, int64_t{1}}) {
+    // Left out, it is all rows.
+    for (const auto& [micro, global] :
+         {std::pair(batch, absl::StrCat(" global_batch_size: ", batch, ",")),
+          {1, std::string()}}) {
       SCOPED_TRACE(absl::StrCat(regime, ", micro batches of ", micro));
       const std::string run = TestFolder("run");
       const std::string config = Write(
           run + "/config.yaml",
           absl::Substitute(kTrain, folder_, regime == "projector_only", micro,
-                           batch, run, device(), Name(backend().dtype)));
+                           global, run, device(), Name(backend().dtype)));
       const Ran ran = RunMimo({"train", "--config", config});
       ASSERT_EQ(ran.code, 0) << ran.err;
       const auto lines = ReadMetrics(run + "/metrics.jsonl");
@@ -247,8 +250,8 @@ TEST_P(Golden, TrainedCheckpoint) {
   const std::string run = TestFolder("run");
   const std::string config =
       Write(run + "/config.yaml",
-            absl::Substitute(kTrain, folder_, false, batch, batch, run,
-                             device(), Name(backend().dtype)));
+            absl::Substitute(kTrain, folder_, false, batch, "", run, device(),
+                             Name(backend().dtype)));
   const Ran ran = RunMimo({"train", "--config", config, "train.train_iters=3"});
   ASSERT_EQ(ran.code, 0) << ran.err;
   const auto here = Forward(run, device(), DType::kFloat32);

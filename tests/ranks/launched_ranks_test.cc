@@ -41,15 +41,38 @@ std::string Tensors(const std::string& folder, int ranks) {
 }
 
 TEST(LaunchedRanks, AreTheThreadsOfRanks) {
-  const std::string here = TestFolder("here"), there = TestFolder("there");
-  Words threads = TinyTrain(here);
-  threads.push_back("--ranks=2");
-  ASSERT_EQ(RunMimo(threads).code, 0);
-  ASSERT_EQ(Wait(Start(there, Launched(2, TinyTrain(there)))), 0)
-      << Read(there + "/err");
-  EXPECT_TRUE(Untimed(ReadMetrics(there + "/metrics.jsonl")) ==
-              Untimed(ReadMetrics(here + "/metrics.jsonl")));
-  EXPECT_TRUE(Tensors(here, 2) == Tensors(there, 2));
+  const auto apart = [](const std::string& images,
+                        const std::string& language) {
+    return "parallelism={deployment_mode: heterogeneous, modules: {images: {" +
+           images + "}, language: {" + language + "}}}";
+  };
+  const std::string tp2cp2 =
+      "{tensor_model_parallel_size: 2, context_parallel_size: 2, "
+      "data_parallel_size: 1}";
+  for (const auto& [ranks, more] : std::vector<std::pair<int, Words>>{
+           {2, {}},
+           {4,
+            {"parallelism={deployment_mode: colocated, modules: {images: "
+             "{data_parallel_size: 4}, language: " +
+             tp2cp2 + "}}"}},
+           {5,
+            {apart("tensor_model_parallel_size: 2, data_parallel_size: 1",
+                   "data_parallel_size: 3, rank_offset: 2")}}}) {
+    const std::string here = TestFolder("here"), there = TestFolder("there");
+    Words words = more;
+    words.push_back("train.global_batch_size=12");
+    words.push_back(
+        absl::StrCat("train.micro_batch_size=", ranks == 4 ? 4 : 2));
+    Words threads = TinyTrain(here, words);
+    threads.push_back(absl::StrCat("--ranks=", ranks));
+    const Ran run = RunMimo(threads);
+    ASSERT_EQ(run.code, 0) << run.err;
+    ASSERT_EQ(Wait(Start(there, Launched(ranks, TinyTrain(there, words)))), 0)
+        << Read(there + "/err");
+    EXPECT_TRUE(Untimed(ReadMetrics(there + "/metrics.jsonl")) ==
+                Untimed(ReadMetrics(here + "/metrics.jsonl")));
+    EXPECT_TRUE(Tensors(here, ranks) == Tensors(there, ranks));
+  }
 }
 
 // Rank 0 writes what all processes did.
@@ -88,6 +111,17 @@ TEST(LaunchedRanks, AUsersMistakeIsSaidOnce) {
     EXPECT_EQ(Lines(err), 2) << err;
     EXPECT_TRUE(absl::StartsWith(err, "[0] mimo: ")) << err;
     EXPECT_TRUE(absl::StrContains(err, "mimo: launch: rank ")) << err;
+  }
+}
+
+// Before a process is started.
+TEST(LaunchedRanks, AMistakeInTheFlagsIsSaidOnce) {
+  for (const std::string wrong : {"--ranks=2", "--ranks=x", "--nope=1"}) {
+    const std::string folder = TestFolder("run");
+    EXPECT_EQ(Wait(Start(folder, Launched(3, TinyTrain(folder, {wrong})))), 2);
+    const std::string err = Read(folder + "/err");
+    EXPECT_EQ(Lines(err), 1) << err;
+    EXPECT_TRUE(absl::StartsWith(err, "mimo: train: ")) << err;
   }
 }
 
