@@ -34,11 +34,13 @@ struct Learned {
 };
 
 Learned Learn(const std::string& name, const std::string& dtype,
-              const Layout& layout, const std::string& frozen) {
+              const Layout& layout, const std::string& frozen,
+              const Words& more = {}) {
   const std::string folder = TestFolder(name);
   Words words = LayoutRun(folder, layout, /*micro_batches=*/2, frozen);
   words.insert(words.end(), kOnGpu.begin(), kOnGpu.end());
   words.push_back("train.dtype=" + dtype);
+  words.insert(words.end(), more.begin(), more.end());
   EXPECT_EQ(
       Wait(Start(folder,
                  layout.ranks == 1 ? words : Launched(layout.ranks, words))),
@@ -105,6 +107,38 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
     RecordProperty(
         absl::StrCat(layout.mode, " ", layout.images, " | ", layout.language),
         absl::StrCat(worst));
+  }
+}
+
+// On a stream of their own, by any number of micro-batches: the same bits.
+TEST_P(GpuLayouts, FrozenEncodersRunAhead) {
+  const int gpus = Gpus();
+  if (gpus < 1) GTEST_SKIP() << "no GPU";
+  const std::vector<Layout> layouts = {
+      kOneRank,
+      {"homogeneous", 2, "tp2", "tp2"},
+      {"colocated", 2, "tp2", "dp2"},
+      {"colocated", 2, "tp2", "pp2"},
+      {"colocated", 2, "dp2", "pp2"},
+      {"heterogeneous", 2, "dp1", "dp1 @1"},
+      {"heterogeneous", 4, "tp2 dp1 @2", "pp2 dp1"},
+      {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"}};
+  for (const Layout& layout : layouts) {
+    if (layout.ranks > gpus) continue;
+    for (const int part : {1, 3}) {
+      Learned wanted;
+      for (const int ahead : {0, 1, 3}) {
+        SCOPED_TRACE(absl::StrCat(layout.Yaml(), FrozenParts()[part], "\n",
+                                  ahead, " ahead"));
+        const Learned got =
+            Learn("ahead", GetParam(), layout, FrozenParts()[part],
+                  {absl::StrCat("train.encoder_run_ahead=", ahead)});
+        ASSERT_EQ(got.losses.size(), 20u);
+        if (ahead == 0) wanted = got;
+        EXPECT_EQ(got.losses, wanted.losses);
+        EXPECT_TRUE(got == wanted);
+      }
+    }
   }
 }
 
