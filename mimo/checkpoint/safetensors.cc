@@ -249,9 +249,9 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
   const Tensor piece = on_host ? flat : Tensor(host, {most}, out.dtype());
   for (int64_t at = 0; at < out.numel(); at += most) {
     const int64_t count = std::min(most, out.numel() - at);
-    const absl::Status status =
-        ConvertElements(Data(*info) + at * SizeOf(info->dtype), info->dtype,
-                        piece.data(), out.dtype(), count);
+    const absl::Status status = ConvertElements(
+        static_cast<const char*>(Data(*info)) + at * SizeOf(info->dtype),
+        info->dtype, piece.data(), out.dtype(), count);
     if (!status.ok()) {
       return absl::Status(status.code(), absl::StrCat(path_, ": tensor ", name,
                                                       ": ", status.message()));
