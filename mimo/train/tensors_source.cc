@@ -40,9 +40,7 @@ int64_t Count(const std::vector<int32_t>& ids, int64_t begin, int64_t end,
   return std::count(ids.begin() + begin, ids.begin() + end, id);
 }
 
-// input_ids and labels.
-absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file) {
-  Allocator allocator;
+absl::StatusOr<const SafeTensorInfo*> FindIds(const SafeTensors& file) {
   const SafeTensorInfo* ids = file.Find("input_ids");
   if (ids == nullptr) {
     return Wrong(file.path(), "input_ids", "missing", "[B, S] int64");
@@ -50,6 +48,13 @@ absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file) {
   if (ids->shape.size() != 2) {
     return Wrong(file.path(), "input_ids", ToString(ids->shape), "[B, S]");
   }
+  return ids;
+}
+
+// input_ids and labels.
+absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file) {
+  Allocator allocator;
+  MIMO_ASSIGN_OR_RETURN(const SafeTensorInfo* const ids, FindIds(file));
   MicroBatch batch;
   batch.batch = ids->shape[0];
   batch.seq = ids->shape[1];
@@ -147,8 +152,8 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
 
 absl::StatusOr<int64_t> CountRows(const std::string& path) {
   MIMO_ASSIGN_OR_RETURN(const SafeTensors file, SafeTensors::Open(path));
-  MIMO_ASSIGN_OR_RETURN(const MicroBatch text, ReadText(file));
-  return text.batch;
+  MIMO_ASSIGN_OR_RETURN(const SafeTensorInfo* const ids, FindIds(file));
+  return ids->shape[0];
 }
 
 absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,

@@ -55,6 +55,11 @@ inline ModuleParallelismConfig Sizes(int tp, int dp, int offset = 0,
           .rank_offset = offset};
 }
 
+inline ModuleParallelismConfig Cp(int cp, ModuleParallelismConfig module) {
+  module.context_parallel_size = cp;
+  return module;
+}
+
 inline MimoModelProvider ProviderOf(
     const MimoModelConfig& model,
     std::optional<MimoParallelismConfig> parallelism) {

@@ -15,11 +15,6 @@ namespace {
 
 using Module = ModuleParallelismConfig;
 
-Module Cp(int cp, Module module) {
-  module.context_parallel_size = cp;
-  return module;
-}
-
 constexpr int kIterations = 4;
 constexpr int kMicroBatches = 2;  // of each
 

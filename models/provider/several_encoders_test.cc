@@ -13,11 +13,6 @@ namespace {
 
 using Module = ModuleParallelismConfig;
 
-Module Cp(int cp, Module module) {
-  module.context_parallel_size = cp;
-  return module;
-}
-
 Module Sp(Module module) {
   module.sequence_parallel = true;
   return module;
