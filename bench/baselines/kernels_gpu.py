@@ -4,7 +4,8 @@
   kernels_gpu.py [-] [floors] [gemm] [attention] [pointwise]  (all by default)
 
   floors     device copy, and the rate of an 8192^3 bf16 product
-  gemm       the products of gemm_bench: forward and both gradients
+  gemm       the products of gemm_bench: forward and both gradients, the
+             weight's in float32 and in bf16
   attention  SDPA of cuDNN and of FlashAttention, at the shapes of
              attention_cuda_bench; also in a fixed order, where it is offered
   pointwise  RMS norm, SiLU-gate, cross-entropy: eager and torch.compile,
@@ -109,7 +110,10 @@ def gemm():
                     tokens, features, hidden)
         gemm_figure("gemm", f"{name}/dx", lambda: dy @ w,
                     tokens, hidden, features)
-        gemm_figure("gemm", f"{name}/dw", lambda: dy.t() @ x,
+        gemm_figure("gemm", f"{name}/dw",
+                    lambda: torch.mm(dy.t(), x, torch.float32),
+                    features, hidden, tokens)
+        gemm_figure("gemm", f"{name}/dw_bf16", lambda: dy.t() @ x,
                     features, hidden, tokens)
 
 

@@ -112,6 +112,19 @@ constexpr Layer kLayers[] = {
     {"projector", 4608, 4096, 1024},
 };
 
+GemmArgs WeightGradient(const Layer& l, const void* x, const void* dy, void* dw,
+                        DType dtype) {
+  return {.a = dy,
+          .b = x,
+          .c = dw,
+          .m = l.features,
+          .n = l.hidden,
+          .k = l.tokens,
+          .transpose_a = true,
+          .dtype = DType::kBFloat16,
+          .c_dtype = dtype};
+}
+
 struct Form {
   const char* name;
   // The product of x [T, H], w [F, H], dy [T, F].
@@ -142,15 +155,11 @@ constexpr Form kForms[] = {
      }},
     {"dw",
      [](const Layer& l, const void* x, const void*, const void* dy, void* dw) {
-       return GemmArgs{.a = dy,
-                       .b = x,
-                       .c = dw,
-                       .m = l.features,
-                       .n = l.hidden,
-                       .k = l.tokens,
-                       .transpose_a = true,
-                       .dtype = DType::kBFloat16,
-                       .c_dtype = DType::kFloat32};
+       return WeightGradient(l, x, dy, dw, DType::kFloat32);
+     }},
+    {"dw_bf16",
+     [](const Layer& l, const void* x, const void*, const void* dy, void* dw) {
+       return WeightGradient(l, x, dy, dw, DType::kBFloat16);
      }},
 };
 
@@ -168,8 +177,6 @@ void BenchCuda(benchmark::State& state, const Layer& l, const Form& form,
       gpu.Random(shape.dtype, l.features * l.hidden),
       gpu.Random(shape.dtype, l.tokens * l.features),
       gpu.Random(shape.c_dtype.value_or(shape.dtype), shape.m * shape.n));
-  // As warm as tuning leaves a GPU, which slows it.
-  for (int i = 0; i < 100; ++i) Gemm(args, gpu.stream());
   gpu.Run([&](Stream stream) { Gemm(args, stream); });
   gpu.ReportFlops(2.0 * shape.m * shape.n * shape.k, floor);
   AutotuneGemm("", Device::kCuda);
@@ -222,7 +229,7 @@ const bool registered = [] {
           })
           ->UseManualTime()
           ->Unit(benchmark::kMicrosecond)
-          ->Iterations(30);
+          ->Iterations(100);
     }
     for (const Form& form : kForms) {
       for (bool tuned : {false, true}) {
@@ -235,7 +242,7 @@ const bool registered = [] {
             })
             ->UseManualTime()
             ->Unit(benchmark::kMicrosecond)
-            ->Iterations(30);
+            ->Iterations(100);
       }
     }
   }

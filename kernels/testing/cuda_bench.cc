@@ -93,7 +93,8 @@ void* CudaBench::Random(DType dtype, int64_t n, float scale) {
 }
 
 void CudaBench::Run(absl::FunctionRef<void(Stream)> op) {
-  for (int i = 0; i < 3; ++i) CudaSeconds(stream_, op);
+  constexpr double kWarmUp = 0.2;
+  for (double run = 0; run < kWarmUp;) run += CudaSeconds(stream_, op);
   std::vector<double> seconds;
   for (auto _ : state_) {
     seconds.push_back(CudaSeconds(stream_, op));

@@ -44,8 +44,9 @@ class CudaBench {
   }
   void* Allocate(int64_t bytes);
 
-  // The benchmark's loop. `op` enqueues the work; it runs some more times
-  // before, to warm up. Adds the column median (seconds).
+  // The benchmark's loop. `op` enqueues the work; it runs for a fifth of a
+  // second before, for the clock to settle at what the power limit leaves. Adds
+  // the column median (seconds).
   void Run(absl::FunctionRef<void(Stream)> op);
 
   // After Run, of the median. TB/s (1e12 bytes) and copy%, the share of
