@@ -117,6 +117,13 @@ class KernelsVsPyTorchTest(unittest.TestCase):
         self.assertIn("| cuDNN 240.0, cuDNN itself in order 210.0 | 200.0 "
                       "| 1.05 |", out)
 
+    def test_a_products_ratio_is_of_pairs(self):
+        self.bench("kernels/gemm/gemm_bench", {"Cuda/out/dx": 100},
+                   beside=112e-6)
+        out = self.run_it("out dx", "gemm", [("out/dx", "PyTorch", 0.09)])
+        self.assertIn("| GEMM out dx | PyTorch 90.0, cuBLAS itself in pairs "
+                      "112.0 | 101.0 | 1.11 | >= 1.0 |", out)
+
     def test_what_is_not_measured_fails(self):
         path = "kernels/norm/rms_norm_bench"
         figures = [("rms_norm", "eager", 0.4)]

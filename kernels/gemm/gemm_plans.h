@@ -13,6 +13,7 @@
 
 #include "absl/log/log.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "kernels/base/out_of_memory.h"
 #include "kernels/gemm/gemm.h"
 
@@ -76,7 +77,8 @@ class GemmPlans {
   std::map<GemmKey, Plan> plans_;
   std::map<GemmKey, cublasLtMatmulAlgo_t> file_;  // what path_ holds
   std::map<cudaStream_t, void*> workspaces_;
-  std::string path_;  // empty: not tuning
+  std::string path_;                         // empty: not tuning
+  absl::Time tuned_ = absl::InfinitePast();  // when Fastest was last done
 };
 
 }  // namespace mimo::kernels

@@ -92,16 +92,18 @@ void* CudaBench::Random(DType dtype, int64_t n, float scale) {
   return memory;
 }
 
-void CudaBench::Run(absl::FunctionRef<void(Stream)> op) {
+void CudaBench::Run(Op op, std::optional<Op> beside) {
   constexpr double kWarmUp = 0.2;
   for (double run = 0; run < kWarmUp;) run += CudaSeconds(stream_, op);
-  std::vector<double> seconds;
+  std::vector<double> seconds, others;
   for (auto _ : state_) {
     seconds.push_back(CudaSeconds(stream_, op));
     state_.SetIterationTime(seconds.back());
+    if (beside) others.push_back(CudaSeconds(stream_, *beside));
   }
   median_ = Median(std::move(seconds));
   state_.counters["median"] = median_;
+  if (beside) state_.counters["beside"] = Median(std::move(others));
 }
 
 void CudaBench::ReportBytes(double bytes) {

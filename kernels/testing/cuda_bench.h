@@ -16,6 +16,7 @@
 #define MIMO_KERNELS_TESTING_CUDA_BENCH_H_
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -46,8 +47,10 @@ class CudaBench {
 
   // The benchmark's loop. `op` enqueues the work; it runs for a fifth of a
   // second before, for the clock to settle at what the power limit leaves. Adds
-  // the column median (seconds).
-  void Run(absl::FunctionRef<void(Stream)> op);
+  // the column median (seconds). With `beside`, that runs after each iteration,
+  // so that both have the same clock; adds the column beside, its median.
+  using Op = absl::FunctionRef<void(Stream)>;
+  void Run(Op op, std::optional<Op> beside = {});
 
   // After Run, of the median. TB/s (1e12 bytes) and copy%, the share of
   // CudaCopyBytesPerSecond(); `bytes` is an iteration's by the op's header.
