@@ -10,6 +10,7 @@
 #include "kernels/base/status_macros.h"
 #include "mimo/parallel/sum_over_ranks.h"
 #include "models/generate/generate.h"
+#include "models/llava/llava.h"
 
 namespace mimo {
 namespace {
@@ -67,7 +68,9 @@ absl::StatusOr<SplitAnswers> AskSplit(const Context& ctx,
   std::vector<double> losses(count);
   std::vector<int64_t> labels(count);
   MIMO_RETURN_IF_ERROR(SideBySide(count, [&](int64_t i) -> absl::Status {
-    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Get(i, 0, AllItems));
+    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset->Text(i, 0));
+    MIMO_ASSIGN_OR_RETURN(sample.modalities[kImages],
+                          dataset->Items(i, 0, kImages));
     const MicroBatch batch = Collate({sample}, data.format->tokenizer.pad_id());
     labels[i] = batch.LabelledTokens();
     MIMO_ASSIGN_OR_RETURN(losses[i], LossSum(ctx, model, batch));

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "mimo/config/config_node.h"
+#include "mimo/data/dataset.h"
 #include "mimo/data/file.h"
 #include "mimo/data/share_testing.h"
 #include "models/clip/config.h"
@@ -22,6 +23,8 @@ namespace mimo {
 namespace {
 
 using ::testing::HasSubstr;
+
+const SpecialTokens kSpecial = {{"images", 4}};
 
 MimoModelConfig Model() {
   const auto node = ParseYaml(R"(
@@ -94,15 +97,51 @@ OpenShare Opener(const RunData& data, Member member, int64_t consumed = 0) {
 }
 
 TEST(MakeSources, EachRankHasItsSlices) {
-  const DataShare whole = WholeShare(12, {{"images", 4}});
   const RunData conversations = Conversations();
-  ExpectSharedOut(whole, 2, Opener(conversations, &Sources::train));
-  ExpectSharedOut(whole, 2, Opener(conversations, &Sources::validation));
+  for (const Member member :
+       {&Sources::train, &Sources::validation, &Sources::questions})
+    ExpectSharedOut(12, kSpecial, 2, Opener(conversations, member));
   RunData mock;
   mock.config.type = DataType::kMock;
   mock.config.samples = 20;
   mock.config.num_workers = 0;
-  ExpectSharedOut(whole, 2, Opener(mock, &Sources::train));
+  ExpectSharedOut(12, kSpecial, 2, Opener(mock, &Sources::train));
+}
+
+// Of the first micro-batch nothing but a rank's slices could be read.
+TEST(MakeSources, ReadsNothingOutsideItsSlices) {
+  constexpr int64_t kSamples = 12;
+  const RunData data = Conversations();
+  const std::vector<int64_t> drawn = EpochOrder(/*seed=*/3, 0, 19);
+  for (const Member member :
+       {&Sources::train, &Sources::validation, &Sources::questions}) {
+    for (int rank = 0; rank < 4; ++rank) {
+      SCOPED_TRACE(rank);
+      const DataShare share =
+          ShareOfRank(WholeShare(kSamples, kSpecial), rank, 3, 2);
+      RunData broken = data;
+      auto& conversations = member == &Sources::train
+                                ? broken.corpus.train[0].conversations
+                                : broken.corpus.validation[0].conversations;
+      for (int64_t i = 0; i < 19; ++i) {
+        Conversation& c =
+            conversations[member == &Sources::questions ? i : drawn[i]];
+        if (!share.text || !share.text->Has(i, kSamples))
+          c.turns[0].question = "<image><image><image><image>";
+        const auto images = share.modalities.find("images");
+        if (images != share.modalities.end() && images->second.Has(i, kSamples))
+          continue;
+        for (Picture& picture : c.pictures) picture.path += ".gone";
+      }
+      const auto want = Opener(data, member)(share)();
+      const auto got = Opener(broken, member)(share)();
+      ASSERT_TRUE(want.ok()) << want.status();
+      ASSERT_TRUE(got.ok()) << got.status();
+      ExpectEqual(*got, *want);
+      EXPECT_FALSE(
+          Opener(broken, member)(WholeShare(kSamples, kSpecial))().ok());
+    }
+  }
 }
 
 // Text-only ranks need no pictures, and lanes none but their own.
@@ -111,7 +150,7 @@ TEST(MakeSources, ReadsNoOtherPictures) {
   for (Conversation& c : data.corpus.train[0].conversations)
     for (Picture& picture : c.pictures) picture.path += ".gone";
   data.config.cache_images = true;
-  DataShare text = WholeShare(6, {{"images", 4}});
+  DataShare text = WholeShare(6, kSpecial);
   text.modalities.clear();
   const Sources sources = Make(data, text);
   for (int i = 0; i < 4; ++i) {
@@ -119,11 +158,10 @@ TEST(MakeSources, ReadsNoOtherPictures) {
     ASSERT_TRUE(batch.ok()) << batch.status();
     EXPECT_EQ(batch->batch, 6);
   }
-  EXPECT_THAT(
-      std::string(MakeSources(data, Model(), 3, WholeShare(6, {{"images", 4}}))
-                      .status()
-                      .message()),
-      HasSubstr(".png.gone: no such file"));
+  EXPECT_THAT(std::string(MakeSources(data, Model(), 3, WholeShare(6, kSpecial))
+                              .status()
+                              .message()),
+              HasSubstr(".png.gone: no such file"));
 }
 
 // A picture's tokens are those of all its encoders.
@@ -137,7 +175,7 @@ TEST(MakeSources, EncodersLookAtTheSamePictures) {
   encoders.emplace_back("second", encoders[0].second);
   auto* second = encoders[1].second.config.As<ClipVitConfig>();
   second->patch_size = 2;
-  const DataShare share = WholeShare(1, {{"images", 4}});
+  const DataShare share = WholeShare(1, kSpecial);
   const auto message = [&] {
     return std::string(MakeSources(mock, model, 3, share).status().message());
   };
@@ -167,14 +205,12 @@ std::vector<int32_t> Row(const MicroBatch& batch, int64_t b) {
 // Global micro-batches of other sizes go on with the stream of single samples.
 TEST(MakeSources, OtherReplicasGoOnWithTheSameStream) {
   const RunData data = Conversations();
-  const auto whole = [](int64_t samples) {
-    return WholeShare(samples, {{"images", 4}});
-  };
   for (const Member member : {&Sources::train, &Sources::validation}) {
-    const NextBatch one = Opener(data, member)(whole(1));
+    const NextBatch one = Opener(data, member)(WholeShare(1, kSpecial));
     int64_t consumed = 0;
     for (const int64_t samples : {12, 6, 3, 24}) {
-      const auto batch = Opener(data, member, consumed)(whole(samples))();
+      const auto batch =
+          Opener(data, member, consumed)(WholeShare(samples, kSpecial))();
       ASSERT_TRUE(batch.ok()) << batch.status();
       std::vector<float> pixels;
       for (int64_t b = 0; b < samples; ++b) {

@@ -122,8 +122,7 @@ absl::StatusOr<DistributedModel> Provide(const Shared& shared,
 DataShare ShareOf(const MimoModel& model, int64_t micro_batch_size) {
   const MimoModelConfig& config = model.config();
   if (model.placement().infra != nullptr) {
-    return DataShareOf(*model.placement().infra, micro_batch_size,
-                       config.special_token_ids);
+    return DataShareOf(*model.placement().infra, micro_batch_size);
   }
   DataShare share{.samples = micro_batch_size, .text = DataSlice()};
   for (const auto& [name, spec] : config.modality_submodules_spec)

@@ -42,9 +42,9 @@ struct MicroBatch {
     void Add(const ModalityItem& item);
   };
   std::map<std::string, Items> modalities;
-  // Where modules share out a global micro-batch differently: each modality's
-  // tokens in each of its samples. Then `modalities` may be of other samples
-  // than input_ids, and there may be no text.
+  // Where ranks share out a global micro-batch: each modality's tokens in each
+  // of its samples. Then `modalities` may be of other samples than input_ids,
+  // and there may be no text.
   std::map<std::string, std::vector<int64_t>> sample_rows;
 
   // Labels that the loss counts: labels[b, t] != kIgnoreLabel with t >= 1 (the
@@ -64,16 +64,16 @@ struct DataSlice {
   bool operator==(const DataSlice&) const = default;
 };
 
-// What a rank reads of each global micro-batch.
+// What a rank reads of each global micro-batch. Of other ranks' samples that is
+// how many item tokens they have, which a record says without being tokenised.
 struct DataShare {
   int64_t samples = 1;            // of the global micro-batch
   std::optional<DataSlice> text;  // ids and labels; none: batch 0
   // Modalities whose items are read. An encoder has a slice for each of its
   // dp x cp lanes, whatever the language model has.
   std::map<std::string, DataSlice> modalities;
-  // To be counted into sample_rows in all samples. None where all modules have
-  // equal slices: then samples of other ranks are not opened.
-  std::map<std::string, int64_t> special_token_ids;
+  // Modalities whose tokens of all samples go into sample_rows.
+  std::vector<std::string> counted;
 
   // CHECKs that every slice comes out whole.
   void Check() const;

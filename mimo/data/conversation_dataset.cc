@@ -89,39 +89,48 @@ ConversationDataset::Create(std::vector<Conversation> conversations,
       new ConversationDataset(std::move(conversations), format, options));
 }
 
-absl::StatusOr<Sample> ConversationDataset::Get(int64_t index, int64_t visit,
-                                                WantedItems wanted) const {
+absl::StatusOr<Sample> ConversationDataset::Text(int64_t index,
+                                                 int64_t visit) const {
   const Conversation& conversation = conversations_[index];
-  const int64_t images = conversation.pictures.size();
   const std::vector<Turn> turns =
       options_.turns == 0
           ? conversation.turns
           : DrawTurns(conversation, options_.turns,
-                      DataDraws(options_.seed, Draw::kTurns, visit, index));
-  absl::StatusOr<Sample> sample = format_.Encode(turns, images);
-  if (!sample.ok()) {
-    return absl::Status(
-        sample.status().code(),
-        absl::StrCat("data: conversation ", index, " (id \"", conversation.id,
-                     "\"): ", sample.status().message()));
-  }
-  if (!wanted(options_.modality)) return sample;
-  for (int64_t i = 0; i < images; ++i) {
-    // Each picture of a sample has its own draws.
-    MIMO_ASSIGN_OR_RETURN(
-        ModalityItem item,
-        View(conversation.pictures[i], options_.view,
-             DataDraws(options_.seed + i, Draw::kAugment, visit, index)));
-    sample->modalities[options_.modality].push_back(std::move(item));
-  }
-  return sample;
+                      DataDraws(options_.seed, DataDraw::kTurns, visit, index));
+  absl::StatusOr<Sample> sample =
+      format_.Encode(turns, conversation.pictures.size());
+  if (sample.ok()) return sample;
+  return absl::Status(
+      sample.status().code(),
+      absl::StrCat("data: conversation ", index, " (id \"", conversation.id,
+                   "\"): ", sample.status().message()));
 }
 
-absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit,
-                                        WantedItems wanted) const {
+absl::StatusOr<std::vector<ModalityItem>> ConversationDataset::Items(
+    int64_t index, int64_t visit, const std::string& modality) const {
+  std::vector<ModalityItem> items;
+  if (modality != options_.modality) return items;
+  for (const Picture& picture : conversations_[index].pictures) {
+    // Each picture of a sample has its own draws.
+    const uint64_t seed = options_.seed + items.size();
+    MIMO_ASSIGN_OR_RETURN(
+        items.emplace_back(),
+        View(picture, options_.view,
+             DataDraws(seed, DataDraw::kAugment, visit, index)));
+  }
+  return items;
+}
+
+int64_t ConversationDataset::ItemTokens(int64_t index, int64_t /*visit*/,
+                                        const std::string& modality) const {
+  if (modality != options_.modality) return 0;
+  return conversations_[index].pictures.size() * format_.tokens_per_image;
+}
+
+absl::StatusOr<Sample> MockDataset::Text(int64_t index, int64_t visit) const {
   const MockOptions& o = options_;
   CHECK_GE(o.sequence_length, o.tokens_per_image) << "MockDataset";
-  PhiloxSequence random = DataDraws(o.seed, Draw::kMock, visit, index);
+  PhiloxSequence random = DataDraws(o.seed, DataDraw::kMock, visit, index);
   Sample sample;
   sample.input_ids.assign(o.tokens_per_image, o.image_id);
   sample.labels.assign(o.tokens_per_image, kIgnoreLabel);
@@ -131,12 +140,25 @@ absl::StatusOr<Sample> MockDataset::Get(int64_t index, int64_t visit,
     sample.input_ids.push_back(id);
     sample.labels.push_back(id);
   }
-  if (!wanted(o.modality)) return sample;
-  ModalityItem item = {{3, o.image_size, o.image_size}, {}};
+  return sample;
+}
+
+absl::StatusOr<std::vector<ModalityItem>> MockDataset::Items(
+    int64_t index, int64_t visit, const std::string& modality) const {
+  const MockOptions& o = options_;
+  std::vector<ModalityItem> items;
+  if (modality != o.modality) return items;
+  PhiloxSequence random = DataDraws(o.seed, DataDraw::kMockItems, visit, index);
+  ModalityItem& item = items.emplace_back();
+  item.shape = {3, o.image_size, o.image_size};
   item.values.resize(3 * o.image_size * o.image_size);
   for (float& value : item.values) value = random.Normal();
-  sample.modalities[o.modality].push_back(std::move(item));
-  return sample;
+  return items;
+}
+
+int64_t MockDataset::ItemTokens(int64_t /*index*/, int64_t /*visit*/,
+                                const std::string& modality) const {
+  return modality == options_.modality ? options_.tokens_per_image : 0;
 }
 
 }  // namespace mimo

@@ -48,8 +48,11 @@ class ConversationDataset : public Dataset {
       const ConversationDatasetOptions& options);
 
   int64_t size() const override { return conversations_.size(); }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override;
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override;
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t visit, const std::string& modality) const override;
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& modality) const override;
 
  private:
   ConversationDataset(std::vector<Conversation> conversations,
@@ -77,8 +80,11 @@ class MockDataset : public Dataset {
  public:
   explicit MockDataset(const MockOptions& options) : options_(options) {}
   int64_t size() const override { return options_.samples; }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override;
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override;
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t visit, const std::string& modality) const override;
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& modality) const override;
 
  private:
   const MockOptions options_;

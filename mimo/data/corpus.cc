@@ -29,16 +29,19 @@ class Questions : public Dataset {
         questions_(std::move(questions)) {}
 
   int64_t size() const override { return questions_.size(); }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override {
-    const Question& question = questions_[index];
-    MIMO_ASSIGN_OR_RETURN(
-        Sample whole,
-        conversations_->Get(question.conversation, visit, wanted));
-    MIMO_ASSIGN_OR_RETURN(Sample alone,
-                          format_.Encode({question.alone}, question.images));
-    alone.modalities = std::move(whole.modalities);
-    return alone;
+  absl::StatusOr<Sample> Text(int64_t index, int64_t /*visit*/) const override {
+    return format_.Encode({questions_[index].alone}, questions_[index].images);
+  }
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t visit,
+      const std::string& modality) const override {
+    return conversations_->Items(questions_[index].conversation, visit,
+                                 modality);
+  }
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& modality) const override {
+    return conversations_->ItemTokens(questions_[index].conversation, visit,
+                                      modality);
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "mimo/data/corpus.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <set>
@@ -52,10 +53,11 @@ TEST(Corpus, FixturesEndToEnd) {
   const auto dataset = Training(config, corpus);
   ASSERT_EQ(dataset->size(), 13);
   for (int64_t i = 0; i < dataset->size(); ++i) {
-    const auto sample = dataset->Get(i, 0, AllItems);
-    ASSERT_TRUE(sample.ok()) << sample.status();
-    EXPECT_EQ(sample->modalities.at("images")[0].shape,
-              (std::vector<int64_t>{3, 16, 16}));
+    ASSERT_TRUE(dataset->Text(i, 0).ok()) << dataset->Text(i, 0).status();
+    const auto items = dataset->Items(i, 0, "images");
+    ASSERT_TRUE(items.ok()) << items.status();
+    EXPECT_EQ(items->at(0).shape, (std::vector<int64_t>{3, 16, 16}));
+    EXPECT_TRUE(dataset->Items(i, 0, "sounds")->empty());
   }
   auto loader =
       DataLoader::Create(dataset, {.share = {.samples = 5,
@@ -82,8 +84,8 @@ TEST(Corpus, ValidationByShareAndByFile) {
   const auto dataset = ValidationDataset(config, file.validation[0],
                                          Template(config, file), 16, 1);
   ASSERT_TRUE(dataset.ok());
-  EXPECT_EQ((*dataset)->Get(0, 0, AllItems)->modalities.at("images")[0].values,
-            (*dataset)->Get(0, 1, AllItems)->modalities.at("images")[0].values);
+  EXPECT_EQ((*dataset)->Items(0, 0, "images")->at(0).values,
+            (*dataset)->Items(0, 1, "images")->at(0).values);
 }
 
 TEST(Corpus, QuestionsAloneWithTheViewsOfTheirConversations) {
@@ -100,20 +102,16 @@ TEST(Corpus, QuestionsAloneWithTheViewsOfTheirConversations) {
   ASSERT_TRUE(whole.ok() && questions.ok());
   ASSERT_EQ((*questions)->size(), 2 + split.conversations[1].turns.size() + 1);
   const auto expect = [&](int64_t index, int64_t conversation, Turn turn) {
-    const auto got = (*questions)->Get(index, 0, AllItems);
+    const auto got = (*questions)->Text(index, 0);
     ASSERT_TRUE(got.ok()) << got.status();
     const auto wanted = format.Encode({turn}, 1);
     EXPECT_EQ(got->input_ids, wanted->input_ids) << index;
     EXPECT_EQ(got->labels, wanted->labels) << index;
-    EXPECT_EQ(got->modalities.at("images")[0].values,
-              (*whole)
-                  ->Get(conversation, 0, AllItems)
-                  ->modalities.at("images")[0]
-                  .values)
+    EXPECT_EQ((*questions)->Items(index, 0, "images")->at(0).values,
+              (*whole)->Items(conversation, 0, "images")->at(0).values)
         << index;
-    EXPECT_TRUE((*questions)
-                    ->Get(index, 0, [](const std::string&) { return false; })
-                    ->modalities.empty());
+    EXPECT_EQ((*questions)->ItemTokens(index, 0, "images"),
+              std::ranges::count(got->input_ids, format.tokenizer.image_id()));
   };
   expect(0, 0, {"<image>\nWho?", "A."});
   expect(1, 0, {"<image>\nWhy?", "Bcd."});
@@ -133,7 +131,7 @@ TEST(Corpus, AugmentedViewsDependOnSeedSampleAndVisitAlone) {
     const auto fast = Training(config, corpus);
     const auto other = Training(config, corpus, /*seed=*/2);
     const auto values = [](const Dataset& d, int i, int visit) {
-      return d.Get(i, visit, AllItems)->modalities.at("images")[0].values;
+      return d.Items(i, visit, "images")->at(0).values;
     };
     for (int i = 0; i < 13; ++i) {
       EXPECT_EQ(values(*slow, i, 2), values(*fast, i, 2)) << i;
@@ -156,7 +154,7 @@ TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
   const Tokenizer tokenizer = Template(config, corpus).tokenizer;
   std::set<std::string> seen;
   for (int visit = 0; visit < 60; ++visit) {
-    const auto sample = dataset->Get(0, visit, AllItems);
+    const auto sample = dataset->Text(0, visit);
     ASSERT_TRUE(sample.ok()) << sample.status();
     std::vector<int32_t> answers;
     for (const int32_t label : sample->labels) {
@@ -166,13 +164,15 @@ TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
     // bos, "USER:", then the picture.
     const auto user = tokenizer.Encode("USER:").size();
     EXPECT_EQ(sample->input_ids[1 + user], tokenizer.image_id());
-    EXPECT_EQ(sample->input_ids, dataset->Get(0, visit, AllItems)->input_ids);
+    EXPECT_EQ(sample->input_ids, dataset->Text(0, visit)->input_ids);
+    EXPECT_EQ(std::ranges::count(sample->input_ids, tokenizer.image_id()),
+              dataset->ItemTokens(0, visit, "images"));
   }
   EXPECT_EQ(seen, (std::set<std::string>{"A. B.", "A. C.", "B. A.", "B. C.",
                                          "C. A.", "C. B."}));
 }
 
-// Neither when a sample is got nor ahead of it: here there are none.
+// Neither when a text is made nor ahead of it: here there are none.
 TEST(Corpus, PicturesThatAreNotWantedAreNotRead) {
   DataConfig config = Fixtures();
   const auto whole = Training(config, Load(config));
@@ -183,14 +183,12 @@ TEST(Corpus, PicturesThatAreNotWantedAreNotRead) {
       TrainingDataset(config, corpus, Template(config, corpus), 16, 1,
                       /*pictures=*/false);
   ASSERT_TRUE(text.ok()) << text.status();
-  const auto none = [](const std::string&) { return false; };
   for (int64_t i = 0; i < whole->size(); ++i) {
-    const auto sample = (*text)->Get(i, 0, none);
+    const auto sample = (*text)->Text(i, 0);
     ASSERT_TRUE(sample.ok()) << sample.status();
-    EXPECT_TRUE(sample->modalities.empty());
-    EXPECT_EQ(sample->input_ids, whole->Get(i, 0, AllItems)->input_ids);
-    EXPECT_EQ(sample->labels, whole->Get(i, 0, AllItems)->labels);
-    EXPECT_FALSE((*text)->Get(i, 0, AllItems).ok());
+    EXPECT_EQ(sample->input_ids, whole->Text(i, 0)->input_ids);
+    EXPECT_EQ(sample->labels, whole->Text(i, 0)->labels);
+    EXPECT_FALSE((*text)->Items(i, 0, "images").ok());
   }
 }
 
@@ -208,7 +206,7 @@ TEST(Corpus, Mistakes) {
   const Corpus corpus = Load(config);
   EXPECT_THAT(
       std::string(
-          Training(config, corpus)->Get(0, 0, AllItems).status().message()),
+          Training(config, corpus)->Items(0, 0, "images").status().message()),
       HasSubstr("elsewhere/images/red_apple.png: no such file"));
   config.cache_images = true;  // told at once
   EXPECT_THAT(std::string(TrainingDataset(config, corpus,
@@ -223,7 +221,7 @@ TEST(Corpus, Mistakes) {
   format.max_sequence_length = 5;
   config = Fixtures();
   EXPECT_THAT(std::string((*TrainingDataset(config, corpus, format, 16, 1))
-                              ->Get(2, 0, AllItems)
+                              ->Text(2, 0)
                               .status()
                               .message()),
               HasSubstr("data: conversation 2 (id \"002\"): "));
@@ -252,18 +250,18 @@ TEST(MockDataset, NeverDrawsTheImageToken) {
                           .image_id = 3,
                           .seed = 1});
   for (int i = 0; i < 5; ++i) {
-    const auto sample = mock.Get(i, 0, AllItems);
+    const auto sample = mock.Text(i, 0);
     ASSERT_TRUE(sample.ok());
     ASSERT_EQ(sample->input_ids.size(), 40u);
     for (int t = 0; t < 40; ++t) {
       EXPECT_EQ(sample->input_ids[t] == 3, t < 4);
       EXPECT_LT(sample->input_ids[t], 7);
     }
-    EXPECT_EQ(sample->input_ids, mock.Get(i, 0, AllItems)->input_ids);
-    EXPECT_NE(sample->input_ids, mock.Get(i, 1, AllItems)->input_ids);
-    const auto text = mock.Get(i, 0, [](const std::string&) { return false; });
-    EXPECT_EQ(sample->input_ids, text->input_ids);
-    EXPECT_TRUE(text->modalities.empty());
+    EXPECT_EQ(sample->input_ids, mock.Text(i, 0)->input_ids);
+    EXPECT_NE(sample->input_ids, mock.Text(i, 1)->input_ids);
+    EXPECT_EQ(mock.ItemTokens(i, 0, "images"), 4);
+    EXPECT_NE(mock.Items(i, 0, "images")->at(0).values,
+              mock.Items(i, 1, "images")->at(0).values);
   }
 }
 
@@ -286,8 +284,10 @@ TEST(Corpus, FlagsAndFashionMnist) {
     EXPECT_TRUE(corpus.validation[2].augment.has_value());  // kgeography
     const auto dataset = Training(config, corpus);
     EXPECT_EQ(dataset->size(), 120000);
-    EXPECT_TRUE(dataset->Get(0, 0, AllItems).ok());
-    EXPECT_TRUE(dataset->Get(1, 0, AllItems).ok());
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_TRUE(dataset->Text(i, 0).ok());
+      EXPECT_TRUE(dataset->Items(i, 0, "images").ok());
+    }
   }
 }
 

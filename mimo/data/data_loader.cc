@@ -3,7 +3,6 @@
 #include <string>
 #include <utility>
 
-#include "absl/algorithm/container.h"
 #include "absl/log/check.h"
 #include "absl/memory/memory.h"
 #include "kernels/base/status_macros.h"
@@ -89,28 +88,21 @@ absl::StatusOr<MicroBatch> DataLoader::Make(int64_t consumed) {
   std::vector<Sample> texts;
   MicroBatch read;  // without the text
   for (int64_t i = 0; i < share.samples; ++i) {
-    const auto has = [&](const DataSlice& slice) {
-      return slice.Has(i, share.samples);
-    };
-    const auto wanted = [&](const std::string& modality) {
-      const auto found = share.modalities.find(modality);
-      return found != share.modalities.end() && has(found->second);
-    };
-    const bool text = share.text && has(*share.text);
-    if (!text && share.special_token_ids.empty() &&
-        absl::c_none_of(share.modalities,
-                        [&](const auto& m) { return has(m.second); })) {
-      continue;
-    }
     const int64_t epoch = (consumed + i) / dataset_->size(),
                   at = (consumed + i) % dataset_->size();
     const int64_t index = options_.shuffle ? (*Order(epoch))[at] : at;
-    MIMO_ASSIGN_OR_RETURN(Sample sample, dataset_->Get(index, epoch, wanted));
-    for (const auto& [name, id] : share.special_token_ids)
-      read.sample_rows[name].push_back(absl::c_count(sample.input_ids, id));
-    for (const auto& [name, items] : std::exchange(sample.modalities, {}))
+    if (share.text && share.text->Has(i, share.samples)) {
+      MIMO_ASSIGN_OR_RETURN(texts.emplace_back(), dataset_->Text(index, epoch));
+    }
+    for (const auto& [name, slice] : share.modalities) {
+      if (!slice.Has(i, share.samples)) continue;
+      MIMO_ASSIGN_OR_RETURN(const std::vector<ModalityItem> items,
+                            dataset_->Items(index, epoch, name));
       for (const ModalityItem& item : items) read.modalities[name].Add(item);
-    if (text) texts.push_back(std::move(sample));
+    }
+    for (const std::string& name : share.counted)
+      read.sample_rows[name].push_back(
+          dataset_->ItemTokens(index, epoch, name));
   }
   MicroBatch batch = Collate(texts, options_.pad_id);
   batch.modalities = std::move(read.modalities);

@@ -16,8 +16,7 @@ class Numbers : public Dataset {
  public:
   explicit Numbers(int64_t size, int64_t bad = -1) : size_(size), bad_(bad) {}
   int64_t size() const override { return size_; }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override {
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override {
     if (index == bad_) return absl::InvalidArgumentError("bad sample");
     // Threads finish out of order.
     std::this_thread::sleep_for(std::chrono::microseconds(index * 37 % 200));
@@ -25,9 +24,16 @@ class Numbers : public Dataset {
     sample.input_ids.assign(index % 5 + 2, 1000 * visit + index);
     sample.labels = sample.input_ids;
     sample.labels[0] = kIgnoreLabel;
-    if (wanted("images"))
-      sample.modalities["images"].push_back({{1, 1, 1}, {float(index)}});
     return sample;
+  }
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t /*visit*/,
+      const std::string& /*modality*/) const override {
+    return std::vector<ModalityItem>{{{1, 1, 1}, {float(index)}}};
+  }
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& /*modality*/) const override {
+    return 100 * visit + index;
   }
 
  private:
@@ -73,14 +79,13 @@ TEST(DataLoader, SameOrderWhateverTheWorkers) {
   EXPECT_NE(Take(*Loader(17, options), 20), want);
 }
 
-// Which samples were opened.
+// Which samples' texts were made.
 class Watched : public Numbers {
  public:
   using Numbers::Numbers;
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override {
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override {
     opened.insert({visit, index});
-    return Numbers::Get(index, visit, wanted);
+    return Numbers::Text(index, visit);
   }
   mutable std::set<std::pair<int64_t, int64_t>> opened;  // of one thread
 };
@@ -89,8 +94,7 @@ std::vector<float> Pixels(const MicroBatch& batch) {
   return batch.modalities.at("images").values;
 }
 
-// Replicas whose samples nobody counts read the rows of one replica's larger
-// micro-batch, in order, and open no others.
+// Replicas read the rows of one replica's larger micro-batch, in order.
 TEST(DataLoader, ReplicasShareOutEachGlobalMicroBatch) {
   for (const int64_t size : {1, 2, 3, 6}) {
     for (const int64_t consumed : {0, 18}) {
@@ -233,12 +237,15 @@ TEST(MixedDataset, TakesOneOfEachInTurn) {
   const MixedDataset mixed(
       {std::make_shared<Numbers>(4), std::make_shared<Numbers>(3)});
   ASSERT_EQ(mixed.size(), 8);
-  const auto none = [](const std::string&) { return false; };
-  EXPECT_TRUE(mixed.Get(1, 0, none)->modalities.empty());
   std::vector<int32_t> firsts;
   for (int visit = 0; visit < 2; ++visit) {
     for (int i = 0; i < 8; ++i) {
-      firsts.push_back(mixed.Get(i, visit, AllItems)->input_ids[0]);
+      const int32_t first = mixed.Text(i, visit)->input_ids[0];
+      firsts.push_back(first);
+      EXPECT_EQ(mixed.Items(i, visit, "images")->at(0).values,
+                std::vector<float>{float(first % 1000)});
+      EXPECT_EQ(mixed.ItemTokens(i, visit, "images"),
+                first / 1000 * 100 + first % 1000);
     }
   }
   // Of the second, three samples a visit.

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -17,20 +16,40 @@
 namespace mimo {
 namespace {
 
-const std::map<std::string, int64_t> kSpecial = {{"images", 98},
-                                                 {"sounds", 99}};
+const SpecialTokens kSpecial = {{"images", 98}, {"sounds", 99}};
 
 constexpr uint64_t kSeed = 5;
 
+// A part of a sample, "text" or a modality's: visit, index.
+using Read = std::tuple<std::string, int64_t, int64_t>;
+
 // Samples of random text with 0, 1 or 3 images of 4 tokens and as many sounds
-// of one token or other. Notes which items it has read.
+// of one token or other. Notes what it has made, and how often.
 class Album : public Dataset {
  public:
   explicit Album(bool items = true) : items_(items) {}
   int64_t size() const override { return 29; }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t visit,
-                             WantedItems wanted) const override {
-    PhiloxSequence random = DataDraws(1, Draw::kMock, visit, index);
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override {
+    Note("text", index, visit);
+    Sample sample = Make(index, visit);
+    sample.modalities.clear();
+    return sample;
+  }
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t visit,
+      const std::string& modality) const override {
+    Note(modality, index, visit);
+    return Make(index, visit).modalities[modality];
+  }
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& modality) const override {
+    const int64_t tokens = modality == "images" ? 4 : 1;
+    return Make(index, visit).modalities[modality].size() * tokens;
+  }
+
+  // All of it.
+  Sample Make(int64_t index, int64_t visit) const {
+    PhiloxSequence random = DataDraws(1, DataDraw::kMock, visit, index);
     Sample sample;
     const auto add = [&](const std::string& modality, int64_t tokens) {
       const int counts[] = {0, 1, 3};
@@ -41,12 +60,8 @@ class Album : public Dataset {
           sample.input_ids.push_back(random.Below(98));
         sample.input_ids.insert(sample.input_ids.end(), tokens,
                                 kSpecial.at(modality));
-        if (!wanted(modality)) continue;
         const float value = 1000 * visit + 10 * index + i;
         sample.modalities[modality].push_back({{1, 2}, {value, -value}});
-        absl::MutexLock lock(&mutex_);
-        read[modality].insert({visit, index, i});
-        ++reads[modality];
       }
     };
     add("images", 4);
@@ -56,11 +71,14 @@ class Album : public Dataset {
     return sample;
   }
 
-  mutable std::map<std::string, std::set<std::tuple<int64_t, int64_t, int64_t>>>
-      read;
-  mutable std::map<std::string, int64_t> reads;
+  mutable std::map<Read, int> reads;
 
  private:
+  void Note(const std::string& part, int64_t index, int64_t visit) const {
+    absl::MutexLock lock(&mutex_);
+    ++reads[{part, visit, index}];
+  }
+
   const bool items_;
   mutable absl::Mutex mutex_;  // workers write, then the test reads
 };
@@ -86,12 +104,12 @@ OpenShare Opener(bool items, int workers = 0) {
 }
 
 TEST(DataShare, EachRankHasItsSlicesOfTheSameMicroBatches) {
-  ExpectSharedOut(WholeShare(12, kSpecial), 5, Opener(true));
-  ExpectSharedOut(WholeShare(24, kSpecial), 2, Opener(true, 3));
+  ExpectSharedOut(12, kSpecial, 5, Opener(true));
+  ExpectSharedOut(24, kSpecial, 2, Opener(true, 3));
 }
 
 TEST(DataShare, TextOnlyMicroBatches) {
-  ExpectSharedOut(WholeShare(12, kSpecial), 3, Opener(false));
+  ExpectSharedOut(12, kSpecial, 3, Opener(false));
   // Who reads no text still knows that there is nothing to encode.
   DataShare share = ShareOfRank(WholeShare(12, kSpecial), 2, 1, 3);
   const auto batch = Loader(std::make_shared<Album>(false), share)->Next();
@@ -112,28 +130,31 @@ TEST(DataShareDeathTest, SlicesComeOutWhole) {
                "text: slice 2 of 2 of 4 samples");
 }
 
-// No item is read twice over all ranks, so none by a rank that does not use it.
-TEST(DataShare, ItemsOutsideTheSliceAreNotRead) {
+// No part of a sample is made twice over all ranks, so none by a rank that does
+// not use it.
+TEST(DataShare, NothingOutsideTheSlicesIsRead) {
   const DataShare whole = WholeShare(12, kSpecial);
   for (const int replicas : {1, 2, 3, 4, 6}) {
     for (const int lanes : {1, 2, 3, 4, 6}) {
       const auto all = std::make_shared<Album>();
       const auto loader = Loader(all, whole);
       for (int i = 0; i < 7; ++i) ASSERT_TRUE(loader->Next().ok());
-      auto unread = all->read;
+      auto unread = all->reads;
+      EXPECT_EQ(unread.size(), 3u * 7 * 12);
       for (int rank = 0; rank <= std::max(replicas, lanes); ++rank) {
         const auto album = std::make_shared<Album>();
         const DataShare share = ShareOfRank(whole, rank, replicas, lanes);
         const auto own = Loader(album, share);
         for (int i = 0; i < 7; ++i) ASSERT_TRUE(own->Next().ok());
-        EXPECT_EQ(album->read.size(), rank < lanes ? 2u : 0u);
-        for (const auto& [modality, items] : album->read) {
-          EXPECT_EQ(album->reads[modality], int64_t(items.size()));
-          for (const auto& item : items)
-            EXPECT_EQ(unread[modality].erase(item), 1u);
+        EXPECT_EQ(album->reads.size(),
+                  7u * ((rank < replicas ? 12 / replicas : 0) +
+                        (rank < lanes ? 2 * 12 / lanes : 0)));
+        for (const auto& [part, times] : album->reads) {
+          EXPECT_EQ(times, 1);
+          EXPECT_EQ(unread.erase(part), 1u);
         }
       }
-      EXPECT_EQ(unread["images"].size() + unread["sounds"].size(), 0u);
+      EXPECT_TRUE(unread.empty());
     }
   }
 }
@@ -162,11 +183,11 @@ TEST(DataShare, OtherRanksGoOnWithTheSameStream) {
         const int64_t epoch = at / album->size();
         const int64_t index =
             EpochOrder(kSeed, epoch, album->size())[at % album->size()];
-        stream.push_back(*album->Get(index, epoch, AllItems));
+        stream.push_back(album->Make(index, epoch));
       }
       const MicroBatch all = Collate(stream, 0);
       for (size_t rank = 0; rank < ranks.size(); ++rank) {
-        ExpectEqual(*ranks[rank]->Next(), PartOf(all, shares[rank]));
+        ExpectEqual(*ranks[rank]->Next(), PartOf(all, shares[rank], kSpecial));
         EXPECT_EQ(ranks[rank]->consumed_samples(), consumed + samples);
       }
     }

@@ -17,14 +17,30 @@ MixedDataset::MixedDataset(std::vector<std::shared_ptr<const Dataset>> parts)
   }
 }
 
-absl::StatusOr<Sample> MixedDataset::Get(int64_t index, int64_t visit,
-                                         WantedItems wanted) const {
+MixedDataset::Place MixedDataset::Find(int64_t index, int64_t visit) const {
   const Dataset& part = *parts_[index % parts_.size()];
   const int64_t at = visit * longest_ + index / parts_.size();
-  return part.Get(at % part.size(), at / part.size(), wanted);
+  return {part, at % part.size(), at / part.size()};
 }
 
-PhiloxSequence DataDraws(uint64_t seed, Draw use, int64_t visit,
+absl::StatusOr<Sample> MixedDataset::Text(int64_t index, int64_t visit) const {
+  const Place at = Find(index, visit);
+  return at.part.Text(at.index, at.visit);
+}
+
+absl::StatusOr<std::vector<ModalityItem>> MixedDataset::Items(
+    int64_t index, int64_t visit, const std::string& modality) const {
+  const Place at = Find(index, visit);
+  return at.part.Items(at.index, at.visit, modality);
+}
+
+int64_t MixedDataset::ItemTokens(int64_t index, int64_t visit,
+                                 const std::string& modality) const {
+  const Place at = Find(index, visit);
+  return at.part.ItemTokens(at.index, at.visit, modality);
+}
+
+PhiloxSequence DataDraws(uint64_t seed, DataDraw use, int64_t visit,
                          int64_t index) {
   CHECK(visit >= 0 && visit < int64_t{1} << 24) << visit;
   CHECK(index >= 0 && index < int64_t{1} << 32) << index;
@@ -36,7 +52,7 @@ PhiloxSequence DataDraws(uint64_t seed, Draw use, int64_t visit,
 std::vector<int64_t> EpochOrder(uint64_t seed, int64_t epoch, int64_t size) {
   std::vector<int64_t> order(size);
   std::iota(order.begin(), order.end(), 0);
-  PhiloxSequence random = DataDraws(seed, Draw::kShuffle, epoch, 0);
+  PhiloxSequence random = DataDraws(seed, DataDraw::kShuffle, epoch, 0);
   for (int64_t i = size - 1; i > 0; --i) {  // Fisher-Yates
     std::swap(order[i], order[random.Below(i + 1)]);
   }

@@ -19,14 +19,15 @@ namespace mimo {
 using NextBatch = std::function<absl::StatusOr<MicroBatch>()>;
 using OpenShare = std::function<NextBatch(const DataShare&)>;
 
+using SpecialTokens = std::map<std::string, int32_t>;  // by modality
+
 // All there is, on one rank.
-inline DataShare WholeShare(
-    int64_t samples, const std::map<std::string, int64_t>& special_token_ids) {
-  DataShare share{.samples = samples,
-                  .text = DataSlice{},
-                  .special_token_ids = special_token_ids};
-  for (const auto& [modality, id] : special_token_ids)
+inline DataShare WholeShare(int64_t samples, const SpecialTokens& special) {
+  DataShare share{.samples = samples, .text = DataSlice{}};
+  for (const auto& [modality, id] : special) {
     share.modalities[modality] = {};
+    share.counted.push_back(modality);
+  }
   return share;
 }
 
@@ -47,12 +48,14 @@ inline DataShare ShareOfRank(DataShare whole, int rank, int replicas,
 
 // What `share` has of the micro-batch `all` of one rank. The items of a
 // modality have as many special tokens each.
-inline MicroBatch PartOf(const MicroBatch& all, const DataShare& share) {
+inline MicroBatch PartOf(const MicroBatch& all, const DataShare& share,
+                         const SpecialTokens& special) {
   MicroBatch part;
-  for (const auto& [modality, id] : share.special_token_ids) {
+  for (const std::string& modality : share.counted) {
     for (auto row = all.input_ids.begin(); row != all.input_ids.end();
          row += all.seq)
-      part.sample_rows[modality].push_back(std::count(row, row + all.seq, id));
+      part.sample_rows[modality].push_back(
+          std::count(row, row + all.seq, special.at(modality)));
   }
   if (share.text) {
     const int64_t begin = share.text->rank * all.batch / share.text->size;
@@ -103,9 +106,10 @@ inline void ExpectEqual(const MicroBatch& batch, const MicroBatch& want) {
 }
 
 // For 1 to 6 replicas and lanes, every rank reads its part of the same
-// micro-batches. `whole.samples` is a multiple of 12.
-inline void ExpectSharedOut(const DataShare& whole, int micro_batches,
-                            const OpenShare& open) {
+// micro-batches. `samples` is a multiple of 12.
+inline void ExpectSharedOut(int64_t samples, const SpecialTokens& special,
+                            int micro_batches, const OpenShare& open) {
+  const DataShare whole = WholeShare(samples, special);
   for (const int replicas : {1, 2, 3, 4, 6}) {
     for (const int lanes : {1, 2, 3, 4, 6}) {
       const NextBatch all = open(whole);
@@ -123,7 +127,7 @@ inline void ExpectSharedOut(const DataShare& whole, int micro_batches,
         for (const MicroBatch& batch : want) {
           const auto part = own();
           ASSERT_TRUE(part.ok()) << part.status();
-          ExpectEqual(*part, PartOf(batch, share));
+          ExpectEqual(*part, PartOf(batch, share, special));
         }
       }
     }

@@ -1,7 +1,7 @@
 #include "mimo/train/tensors_source.h"
 
 #include <algorithm>
-#include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -18,26 +18,33 @@ absl::Status Wrong(const std::string& path, absl::string_view name,
       absl::StrCat(path, ": ", name, ": ", found, ", wanted ", wanted));
 }
 
+// Rows [begin, end) of ids [B, S].
 absl::StatusOr<std::vector<int32_t>> ReadIds(const SafeTensors& file,
                                              const std::string& name,
-                                             Allocator& allocator) {
-  MIMO_ASSIGN_OR_RETURN(const Tensor tensor,
-                        file.Load(name, allocator, DType::kInt64));
-  std::vector<int32_t> ids;
-  for (int64_t id : tensor.span<int64_t>()) {
-    if (id < std::numeric_limits<int32_t>::min() ||
-        id > std::numeric_limits<int32_t>::max()) {
-      return Wrong(file.path(), name, absl::StrCat("token ", id),
-                   "32 bits at most");
-    }
-    ids.push_back(static_cast<int32_t>(id));
-  }
-  return ids;
+                                             int64_t begin, int64_t end) {
+  const SafeTensorInfo& info = *file.Find(name);
+  const int64_t seq = info.shape[1];
+  std::vector<int32_t> ids((end - begin) * seq);
+  const absl::Status status =
+      ConvertElements(static_cast<const char*>(file.Data(info)) +
+                          begin * seq * SizeOf(info.dtype),
+                      info.dtype, ids.data(), DType::kInt32, ids.size());
+  if (status.ok()) return ids;
+  return absl::Status(status.code(),
+                      absl::StrCat(file.path(), ": ", name, ": rows ", begin,
+                                   " to ", end, ": ", status.message()));
 }
 
-int64_t Count(const std::vector<int32_t>& ids, int64_t begin, int64_t end,
-              int32_t id) {
-  return std::count(ids.begin() + begin, ids.begin() + end, id);
+// Tokens of images in each row.
+std::vector<int64_t> ImageTokens(const std::vector<int32_t>& ids, int64_t rows,
+                                 int32_t image_token) {
+  std::vector<int64_t> tokens;
+  const int64_t seq = rows == 0 ? 0 : ids.size() / rows;
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto begin = ids.begin() + row * seq;
+    tokens.push_back(std::count(begin, begin + seq, image_token));
+  }
+  return tokens;
 }
 
 absl::StatusOr<const SafeTensorInfo*> FindIds(const SafeTensors& file) {
@@ -51,27 +58,34 @@ absl::StatusOr<const SafeTensorInfo*> FindIds(const SafeTensors& file) {
   return ids;
 }
 
-// input_ids and labels.
-absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file) {
-  Allocator allocator;
+// The shape of input_ids, which the other tensors go with.
+absl::StatusOr<Shape> CheckShapes(const SafeTensors& file) {
   MIMO_ASSIGN_OR_RETURN(const SafeTensorInfo* const ids, FindIds(file));
-  MicroBatch batch;
-  batch.batch = ids->shape[0];
-  batch.seq = ids->shape[1];
-  batch.lengths.assign(batch.batch, static_cast<int32_t>(batch.seq));
-  MIMO_ASSIGN_OR_RETURN(batch.input_ids, ReadIds(file, "input_ids", allocator));
-  batch.labels.assign(batch.batch * batch.seq, kIgnoreLabel);
-  if (const SafeTensorInfo* labels = file.Find("labels")) {
-    if (labels->shape != ids->shape) {
-      return Wrong(file.path(), "labels", ToString(labels->shape),
-                   ToString(ids->shape) + " as input_ids");
-    }
-    MIMO_ASSIGN_OR_RETURN(batch.labels, ReadIds(file, "labels", allocator));
+  const SafeTensorInfo* labels = file.Find("labels");
+  if (labels != nullptr && labels->shape != ids->shape) {
+    return Wrong(file.path(), "labels", ToString(labels->shape),
+                 ToString(ids->shape) + " as input_ids");
   }
   const SafeTensorInfo* pixels = file.Find("pixel_values");
   if (pixels != nullptr && pixels->shape.size() != 4) {
     return Wrong(file.path(), "pixel_values", ToString(pixels->shape),
                  "[images, C, H, W]");
+  }
+  return ids->shape;
+}
+
+// input_ids and labels of rows [begin, end).
+absl::StatusOr<MicroBatch> ReadText(const SafeTensors& file, int64_t begin,
+                                    int64_t end) {
+  MicroBatch batch;
+  batch.batch = end - begin;
+  batch.seq = file.Find("input_ids")->shape[1];
+  batch.lengths.assign(batch.batch, static_cast<int32_t>(batch.seq));
+  MIMO_ASSIGN_OR_RETURN(batch.input_ids,
+                        ReadIds(file, "input_ids", begin, end));
+  batch.labels.assign(batch.batch * batch.seq, kIgnoreLabel);
+  if (file.Find("labels") != nullptr) {
+    MIMO_ASSIGN_OR_RETURN(batch.labels, ReadIds(file, "labels", begin, end));
   }
   return batch;
 }
@@ -80,17 +94,17 @@ struct Images {
   int64_t begin = 0, end = 0;
 };
 
-// Those of rows [begin, end) among `images`.
-absl::StatusOr<Images> ImagesOfRows(const MicroBatch& batch, int64_t images,
-                                    int64_t begin, int64_t end,
-                                    int32_t image_token) {
+// Those of rows [begin, end) among `images`, by the rows' tokens of images.
+absl::StatusOr<Images> ImagesOfRows(const std::vector<int64_t>& image_tokens,
+                                    int64_t images, int64_t begin,
+                                    int64_t end) {
   if (images == 0) return Images();
-  const std::vector<int32_t>& ids = batch.input_ids;
-  const int64_t first = begin * batch.seq, last = end * batch.seq;
-  const int64_t tokens = Count(ids, 0, ids.size(), image_token);
+  const auto rows = image_tokens.begin();
+  const int64_t before = std::accumulate(rows, rows + begin, int64_t{0});
+  const int64_t inside = std::accumulate(rows + begin, rows + end, int64_t{0});
+  const int64_t tokens =
+      std::accumulate(rows + end, image_tokens.end(), before + inside);
   const int64_t per_image = tokens / images;
-  const int64_t before = Count(ids, 0, first, image_token);
-  const int64_t inside = Count(ids, first, last, image_token);
   if (per_image == 0 || tokens % images != 0 || before % per_image != 0 ||
       inside % per_image != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -124,25 +138,12 @@ int64_t ImagesIn(const SafeTensors& file) {
   return pixels == nullptr ? 0 : pixels->shape[0];
 }
 
-MicroBatch TextOfRows(const MicroBatch& batch, int64_t begin, int64_t end) {
-  MicroBatch slice;
-  slice.batch = end - begin;
-  slice.seq = batch.seq;
-  const int64_t first = begin * batch.seq, last = end * batch.seq;
-  slice.input_ids.assign(batch.input_ids.begin() + first,
-                         batch.input_ids.begin() + last);
-  slice.labels.assign(batch.labels.begin() + first,
-                      batch.labels.begin() + last);
-  slice.lengths.assign(batch.lengths.begin() + begin,
-                       batch.lengths.begin() + end);
-  return slice;
-}
-
 }  // namespace
 
 absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path) {
   MIMO_ASSIGN_OR_RETURN(const SafeTensors file, SafeTensors::Open(path));
-  MIMO_ASSIGN_OR_RETURN(MicroBatch batch, ReadText(file));
+  MIMO_ASSIGN_OR_RETURN(const Shape shape, CheckShapes(file));
+  MIMO_ASSIGN_OR_RETURN(MicroBatch batch, ReadText(file, 0, shape[0]));
   if (const int64_t images = ImagesIn(file); images > 0) {
     MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
                           ReadImages(file, {0, images}));
@@ -158,13 +159,22 @@ absl::StatusOr<int64_t> CountRows(const std::string& path) {
 
 absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                                      int64_t end, int32_t image_token) {
-  MicroBatch slice = TextOfRows(batch, begin, end);
+  MicroBatch slice;
+  slice.batch = end - begin;
+  slice.seq = batch.seq;
+  const auto copy = [&](const auto& from, auto& to, int64_t columns) {
+    to.assign(from.begin() + begin * columns, from.begin() + end * columns);
+  };
+  copy(batch.input_ids, slice.input_ids, batch.seq);
+  copy(batch.labels, slice.labels, batch.seq);
+  copy(batch.lengths, slice.lengths, 1);
   const auto found = batch.modalities.find("images");
   if (found == batch.modalities.end()) return slice;
   const MicroBatch::Items& all = found->second;
   MIMO_ASSIGN_OR_RETURN(
       const Images images,
-      ImagesOfRows(batch, all.shape[0], begin, end, image_token));
+      ImagesOfRows(ImageTokens(batch.input_ids, batch.batch, image_token),
+                   all.shape[0], begin, end));
   if (images.begin == images.end) return slice;
   const int64_t size = all.values.size() / all.shape[0];
   MicroBatch::Items& items = slice.modalities["images"];
@@ -179,48 +189,51 @@ absl::StatusOr<std::unique_ptr<TensorsSource>> TensorsSource::Open(
     const std::string& path, int32_t image_token, DataShare share) {
   share.Check();
   MIMO_ASSIGN_OR_RETURN(SafeTensors file, SafeTensors::Open(path));
-  MIMO_ASSIGN_OR_RETURN(MicroBatch text, ReadText(file));
-  if (text.batch == 0 || text.batch % share.samples != 0) {
+  MIMO_ASSIGN_OR_RETURN(const Shape shape, CheckShapes(file));
+  const int64_t rows = shape[0];
+  if (rows == 0 || rows % share.samples != 0) {
     return Wrong(
-        path, "input_ids", absl::StrCat(text.batch, " rows"),
+        path, "input_ids", absl::StrCat(rows, " rows"),
         absl::StrCat("a multiple of ", share.samples,
                      ", the samples of a micro-batch of all replicas"));
   }
+  MIMO_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                        ReadIds(file, "input_ids", 0, rows));
   return std::unique_ptr<TensorsSource>(new TensorsSource(
-      std::move(file), std::move(text), image_token, std::move(share)));
+      std::move(file), ImageTokens(ids, rows, image_token), std::move(share)));
 }
 
 absl::StatusOr<MicroBatch> TensorsSource::Next() {
   const int64_t first = next_row_, samples = share_.samples;
-  next_row_ = (first + samples) % text_.batch;
+  next_row_ = (first + samples) % rows();
   MicroBatch batch;
   if (share_.text) {
-    batch = TextOfRows(text_, first + share_.text->begin(samples),
-                       first + share_.text->end(samples));
+    MIMO_ASSIGN_OR_RETURN(batch,
+                          ReadText(file_, first + share_.text->begin(samples),
+                                   first + share_.text->end(samples)));
   }
   if (const auto found = share_.modalities.find("images");
       found != share_.modalities.end()) {
-    MIMO_ASSIGN_OR_RETURN(
-        const Images images,
-        ImagesOfRows(text_, ImagesIn(file_),
-                     first + found->second.begin(samples),
-                     first + found->second.end(samples), image_token_));
+    MIMO_ASSIGN_OR_RETURN(const Images images,
+                          ImagesOfRows(image_tokens_, ImagesIn(file_),
+                                       first + found->second.begin(samples),
+                                       first + found->second.end(samples)));
     if (images.begin < images.end) {
       MIMO_ASSIGN_OR_RETURN(batch.modalities["images"],
                             ReadImages(file_, images));
     }
   }
-  for (const auto& [modality, id] : share_.special_token_ids) {
-    for (int64_t row = first; row < first + samples; ++row) {
-      batch.sample_rows[modality].push_back(
-          Count(text_.input_ids, row * text_.seq, (row + 1) * text_.seq, id));
-    }
+  for (const std::string& modality : share_.counted) {
+    std::vector<int64_t>& counts = batch.sample_rows[modality];
+    counts.resize(samples);
+    if (modality == "images")
+      std::copy_n(image_tokens_.begin() + first, samples, counts.begin());
   }
   return batch;
 }
 
 absl::Status TensorsSource::Seek(int64_t samples) {
-  const int64_t row = samples % text_.batch;
+  const int64_t row = samples % rows();
   if (row % share_.samples != 0) {
     return Wrong(
         file_.path(), "input_ids", absl::StrCat("to go on at row ", row),

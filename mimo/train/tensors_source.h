@@ -6,9 +6,10 @@
 #define MIMO_MIMO_TRAIN_TENSORS_SOURCE_H_
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "mimo/checkpoint/safetensors.h"
@@ -30,7 +31,8 @@ absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
                                      int64_t end, int32_t image_token);
 
 // The rows in order, round and round: this rank's share of each global
-// micro-batch. Only pixels that are given out are read.
+// micro-batch. Nothing else is read, but once the ids of all rows: of how many
+// images each is, a file says by these alone.
 class TensorsSource : public BatchSource {
  public:
   // Error: the rows are not a whole number of global micro-batches.
@@ -40,16 +42,15 @@ class TensorsSource : public BatchSource {
   absl::Status Seek(int64_t samples) override;
 
  private:
-  TensorsSource(SafeTensors file, MicroBatch text, int32_t image_token,
+  TensorsSource(SafeTensors file, std::vector<int64_t> image_tokens,
                 DataShare share)
       : file_(std::move(file)),
-        text_(std::move(text)),
-        image_token_(image_token),
+        image_tokens_(std::move(image_tokens)),
         share_(std::move(share)) {}
+  int64_t rows() const { return image_tokens_.size(); }
 
   SafeTensors file_;
-  MicroBatch text_;  // all rows
-  int32_t image_token_;
+  std::vector<int64_t> image_tokens_;  // of each row
   DataShare share_;
   int64_t next_row_ = 0;  // of the next global micro-batch
 };

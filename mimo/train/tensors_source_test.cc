@@ -60,7 +60,7 @@ TEST(TensorsSource, EachRankHasItsSlices) {
   for (const bool images : {true, false}) {
     for (const DType pixels : {DType::kFloat32, DType::kBFloat16}) {
       const std::string path = WriteRows(36, images, pixels);
-      ExpectSharedOut(WholeShare(12, {{"images", kImage}}), 4,
+      ExpectSharedOut(12, {{"images", kImage}}, 4,
                       [&](const DataShare& share) -> NextBatch {
                         std::shared_ptr<TensorsSource> source =
                             Open(path, share);
@@ -79,7 +79,7 @@ TEST(TensorsSource, ReadsNoOtherPixels) {
                              ShareOfRank(whole, 0, 1, 2)};
   const MicroBatch all = *Open(path, whole)->Next();
   const auto first = Open(path, lanes[0]), second = Open(path, lanes[1]);
-  const MicroBatch want = PartOf(all, lanes[0]);
+  const MicroBatch want = PartOf(all, lanes[0], {{"images", kImage}});
   const int64_t others = all.modalities.at("images").shape[0] -
                          want.modalities.at("images").shape[0];
   ASSERT_GT(others, 1);
@@ -103,7 +103,8 @@ TEST(TensorsSource, OtherRanksGoOn) {
       for (int64_t at = consumed; at < consumed + 24; at += whole.samples) {
         const auto rows =
             SliceRows(file, at % 24, at % 24 + whole.samples, kImage);
-        ExpectEqual(*source->Next(), PartOf(*rows, share));
+        ExpectEqual(*source->Next(),
+                    PartOf(*rows, share, {{"images", kImage}}));
       }
     }
     consumed += 24;
@@ -116,6 +117,32 @@ TEST(TensorsSource, RowsThatDoNotComeOutWhole) {
       TensorsSource::Open(path, kImage, {.samples = 4}).status().message(),
       HasSubstr("rows.safetensors: input_ids: 10 rows, wanted a multiple of 4, "
                 "the samples of a micro-batch of all replicas"));
+}
+
+TEST(TensorsSource, IdsOf32Bits) {
+  const std::string path = testing::TempDir() + "/ids.safetensors";
+  Allocator host;
+  const auto ids = [&](int64_t last) {
+    return Tensor::From<int64_t>(host, {3, 2}, {1, 2, 3, 4, 5, last});
+  };
+  const auto write = [&](int64_t last_id, int64_t last_label) {
+    const std::map<std::string, Tensor> tensors = {{"input_ids", ids(last_id)},
+                                                   {"labels", ids(last_label)}};
+    EXPECT_TRUE(WriteSafeTensors(path, tensors).ok());
+  };
+  constexpr int64_t kLarge = int64_t{1} << 31;
+  write(kLarge, 6);
+  EXPECT_THAT(
+      TensorsSource::Open(path, kImage, {.samples = 1}).status().message(),
+      HasSubstr("ids.safetensors: input_ids: rows 0 to 3: 2147483648 in place "
+                "5, wanted a value of int32"));
+  write(6, kLarge);
+  const auto source = Open(path, {.samples = 1, .text = DataSlice()});
+  EXPECT_TRUE(source->Next().ok());
+  EXPECT_TRUE(source->Next().ok());
+  EXPECT_THAT(source->Next().status().message(),
+              HasSubstr("ids.safetensors: labels: rows 2 to 3: 2147483648 in "
+                        "place 1, wanted a value of int32"));
 }
 
 TEST(TensorsSource, GoesOnWhereAMicroBatchBegins) {

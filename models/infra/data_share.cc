@@ -1,7 +1,5 @@
 #include "models/infra/data_share.h"
 
-#include "absl/algorithm/container.h"
-
 namespace mimo {
 
 DataSlice SliceOfModule(const MimoInfra& infra, const std::string& module) {
@@ -11,22 +9,12 @@ DataSlice SliceOfModule(const MimoInfra& infra, const std::string& module) {
   return {lanes.rank(), lanes.size()};
 }
 
-DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size,
-                      const std::map<std::string, int64_t>& special_token_ids) {
+DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size) {
   const MimoParallelismConfig& parallelism = infra.parallelism;
   const std::string& language = parallelism.llm_module_name;
-  const ModuleParallelismConfig& of_language = *parallelism.Find(language);
-  DataShare share{.samples =
-                      micro_batch_size * *of_language.data_parallel_size};
-  const auto replicated = [&](const auto& module) {
-    return module.second == of_language &&
-           of_language.context_parallel_size == 1 &&
-           of_language.pipeline_model_parallel_size == 1;
-  };
-  if (parallelism.deployment_mode == DeploymentMode::kHeterogeneous ||
-      !absl::c_all_of(parallelism.module_parallelisms, replicated)) {
-    share.special_token_ids = special_token_ids;
-  }
+  DataShare share{.samples = micro_batch_size *
+                             *parallelism.Find(language)->data_parallel_size};
+  if (infra.participating_modules.empty()) return share;  // idle
   for (const std::string& name : infra.participating_modules) {
     if (name == language) {
       share.text = SliceOfModule(infra, name);
@@ -34,6 +22,8 @@ DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size,
       share.modalities[name] = SliceOfModule(infra, name);
     }
   }
+  share.counted = parallelism.ModuleNames();
+  std::erase(share.counted, language);
   return share;
 }
 

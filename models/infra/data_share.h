@@ -3,7 +3,6 @@
 #define MIMO_MODELS_INFRA_DATA_SHARE_H_
 
 #include <cstdint>
-#include <map>
 #include <string>
 
 #include "mimo/data/batch.h"
@@ -17,12 +16,13 @@ namespace mimo {
 DataSlice SliceOfModule(const MimoInfra& infra, const std::string& module);
 
 // Of each global micro-batch, of micro_batch_size samples a replica of the
-// language model: on the language model's ranks its replica's text, and where
-// an encoder begins the items of its slice. Tokens are counted
-// unless all modules are the same and have no CP or PP. The parallelism has
-// passed MicroBatches.
-DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size,
-                      const std::map<std::string, int64_t>& special_token_ids);
+// language model: on the language model's ranks their replica's text, and where
+// an encoder begins the items of its slice; no rank reads text or items of
+// others. The stages between first and last read the text too: what passes
+// through them has its samples' lengths, which only the tokens tell. CP ranks
+// read whole samples, as every one has tokens from both halves of each.
+// The parallelism has passed MicroBatches.
+DataShare DataShareOf(const MimoInfra& infra, int64_t micro_batch_size);
 
 }  // namespace mimo
 

@@ -1,20 +1,22 @@
 #include "models/infra/data_share.h"
 
 #include <algorithm>
-#include <map>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "comm/bridge/grid_bridge.h"
 #include "gtest/gtest.h"
+#include "mimo/data/data_loader.h"
 #include "models/infra/recording_world.h"
 #include "models/parallelism/random_config.h"
 
 namespace mimo {
 namespace {
-
-const std::map<std::string, int64_t> kSpecial = {{"audios", 5}, {"images", 4}};
 
 // Which of `side` a rank is; none if it is not there.
 std::optional<int64_t> IndexIn(const BridgeSide& side, int rank) {
@@ -67,7 +69,7 @@ TEST(DataShareOf, IsTheLaneOfTheBridge) {
       RecordingWorld world(rank, world_size);
       const auto infra = BuildInfra(config, world);
       ASSERT_TRUE(infra.ok()) << infra.status();
-      const DataShare share = DataShareOf(*infra, lanes, kSpecial);
+      const DataShare share = DataShareOf(*infra, lanes);
       EXPECT_EQ(share.samples,
                 lanes * *config.Find("language")->data_parallel_size);
       share.Check();
@@ -77,34 +79,97 @@ TEST(DataShareOf, IsTheLaneOfTheBridge) {
   }
 }
 
-TEST(DataShareOf, CountsTokensUnlessModulesAreAlike) {
-  const auto counts = [](MimoParallelismConfig config) {
-    RecordingWorld world(0, 4);
-    const auto infra = BuildInfra(config, world);
-    EXPECT_TRUE(infra.ok()) << infra.status();
-    const DataShare share = DataShareOf(*infra, 4, kSpecial);
-    EXPECT_TRUE(share.special_token_ids.empty() ||
-                share.special_token_ids == kSpecial);
-    return !share.special_token_ids.empty();
-  };
+// Counts what is read of it.
+class Counted : public Dataset {
+ public:
+  int64_t size() const override { return 64; }
+  absl::StatusOr<Sample> Text(int64_t index, int64_t visit) const override {
+    ++texts;
+    return Sample{{1}, {1}, {}};
+  }
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t visit,
+      const std::string& modality) const override {
+    ++items;
+    return std::vector<ModalityItem>{{{1}, {1}}};
+  }
+  int64_t ItemTokens(int64_t index, int64_t visit,
+                     const std::string& modality) const override {
+    return index;
+  }
+
+  mutable int texts = 0, items = 0;
+};
+
+// Of the 8 samples of a global micro-batch, each rank's texts and images.
+TEST(DataShareOf, NoRankReadsWhatAnotherUses) {
+  using Reads = std::pair<int, int>;
   using Module = ModuleParallelismConfig;
-  const auto alike = [](Module module) {
-    return MimoParallelismConfig{
-        .module_parallelisms = {{"images", module}, {"language", module}}};
+  struct Case {
+    DeploymentMode mode;
+    Module images, language;
+    std::vector<Reads> ranks;
   };
-  const Module tp{.tensor_model_parallel_size = 2};
-  EXPECT_FALSE(counts(alike({})));
-  EXPECT_FALSE(counts(alike(tp)));
-  EXPECT_TRUE(counts(alike({.pipeline_model_parallel_size = 2})));
-  EXPECT_TRUE(counts(alike({.context_parallel_size = 2})));
-  EXPECT_TRUE(
-      counts({.deployment_mode = DeploymentMode::kColocated,
-              .module_parallelisms = {{"images", {}}, {"language", tp}}}));
-  EXPECT_TRUE(
-      counts({.deployment_mode = DeploymentMode::kHeterogeneous,
-              .module_parallelisms = {
-                  {"images", {.data_parallel_size = 2}},
-                  {"language", {.data_parallel_size = 2, .rank_offset = 2}}}}));
+  const auto homogeneous = DeploymentMode::kHomogeneous,
+             colocated = DeploymentMode::kColocated,
+             heterogeneous = DeploymentMode::kHeterogeneous;
+  const Module dp2{.data_parallel_size = 2};
+  const Module cp2{.context_parallel_size = 2, .data_parallel_size = 1};
+  const Case cases[] = {
+      {homogeneous, dp2, dp2, {{4, 4}, {4, 4}}},
+      {homogeneous, cp2, cp2, {{8, 4}, {8, 4}}},
+      {colocated,
+       {.data_parallel_size = 4},
+       {.tensor_model_parallel_size = 2, .data_parallel_size = 2},
+       {{4, 2}, {4, 2}, {4, 2}, {4, 2}}},
+      {colocated,
+       {.data_parallel_size = 3},
+       {.pipeline_model_parallel_size = 3, .data_parallel_size = 1},
+       {{3, 1}, {3, 1}, {3, 1}}},
+      {heterogeneous,
+       dp2,
+       {.tensor_model_parallel_size = 2,
+        .data_parallel_size = 1,
+        .rank_offset = 2},
+       {{0, 4}, {0, 4}, {8, 0}, {8, 0}}},
+      {heterogeneous,
+       {.pipeline_model_parallel_size = 2, .data_parallel_size = 1},
+       {.pipeline_model_parallel_size = 3,
+        .data_parallel_size = 1,
+        .rank_offset = 2},
+       {{0, 8}, {0, 0}, {8, 0}, {8, 0}, {8, 0}, {0, 0}}},  // one is idle
+  };
+  for (const Case& at : cases) {
+    MimoParallelismConfig config{
+        .deployment_mode = at.mode,
+        .module_parallelisms = {{"images", at.images},
+                                {"language", at.language}},
+        .allow_idle_ranks = true};
+    const int ranks = at.ranks.size();
+    for (int rank = 0; rank < ranks; ++rank) {
+      SCOPED_TRACE(testing::Message()
+                   << "case " << &at - cases << ", rank " << rank);
+      RecordingWorld world(rank, ranks);
+      const auto infra = BuildInfra(config, world);
+      ASSERT_TRUE(infra.ok()) << infra.status();
+      const int64_t samples = ranks == 3 ? 3 : 8;
+      const DataShare share =
+          DataShareOf(*infra, samples / *at.language.data_parallel_size);
+      const auto data = std::make_shared<Counted>();
+      auto loader = *DataLoader::Create(
+          data, {.share = share, .num_workers = 0, .shuffle = false});
+      const auto batch = loader->Next();
+      ASSERT_TRUE(batch.ok()) << batch.status();
+      EXPECT_EQ(Reads(data->texts, data->items), at.ranks[rank]);
+      if (infra->participating_modules.empty()) {
+        EXPECT_TRUE(batch->sample_rows.empty());
+        continue;
+      }
+      std::vector<int64_t> all(samples);
+      std::iota(all.begin(), all.end(), 0);
+      EXPECT_EQ(batch->sample_rows.at("images"), all);
+    }
+  }
 }
 
 }  // namespace

@@ -157,11 +157,6 @@ absl::Status MimoModel::ShareRows(const MicroBatch& batch,
   for (const auto& [name, spec] : config_.modality_submodules_spec) {
     const auto found = batch.sample_rows.find(name);
     if (found == batch.sample_rows.end()) {
-      // Rows that are made where they are wanted are counted there.
-      if (modalities_.contains(name) && language_model_ != nullptr &&
-          placement_.SliceOf(name) == text) {
-        continue;
-      }
       return absl::InvalidArgumentError(
           absl::StrCat("sample_rows: none of modality ", name,
                        ", wanted those of the global micro-batch"));
@@ -181,7 +176,7 @@ absl::Status MimoModel::ShareRows(const MicroBatch& batch,
     MIMO_ASSIGN_OR_RETURN(inputs.rows[name],
                           share(rows, placement_.SliceOf(name)));
   }
-  if (!batch.sample_rows.empty()) inputs.sample_rows = batch.sample_rows;
+  inputs.sample_rows = batch.sample_rows;
   return absl::OkStatus();
 }
 

@@ -1,5 +1,6 @@
 // A trainer on each rank, of a model with two modalities: the losses and the
 // weights of one rank.
+#include <algorithm>
 #include <filesystem>
 #include <limits>
 #include <map>
@@ -34,12 +35,21 @@ class Scrapbook : public Dataset {
     }
   }
   int64_t size() const override { return samples_.size(); }
-  absl::StatusOr<Sample> Get(int64_t index, int64_t /*visit*/,
-                             WantedItems wanted) const override {
-    Sample sample = samples_[index];
-    std::erase_if(sample.modalities,
-                  [&](const auto& items) { return !wanted(items.first); });
-    return sample;
+  absl::StatusOr<Sample> Text(int64_t index, int64_t /*visit*/) const override {
+    return Sample{samples_[index].input_ids, samples_[index].labels, {}};
+  }
+  absl::StatusOr<std::vector<ModalityItem>> Items(
+      int64_t index, int64_t /*visit*/,
+      const std::string& modality) const override {
+    const auto& all = samples_[index].modalities;
+    const auto found = all.find(modality);
+    return found == all.end() ? std::vector<ModalityItem>() : found->second;
+  }
+  int64_t ItemTokens(int64_t index, int64_t /*visit*/,
+                     const std::string& modality) const override {
+    return std::ranges::count(samples_[index].input_ids, modality == "images"
+                                                             ? kImageToken
+                                                             : kSketchToken);
   }
 
  private:
@@ -145,8 +155,7 @@ Trained TrainOn(const MimoModelConfig& model,
         options.world = &world;
         LoaderSource source(
             std::make_shared<Scrapbook>(),
-            {.share = DataShareOf(*infra, options.train.micro_batch_size,
-                                  model.special_token_ids),
+            {.share = DataShareOf(*infra, options.train.micro_batch_size),
              .seed = 5});
         MIMO_ASSIGN_OR_RETURN(
             const auto trainer,

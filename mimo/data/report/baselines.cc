@@ -27,7 +27,7 @@ absl::StatusOr<Views> FirstPictures(
         ModalityItem item,
         View(conversations[i].pictures[0],
              {.image_size = 32, .fit = Fit::kSquash, .augment = augment},
-             DataDraws(seed, Draw::kAugment, 0, i)));
+             DataDraws(seed, DataDraw::kAugment, 0, i)));
     views.push_back(std::move(item.values));
   }
   return views;
