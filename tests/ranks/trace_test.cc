@@ -2,7 +2,6 @@
 // time that the schedule says.
 #include <algorithm>
 #include <cstdio>
-#include <limits>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -20,7 +19,8 @@
 #include "gtest/gtest.h"
 #include "models/clip/clip_vit.h"
 #include "models/gpt/gpt.h"
-#include "models/parallelism/module_schedule.h"
+#include "tests/ranks/layout.h"
+#include "tests/ranks/traced.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
 
@@ -31,23 +31,6 @@ using nlohmann::json;
 using ::testing::ElementsAre;
 using ::testing::MatchesRegex;
 using ::testing::Pair;
-
-double Begin(const json& event) { return event["ts"]; }
-double End(const json& event) {
-  return event["ts"].get<double>() + event["dur"].get<double>();
-}
-
-std::vector<json> EventsOf(const std::string& path) {
-  return json::parse(Read(path))["traceEvents"];
-}
-
-// The ranges of a trace's ranks.
-std::vector<std::vector<json>> RangesOf(const std::string& path, int ranks) {
-  std::vector<std::vector<json>> ranges(ranks);
-  for (const json& event : EventsOf(path))
-    if (event["ph"] == "X") ranges.at(event["pid"]).push_back(event);
-  return ranges;
-}
 
 std::vector<std::string> RankNames(const std::string& path) {
   std::vector<std::string> names;
@@ -281,118 +264,62 @@ model:
   special_token_ids: {images: 4}
 data: {type: llava_json, path: tests/fixtures/captions.jsonl,
        tokenizer_vocab_size: 300}
-train: {train_iters: 4, micro_batch_size: $0, global_batch_size: $1, seed: 3}
-logging: {progress: false, profile_after: 1, profile_iters: 3,
+train: {train_iters: 7, micro_batch_size: $0, global_batch_size: $1, seed: 3}
+logging: {progress: false, profile_after: 1, profile_iters: 6,
           trace: $2/trace.json}
-parallelism: $3
 )";
 
-// Of an iteration, in milliseconds.
-struct Measured {
-  double begin = std::numeric_limits<double>::infinity(), end = 0;
-  std::map<std::pair<std::string, int>, std::vector<double>> forward, backward;
-};
-
-double Mean(const std::vector<double>& values) {
-  double sum = 0;
-  for (double value : values) sum += value;
-  return sum / values.size();
-}
-
 // How much longer than the schedule's ideal, from its own stages' times, the
-// best iteration took, all else but stages taking no time.
-double OverIdeal(const std::string& parallelism, int ranks, int samples,
-                 int micro_batches) {
+// best iteration took.
+double OverIdeal(const Layout& layout, int micro_batches) {
   const std::string folder = TestFolder("run");
   ModuleRegistry registry = BuiltinModules();
   registry.Add<GptConfig, SleepyGpt>("sleepy_gpt");
   registry.Add<ClipVitConfig, SleepyVit>("sleepy_vit");
+  const int samples = Dp(layout.images);  // of a micro-batch
   const std::string config =
-      Write(folder + "/config.yaml",
-            absl::Substitute(kSleepy, samples, samples * micro_batches, folder,
-                             parallelism));
-  const Ran ran = RunMimo(
-      {"train", "--config", config, absl::StrCat("--ranks=", ranks)}, registry);
+      absl::Substitute(kSleepy, samples, samples * micro_batches, folder);
+  const Ran ran =
+      RunMimo({"train", "--config",
+               Write(folder + "/config.yaml", config + layout.Yaml()),
+               absl::StrCat("--ranks=", layout.ranks)},
+              registry);
   EXPECT_EQ(ran.code, 0) << ran.err;
-
-  const MimoParallelismConfig layout =
-      *ReadParallelism(*ParseYaml(parallelism, "parallelism"), ranks);
-  const PipelineSchedule schedule =
-      *MakeModuleSchedule(layout, {}, {.micro_batches = micro_batches});
-  std::map<int, Measured> iterations;
-  for (const std::vector<json>& ranges :
-       RangesOf(folder + "/trace.json", ranks)) {
-    for (const json& range : ranges) {
-      if (range["name"] != "forward" && range["name"] != "backward") continue;
-      const json& args = range["args"];
-      Measured& iteration = iterations[args["iteration"]];
-      iteration.begin = std::min(iteration.begin, Begin(range) / 1e3);
-      iteration.end = std::max(iteration.end, End(range) / 1e3);
-      auto& times =
-          range["name"] == "forward" ? iteration.forward : iteration.backward;
-      times[{args["module"], args["stage"]}].push_back(
-          range["dur"].get<double>() / 1e3);
-    }
+  const TracedIteration best = BestIteration(folder + "/trace.json", layout,
+                                             /*iterations=*/6, micro_batches);
+  StageTimes known = best.times;
+  for (auto& [stage, time] : known) {
+    time = {absl::ToDoubleMilliseconds(kForward),
+            absl::ToDoubleMilliseconds(kBackward)};
+    EXPECT_GE(best.times.at(stage).forward, time.forward);
+    EXPECT_GE(best.times.at(stage).backward, time.backward);
   }
-  EXPECT_EQ(iterations.size(), 3u);
-  // The line is of all of them; loads of the machine lengthen some.
+  // The line is of all iterations.
   double bubble = 0, ideal_bubble = 0;
   EXPECT_EQ(std::sscanf(ran.err.c_str(),
                         "trace: bubble %lf %% of the ranks' time, %lf %% by",
                         &bubble, &ideal_bubble),
             2)
       << ran.err;
-  const double known =
-      IdealIteration(
-          schedule, layout,
-          std::vector<StageTime>(schedule.stages.size(),
-                                 {absl::ToDoubleMilliseconds(kForward),
-                                  absl::ToDoubleMilliseconds(kBackward)}),
-          micro_batches)
-          .bubble_share;
-  EXPECT_NEAR(ideal_bubble, 100 * known, 5);
+  EXPECT_NEAR(ideal_bubble,
+              100 * Ideal(layout, known, micro_batches).bubble_share, 5);
   EXPECT_GT(bubble, ideal_bubble - 5);
-  double best = std::numeric_limits<double>::infinity();
-  for (const auto& [number, iteration] : iterations) {
-    std::vector<StageTime> times;
-    for (const PipelineStage& at : schedule.stages) {
-      const std::pair stage(schedule.modules[at.module].name, at.stage);
-      times.push_back({Mean(iteration.forward.at(stage)),
-                       Mean(iteration.backward.at(stage))});
-      EXPECT_GE(times.back().forward, absl::ToDoubleMilliseconds(kForward));
-      EXPECT_GE(times.back().backward, absl::ToDoubleMilliseconds(kBackward));
-    }
-    const IdealTime ideal =
-        IdealIteration(schedule, layout, times, micro_batches);
-    best = std::min(best,
-                    (iteration.end - iteration.begin) / ideal.milliseconds - 1);
-  }
-  return best;
+  return best.over;
 }
 
 TEST(Trace, TakesWhatTheScheduleSays) {
   for (const int micro_batches : {4, 8}) {
-    const auto check = [&](const std::string& layout, int ranks, int samples) {
-      SCOPED_TRACE(absl::StrCat(layout, " of ", micro_batches));
-      const double over = OverIdeal(layout, ranks, samples, micro_batches);
+    for (const Layout& layout :
+         std::vector<Layout>{{"heterogeneous", 2, "dp1", "dp1 @1"},
+                             {"heterogeneous", 4, "dp1", "pp3 dp1 @1"},
+                             {"colocated", 2, "dp2", "pp2"},
+                             {"colocated", 3, "dp3", "pp3"},
+                             {"homogeneous", 2, "pp2", "pp2"}}) {
+      SCOPED_TRACE(absl::StrCat(layout.Yaml(), " of ", micro_batches));
+      const double over = OverIdeal(layout, micro_batches);
       EXPECT_LT(over, 0.1);
       EXPECT_GT(over, -0.1);
-    };
-    const std::string apart =
-        "{deployment_mode: heterogeneous, modules: {images: "
-        "{data_parallel_size: 1}, language: {data_parallel_size: 1, "
-        "rank_offset: 1, pipeline_model_parallel_size: $0}}}";
-    check(absl::Substitute(apart, 1), 2, 1);
-    check(absl::Substitute(apart, 3), 4, 1);
-    const std::string colocated =
-        "{deployment_mode: colocated, modules: {images: {}, language: "
-        "{pipeline_model_parallel_size: $0}}}";
-    check(absl::Substitute(colocated, 2), 2, 2);
-    check(absl::Substitute(colocated, 3), 3, 3);
-    check(
-        "{modules: {images: {pipeline_model_parallel_size: 2}, language: "
-        "{pipeline_model_parallel_size: 2}}}",
-        2, 1);
+    }
   }
 }
 
