@@ -65,7 +65,8 @@ AtomicFile::AtomicFile(std::string path, std::string temporary, int fd)
 AtomicFile::AtomicFile(AtomicFile&& other) noexcept
     : path_(std::move(other.path_)),
       temporary_(std::move(other.temporary_)),
-      fd_(std::exchange(other.fd_, -1)) {}
+      fd_(std::exchange(other.fd_, -1)),
+      end_(other.end_) {}
 
 AtomicFile::~AtomicFile() {
   if (fd_ < 0) return;
@@ -74,16 +75,24 @@ AtomicFile::~AtomicFile() {
 }
 
 absl::Status AtomicFile::Write(const void* data, int64_t bytes) {
+  MIMO_RETURN_IF_ERROR(WriteAt(end_, data, bytes));
+  end_ += bytes;
+  return absl::OkStatus();
+}
+
+absl::Status AtomicFile::WriteAt(int64_t offset, const void* data,
+                                 int64_t bytes) {
   const char* begin = static_cast<const char*>(data);
   while (bytes > 0) {
     // The system writes less than 2^31 bytes at a time.
     const ssize_t written =
-        write(fd_, begin, std::min<int64_t>(bytes, int64_t{1} << 30));
+        pwrite(fd_, begin, std::min<int64_t>(bytes, int64_t{1} << 30), offset);
     if (written < 0) {
       if (errno == EINTR) continue;
       return FileError(path_, "write", errno);
     }
     begin += written;
+    offset += written;
     bytes -= written;
   }
   return absl::OkStatus();

@@ -28,12 +28,15 @@ class AtomicFile {
   ~AtomicFile();
 
   absl::Status Write(const void* data, int64_t bytes);
+  // In place of what was written there.
+  absl::Status WriteAt(int64_t offset, const void* data, int64_t bytes);
   absl::Status Commit();
 
  private:
   AtomicFile(std::string path, std::string temporary, int fd);
   std::string path_, temporary_;
   int fd_ = -1;
+  int64_t end_ = 0;  // bytes written
 };
 
 // Create, Write, Commit.

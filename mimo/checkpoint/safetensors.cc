@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/log/check.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/atomic_file.h"
@@ -25,6 +26,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kMaxHeaderBytes = 100000000;  // the reference's
 constexpr int64_t kLengthBytes = 8;             // before the header
+constexpr char kChecksums[] = "crc32c";         // in the metadata
 
 struct DTypeRow {
   absl::string_view name;
@@ -66,6 +68,11 @@ std::optional<int64_t> Bytes(const Shape& shape, DType dtype) {
     if (__builtin_mul_overflow(bytes, dim, &bytes)) return {};
   }
   return bytes;
+}
+
+// Of JSON, also of text that is not UTF-8.
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace
@@ -207,7 +214,36 @@ absl::Status SafeTensors::ParseHeader(absl::string_view header,
                                                    " bytes of tensors, wanted ",
                                                    end, " as its header says"));
   }
+  return ParseChecksums();
+}
+
+absl::Status SafeTensors::ParseChecksums() {
+  const auto text = metadata_.extract(kChecksums);
+  if (text.empty()) return absl::OkStatus();
+  const Json json = Json::parse(text.mapped(), nullptr, false);
+  for (auto& [name, info] : tensors_) {
+    const Json found = json.is_object() ? json.value(name, Json()) : Json();
+    uint32_t checksum;
+    if (!found.is_string() ||
+        !absl::SimpleHexAtoi(found.get<std::string>(), &checksum)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": __metadata__.", kChecksums,
+                       ": not a checksum for tensor ", name));
+    }
+    info.checksum = absl::crc32c_t(checksum);
+  }
   return absl::OkStatus();
+}
+
+absl::Status SafeTensors::Check(const SafeTensorInfo& info) const {
+  if (!info.checksum) return absl::OkStatus();
+  const absl::crc32c_t found = absl::ComputeCrc32c(
+      {static_cast<const char*>(Data(info)),
+       static_cast<size_t>(NumElements(info.shape) * SizeOf(info.dtype))});
+  if (found == *info.checksum) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(path_, ": tensor ", info.name, ": damaged: bytes of CRC32C ",
+                   found, ", wanted ", *info.checksum));
 }
 
 const SafeTensorInfo* SafeTensors::Find(const std::string& name) const {
@@ -240,6 +276,7 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
         absl::StrCat(path_, ": tensor ", name, ": ", ToString(info->shape),
                      ", wanted ", ToString(out.shape())));
   }
+  MIMO_RETURN_IF_ERROR(Check(*info));
   // To a GPU by way of a piece that stays in the host's cache.
   constexpr int64_t kPiece = 1 << 20;
   Allocator host;
@@ -263,7 +300,7 @@ absl::Status SafeTensors::LoadInto(const std::string& name,
 
 absl::Status WriteSafeTensors(
     const std::string& path, std::vector<SafeTensorToWrite> tensors,
-    const std::map<std::string, std::string>& metadata) {
+    const std::map<std::string, std::string>& metadata, bool checksums) {
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
     return std::pair(-Rank(a.dtype), a.name) <
            std::pair(-Rank(b.dtype), b.name);
@@ -272,6 +309,8 @@ absl::Status WriteSafeTensors(
   for (const auto& [key, value] : metadata) {
     header["__metadata__"][key] = value;
   }
+  Json sums = Json::object();
+  if (checksums) header["__metadata__"][kChecksums] = "";
   int64_t end = 0;
   for (const SafeTensorToWrite& entry : tensors) {
     CHECK(!header.contains(entry.name)) << entry.name;
@@ -282,16 +321,20 @@ absl::Status WriteSafeTensors(
     json["shape"] = std::vector<int64_t>(entry.tensor.shape().begin(),
                                          entry.tensor.shape().end());
     json["data_offsets"] = {begin, end};
+    sums[entry.name] = absl::StrCat(absl::crc32c_t(0));
   }
-  // Bytes that are not UTF-8 must not throw.
-  std::string text =
-      header.dump(-1, ' ', false, Json::error_handler_t::replace);
-  text.append((8 - text.size() % 8) % 8, ' ');  // data begin on 8 bytes
+  // As long with these checksums as with any others.
+  const auto text = [&] {
+    if (checksums) header["__metadata__"][kChecksums] = Dump(sums);
+    std::string text = Dump(header);
+    text.append((8 - text.size() % 8) % 8, ' ');  // data begin on 8 bytes
+    return text;
+  };
 
   MIMO_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path));
-  const uint64_t header_bytes = text.size();
+  const uint64_t header_bytes = text().size();
   MIMO_RETURN_IF_ERROR(file.Write(&header_bytes, kLengthBytes));
-  MIMO_RETURN_IF_ERROR(file.Write(text.data(), text.size()));
+  MIMO_RETURN_IF_ERROR(file.Write(text().data(), header_bytes));
   std::vector<char> converted;
   for (const SafeTensorToWrite& entry : tensors) {
     Allocator host;
@@ -300,32 +343,43 @@ absl::Status WriteSafeTensors(
                             : entry.tensor.Clone(host);
     const char* data = static_cast<const char*>(here.data());
     const DType dtype = here.dtype();
-    if (dtype == entry.dtype) {
-      MIMO_RETURN_IF_ERROR(file.Write(data, here.bytes()));
-      continue;
-    }
+    const bool converts = dtype != entry.dtype;
     constexpr int64_t kChunk = 1 << 20;
-    converted.resize(kChunk * SizeOf(entry.dtype));
+    if (converts) converted.resize(kChunk * SizeOf(entry.dtype));
+    absl::crc32c_t checksum(0);
     for (int64_t at = 0; at < entry.tensor.numel(); at += kChunk) {
       const int64_t count = std::min(kChunk, entry.tensor.numel() - at);
-      CHECK_OK(ConvertElements(data + at * SizeOf(dtype), dtype,
-                               converted.data(), entry.dtype, count))
-          << entry.name;
-      MIMO_RETURN_IF_ERROR(
-          file.Write(converted.data(), count * SizeOf(entry.dtype)));
+      const char* chunk = data + at * SizeOf(dtype);
+      if (converts) {
+        CHECK_OK(
+            ConvertElements(chunk, dtype, converted.data(), entry.dtype, count))
+            << entry.name;
+        chunk = converted.data();
+      }
+      const int64_t bytes = count * SizeOf(entry.dtype);
+      MIMO_RETURN_IF_ERROR(file.Write(chunk, bytes));
+      if (checksums) {
+        checksum =
+            absl::ExtendCrc32c(checksum, {chunk, static_cast<size_t>(bytes)});
+      }
     }
+    sums[entry.name] = absl::StrCat(checksum);
+  }
+  if (checksums) {
+    MIMO_RETURN_IF_ERROR(
+        file.WriteAt(kLengthBytes, text().data(), header_bytes));
   }
   return file.Commit();
 }
 
 absl::Status WriteSafeTensors(
     const std::string& path, const std::map<std::string, Tensor>& tensors,
-    const std::map<std::string, std::string>& metadata) {
+    const std::map<std::string, std::string>& metadata, bool checksums) {
   std::vector<SafeTensorToWrite> entries;
   for (const auto& [name, tensor] : tensors) {
     entries.push_back({name, tensor, tensor.dtype()});
   }
-  return WriteSafeTensors(path, std::move(entries), metadata);
+  return WriteSafeTensors(path, std::move(entries), metadata, checksums);
 }
 
 }  // namespace mimo

@@ -1,6 +1,9 @@
 // The safetensors format: a JSON header with each tensor's dtype, shape and
 // place, then the tensors' bytes, little-endian.
 // Source: github.com/huggingface/safetensors, "Format".
+//
+// Checkpoints have each tensor's CRC32C in the metadata, under "crc32c": JSON
+// text, {NAME: 8 hexadecimal digits}. It is checked where a tensor is loaded.
 #ifndef MIMO_MIMO_CHECKPOINT_SAFETENSORS_H_
 #define MIMO_MIMO_CHECKPOINT_SAFETENSORS_H_
 
@@ -11,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/crc/crc32c.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -24,6 +28,7 @@ struct SafeTensorInfo {
   DType dtype;  // BOOL is read as kUInt8
   Shape shape;
   int64_t offset;  // bytes from the end of the header
+  std::optional<absl::crc32c_t> checksum = {};  // of its bytes
 };
 
 // "F32", "BF16", ...; no DType for one that is unknown.
@@ -42,12 +47,14 @@ class SafeTensors {
     return tensors_;
   }
   const SafeTensorInfo* Find(const std::string& name) const;  // or null
-  // A tensor's elements, row-major, of any alignment.
+  // InvalidArgument: its bytes are not those of its checksum.
+  absl::Status Check(const SafeTensorInfo& info) const;
+  // A tensor's elements, unchecked, row-major, of any alignment.
   const void* Data(const SafeTensorInfo& info) const {
     return mapping_.get() + data_begin_ + info.offset;
   }
   const std::map<std::string, std::string>& metadata() const {
-    return metadata_;
+    return metadata_;  // but the checksums
   }
 
   // A copy in `dtype`, or in the file's own. NotFound when there is none.
@@ -59,6 +66,7 @@ class SafeTensors {
 
  private:
   absl::Status ParseHeader(absl::string_view header, int64_t data_bytes);
+  absl::Status ParseChecksums();  // out of the metadata
 
   std::string path_;
   std::shared_ptr<const char> mapping_;
@@ -78,10 +86,12 @@ struct SafeTensorToWrite {
 // views; conversion takes little memory.
 absl::Status WriteSafeTensors(
     const std::string& path, std::vector<SafeTensorToWrite> tensors,
-    const std::map<std::string, std::string>& metadata = {});
+    const std::map<std::string, std::string>& metadata = {},
+    bool checksums = false);
 absl::Status WriteSafeTensors(
     const std::string& path, const std::map<std::string, Tensor>& tensors,
-    const std::map<std::string, std::string>& metadata = {});
+    const std::map<std::string, std::string>& metadata = {},
+    bool checksums = false);
 
 }  // namespace mimo
 

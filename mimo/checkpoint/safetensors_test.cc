@@ -90,6 +90,65 @@ TEST(SafeTensors, WritesAndReadsEveryDType) {
   }
 }
 
+// Each flipped bit of a tensor is found when that tensor is loaded; without
+// checksums, as in older files, none is.
+TEST(SafeTensors, ChecksumsFindDamage) {
+  Allocator allocator;
+  const std::map<std::string, Tensor> tensors = {
+      {"a", Tensor::From<float>(allocator, {3}, {1, 2, 3})},
+      {"b\xff\"", Tensor::From<int64_t>(allocator, {2}, {4, 5})},
+      {"empty", Tensor(allocator, {0}, DType::kFloat32)}};
+  std::vector<SafeTensorToWrite> entries;
+  for (const auto& [name, tensor] : tensors) {
+    const bool halved = name == "a";  // and its checksum is of what is written
+    entries.push_back(
+        {name, tensor, halved ? DType::kBFloat16 : tensor.dtype()});
+  }
+  const std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  const std::string path = Path("sums.safetensors");
+  const auto load = [&] {
+    const auto file = SafeTensors::Open(path);
+    EXPECT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ(file->metadata(), metadata);
+    std::vector<std::string> messages;
+    for (const auto& [name, info] : file->tensors()) {
+      const absl::Status status = file->Load(name, allocator).status();
+      if (!status.ok()) messages.emplace_back(status.message());
+    }
+    return messages;
+  };
+  for (const bool checksums : {true, false}) {
+    ASSERT_TRUE(WriteSafeTensors(path, entries, metadata, checksums).ok());
+    EXPECT_TRUE(load().empty());
+    const std::string bytes = *ReadFile(path);
+    constexpr int kData = 2 * 8 + 3 * 2;
+    for (int bit = 0; bit < 8 * kData; ++bit) {
+      std::string damaged = bytes;
+      damaged[bytes.size() - kData + bit / 8] ^= 1 << bit % 8;
+      ASSERT_TRUE(WriteFile(path, damaged).ok());
+      const std::vector<std::string> messages = load();
+      ASSERT_EQ(messages.size(), checksums ? 1u : 0u);
+      if (!checksums) continue;
+      EXPECT_TRUE(absl::StartsWith(
+          messages[0], absl::StrCat(path, ": tensor ", bit < 128 ? "b" : "a")))
+          << messages[0];
+      EXPECT_TRUE(
+          absl::StrContains(messages[0], ": damaged: bytes of CRC32C "));
+    }
+  }
+  // The catalogue's check value of CRC-32C (RFC 3720).
+  const std::map<std::string, Tensor> digits = {
+      {"a", Tensor::From<uint8_t>(allocator, {9},
+                                  {49, 50, 51, 52, 53, 54, 55, 56, 57})}};
+  ASSERT_TRUE(WriteSafeTensors(path, digits, metadata, true).ok());
+  EXPECT_TRUE(absl::StrContains(*ReadFile(path), R"({\"a\":\"e3069283\"})"));
+  for (const std::string sums : {"", "[]", R"({"a": 1})", R"({"a": "xyz"})"}) {
+    ASSERT_TRUE(WriteSafeTensors(path, digits, {{"crc32c", sums}}).ok());
+    EXPECT_EQ(SafeTensors::Open(path).status().message(),
+              path + ": __metadata__.crc32c: not a checksum for tensor a");
+  }
+}
+
 // The reference implementation's own files come out byte for byte.
 TEST(SafeTensors, SameBytesAsTheReference) {
   const std::string archives = "tests/golden/";

@@ -202,12 +202,15 @@ absl::Status ShardedTensors::LoadInto(const std::string& name,
     const char* const data = static_cast<const char*>(part.file.Data(info));
     const std::vector<SliceRun> held = SortedRuns(
         out.whole, part.sharding, part.begin, NumElements(info.shape));
+    bool checked = false;
     for (size_t h = 0, w = 0; h < held.size() && w < wanted.size();) {
       const int64_t held_end = held[h].at + held[h].size;
       const int64_t wanted_end = wanted[w].at + wanted[w].size;
       const int64_t at = std::max(held[h].at, wanted[w].at);
       const int64_t end = std::min(held_end, wanted_end);
       if (at < end) {
+        if (!std::exchange(checked, true))
+          MIMO_RETURN_IF_ERROR(part.file.Check(info));
         const absl::Status status = ConvertElements(
             data + (held[h].from + at - held[h].at) * SizeOf(info.dtype),
             info.dtype,
@@ -265,7 +268,8 @@ absl::Status WriteSlices(const std::string& folder, const std::string& kind,
                      {"slices", Json::array({where})}};
   }
   manifest = json.dump();
-  return WriteSafeTensors(absl::StrCat(folder, "/", file), data, metadata);
+  return WriteSafeTensors(absl::StrCat(folder, "/", file), data, metadata,
+                          /*checksums=*/true);
 }
 
 std::string MergeManifests(const std::vector<std::string>& manifests) {

@@ -6,7 +6,8 @@
 //                                      and slices, in the form
 //     {KIND: {NAME: {"shape": [6, 4], "slices": [{"file": "...", "dim": 0,
 //             "shards": [[2, 4]], "begin": 0}, ...]}}}
-//   as TensorSlice has them; slices may overlap.
+//   as TensorSlice has them; slices may overlap. Files have checksums
+//   (safetensors.h).
 //
 // What is read may be cut in any other way: each slice takes its elements from
 // the files that hold them.

@@ -73,6 +73,24 @@ TEST_F(WithCheckpoint, DamagedTrainingCheckpoint) {
       });
     }
   }
+  // One bit, anywhere.
+  for (const std::string kind : {"model", "optimizer"}) {
+    const std::string path =
+        absl::StrCat(iteration_, "/", kind, ".safetensors");
+    const std::string bytes = Read(path);
+    for (const double at : {0.5, 0.75, 1.0}) {
+      std::string damaged = bytes;
+      damaged[at * (bytes.size() - 1)] ^= 4;
+      WithBytes(path, damaged, [&] {
+        ExpectTrain(resume, {path + ": tensor ", "damaged: bytes of CRC32C",
+                             ", wanted "});
+        if (kind == "optimizer") return;
+        Expect(GenerateWords(), {path, "damaged"});
+        Expect({"convert", "--from", save_, "--to", In("hf")},
+               {path, "damaged"});
+      });
+    }
+  }
   WithBytes(save_ + "/latest", "iter_0000009\n", [&] {
     ExpectTrain(resume, {save_, "iter_0000009"});
     Expect(GenerateWords(), {save_});
