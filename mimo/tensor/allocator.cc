@@ -106,7 +106,7 @@ struct Allocator::State {
     }
     std::vector<std::pair<int64_t, std::string>> largest;
     for (const auto& [group, bytes] : groups)
-      if (bytes > 0) largest.emplace_back(-bytes, group);
+      if (Gib(bytes) != Gib(0)) largest.emplace_back(-bytes, group);
     std::sort(largest.begin(), largest.end());
     std::string line = absl::StrCat(Gib(sum), " in use");
     for (const auto& [bytes, group] : largest)

@@ -102,6 +102,8 @@ TEST_P(AllocatorOnDeviceDeathTest, OutOfMemoryIsOneLine) {
   const auto more = allocator.Allocate(int64_t{1} << 26);
   const AllocationTag second(other, "model.layers.11.mlp");
   const auto most = other.Allocate(int64_t{1} << 26);
+  const AllocationTag third(other, "final_norm");  // too little to be named
+  const auto least = other.Allocate(1);
   other.Allocate(int64_t{1} << 25);      // which keeps it
   allocator.Allocate(int64_t{1} << 25);  // which first gives it back
   const int64_t too_much = on_gpu
