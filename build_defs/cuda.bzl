@@ -15,6 +15,10 @@ load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@local_cuda//:config.bzl", "CUDA")
 load(":flags.bzl", "FlagInfo")
 
+# `env` of a test of the whole command on the CPU: its runs would take the GPU of
+# a machine that has one.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+
 REQUIRES_CUDA = select({
     "@local_cuda//:available": [],
     "//conditions:default": ["@mimo//build_defs:incompatible"],
