@@ -36,14 +36,6 @@ absl::Status FromReason(absl::string_view reason) {
   return absl::UnavailableError(reason);
 }
 
-bool IsOwnFailure(const absl::Status& reason) {
-  absl::string_view message = reason.message();
-  if (!absl::ConsumePrefix(&message, "rank ")) return false;
-  const size_t digits = message.find_first_not_of("0123456789");
-  return digits > 0 && digits != message.npos &&
-         absl::StartsWith(message.substr(digits), " failed: ");
-}
-
 // What the store says of a rank that is no more.
 bool IsEnd(const absl::Status& reason) {
   return absl::EndsWith(reason.message(), "'s process ended") ||
@@ -97,12 +89,28 @@ std::string Difference(absl::string_view theirs,
   return "";
 }
 
+// Whether a rank that posted `post` has made `operation` or is in it.
+bool Made(absl::string_view post, const Operation& operation) {
+  for (absl::string_view line : absl::StrSplit(post, '\n'))
+    if (absl::EndsWith(line, operation.ToString())) return true;
+  return false;
+}
+
 }  // namespace
 
 std::string OwnFailure(int rank, const absl::Status& status) {
   return ToReason(
       absl::Status(status.code(),
                    absl::StrCat("rank ", rank, " failed: ", status.message())));
+}
+
+bool IsOwnFailure(absl::string_view reason) {
+  const absl::Status status = FromReason(reason);
+  absl::string_view message = status.message();
+  if (!absl::ConsumePrefix(&message, "rank ")) return false;
+  const size_t digits = message.find_first_not_of("0123456789");
+  return digits > 0 && digits != message.npos &&
+         absl::StartsWith(message.substr(digits), " failed: ");
 }
 
 Watchdog::Watchdog(int rank, std::shared_ptr<FailureBoard> board,
@@ -205,36 +213,47 @@ std::string Watchdog::Doing::ToString() const {
                       operation->done ? "] was the last" : "] does not end");
 }
 
-std::string Watchdog::Ask(const std::string& group, int member,
-                          absl::Time deadline) {
-  std::string post;
-  for (bool stopped = false; post.empty() && !stopped;) {
-    const absl::Time now = absl::Now();
-    if (now >= deadline) break;
-    post = board_->Posted(group, member, std::min(deadline, now + interval_));
+std::vector<std::string> Watchdog::Ask(const std::string& group,
+                                       const std::vector<int>& members,
+                                       absl::Time deadline) {
+  std::vector<std::string> posts(members.size());
+  // In turns, so that one that is missing leaves time for the others.
+  for (bool waiting = true; waiting;) {
+    waiting = false;
+    for (size_t i = 0; i < members.size(); ++i) {
+      if (!posts[i].empty()) continue;
+      posts[i] = board_->Posted(group, members[i], absl::Now() + interval_);
+      waiting |= posts[i].empty();
+    }
     absl::MutexLock lock(&mutex_);
-    stopped = stop_;
+    waiting &= !stop_ && absl::Now() < deadline;
   }
-  return post;
+  return posts;
 }
 
-absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
+absl::Status Watchdog::Explain(const Doing& doing, const Doing& world,
+                               const absl::Status& reason) {
   const Operation& own = *doing.operation;
   const bool exchange = own.kind == Operation::kExchange;
   const absl::Time deadline = absl::Now() + asking_;
   bool differs = false;
-  std::vector<std::string> missing, others;
-  for (int i = 0; i < doing.members.size(); ++i) {
-    const int member = doing.members[i];
+  std::vector<std::string> missing, others, posts;
+  if (IsEnd(reason)) {
     // Of a rank's end the others know no more.
-    if (member == rank_ || IsEnd(reason)) continue;
-    const std::string asked = Ask(doing.group, member, deadline);
-    if (asked.empty()) {
+  } else if (Ask(doing.group, {rank_}, deadline)[0].empty()) {
+    missing.push_back("rank 0 (no answer)");  // whose the board is
+  } else {
+    posts = Ask(doing.group, doing.members, deadline);
+  }
+  for (size_t i = 0; i < posts.size(); ++i) {
+    const int member = doing.members[i];
+    if (member == rank_) continue;
+    if (posts[i].empty()) {
       missing.push_back(absl::StrCat("rank ", member, " (no answer)"));
       continue;
     }
     const std::pair<absl::string_view, absl::string_view> parts =
-        absl::StrSplit(asked, absl::MaxSplits('\n', 1));
+        absl::StrSplit(posts[i], absl::MaxSplits('\n', 1));
     // Where calls return at once, a rank goes on after one that differs.
     if (const std::string difference =
             Difference(parts.second, doing.collectives);
@@ -245,7 +264,7 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
     }
     const absl::string_view post = parts.first;
     // Of an exchange, only the first peer's call says something.
-    if (exchange ? i != own.root : post == ToPost(own)) continue;
+    if (exchange ? i != own.root : Made(posts[i], own)) continue;
     if (absl::StartsWith(post, "in ")) {
       const std::string difference =
           exchange ? "" : Difference(post, doing.collectives);
@@ -259,12 +278,23 @@ absl::Status Watchdog::Explain(const Doing& doing, const absl::Status& reason) {
       missing.push_back(absl::StrCat("rank ", member, " (", post, ")"));
     }
   }
-  std::string message =
-      absl::StrCat("rank ", rank_, ": ", doing.ToString(), "; ");
-  if (!missing.empty())
-    absl::StrAppend(&message, "missing: ", List(missing), "; ");
-  if (!others.empty()) absl::StrAppend(&message, List(others), "; ");
-  absl::StrAppend(&message, "first report: ", reason.message());
+  // Those that this one waits for wait themselves, in the end for another.
+  if (!posts.empty() && missing.empty() && !differs &&
+      absl::IsDeadlineExceeded(reason)) {
+    posts = Ask(world.group, world.members, deadline);
+    for (size_t i = 0; i < posts.size(); ++i) {
+      if (absl::StartsWith(posts[i], "in ")) continue;
+      missing.push_back(absl::StrCat(
+          "rank ", world.members[i],
+          posts[i].empty() ? " (no answer)" : " (in no operation)"));
+    }
+  }
+  std::string message = absl::StrCat("rank ", rank_, ": ", doing.ToString());
+  if (!missing.empty()) absl::StrAppend(&message, "; missing: ", List(missing));
+  if (!others.empty()) absl::StrAppend(&message, "; ", List(others));
+  // Any of those that wait may be the first to report.
+  if (missing.empty() && !differs)
+    absl::StrAppend(&message, "; first report: ", reason.message());
   return absl::Status(
       differs ? absl::StatusCode::kFailedPrecondition : reason.code(), message);
 }
@@ -281,19 +311,25 @@ void Watchdog::FailAll(const absl::Status& reason) {
   }
   const Doing* waiting = nullptr;  // the one that waits longest
   for (const Doing& doing : doings) {
-    std::string post = "before its first operation";
-    if (doing.operation.has_value()) {
-      post = ToPost(*doing.operation);
-      for (const std::string& collective : doing.collectives) {
-        if (collective != doing.operation->ToString())
-          absl::StrAppend(&post, "\n", collective);
-      }
-    }
-    board_->Post(doing.group, post);
     if (doing.operation.has_value() && !doing.operation->done &&
         (waiting == nullptr ||
          doing.operation->start < waiting->operation->start))
       waiting = &doing;
+  }
+  for (const Doing& doing : doings) {
+    std::string post = "before its first operation", first;
+    if (doing.operation.has_value()) {
+      first = doing.operation->ToString();
+      post = ToPost(*doing.operation);
+    }
+    if (waiting != nullptr && !absl::StartsWith(post, "in ")) {
+      first.clear();
+      post = absl::StrCat(ToPost(*waiting->operation), " in group ",
+                          waiting->group);
+    }
+    for (const std::string& collective : doing.collectives)
+      if (collective != first) absl::StrAppend(&post, "\n", collective);
+    board_->Post(doing.group, post);
   }
   if (const char* folder = std::getenv("MIMO_OPERATIONS_DUMP")) {
     const std::string path = absl::StrCat(folder, "/rank_", rank_, ".txt");
@@ -301,11 +337,11 @@ void Watchdog::FailAll(const absl::Status& reason) {
       LOG(ERROR) << path << ": cannot be written";
   }
   absl::Status status = reason;
-  const bool told = IsOwnFailure(reason);
+  const bool told = IsOwnFailure(ToReason(reason));
   if (told) {
     // There is nothing to add.
   } else if (waiting != nullptr) {
-    status = Explain(*waiting, reason);
+    status = Explain(*waiting, doings.front(), reason);
   } else {
     status = absl::Status(reason.code(),
                           absl::StrCat("rank ", rank_, ": in no operation; ",

@@ -36,6 +36,8 @@ namespace mimo {
 // What rank `rank` raises that fails by itself: the others fail with the same
 // code. "INVALID_ARGUMENT: rank 2 failed: ..."
 std::string OwnFailure(int rank, const absl::Status& status);
+// Whether `reason` is one of these, of whichever rank.
+bool IsOwnFailure(absl::string_view reason);
 
 // Where the ranks of a world tell each other of a failure (the store between
 // processes; shared memory between threads).
@@ -49,7 +51,8 @@ class FailureBoard {
   // The reason, once some rank raised it or a rank's process ended; else "".
   // Does not wait.
   virtual std::string Raised() = 0;
-  // What this rank was doing in `group` when the world failed, for the others.
+  // For the others: what this rank was doing in `group` when the world failed,
+  // or in which other group it waited.
   virtual void Post(const std::string& group, const std::string& operation) = 0;
   // What the world's rank `rank` posted for `group`, waiting at most until
   // `deadline`; "" if nothing came.
@@ -94,10 +97,14 @@ class Watchdog {
   // Why the world fails, or OK.
   absl::Status Look() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static Doing Describe(const Communicator& communicator);
-  // What `member` posted; "" if it did not in time or the destructor waits.
-  std::string Ask(const std::string& group, int member, absl::Time deadline);
+  // What `members` posted; "" of those that did not in time, or when the
+  // destructor waits.
+  std::vector<std::string> Ask(const std::string& group,
+                               const std::vector<int>& members,
+                               absl::Time deadline);
   // `reason` in the words of one communicator, with what the others were doing.
-  absl::Status Explain(const Doing& doing, const absl::Status& reason);
+  absl::Status Explain(const Doing& doing, const Doing& world,
+                       const absl::Status& reason);
   void FailAll(const absl::Status& reason);
 
   const int rank_;
