@@ -2,9 +2,13 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/log/log.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "comm/base/watchdog.h"
 #include "comm/gloo/gloo_communicator.h"
 #include "comm/inproc/inproc.h"
@@ -20,10 +24,11 @@
 namespace mimo {
 namespace {
 
-// For processes that start together, and for rank 0's reading of the config.
-constexpr absl::Duration kMeet = absl::Minutes(5), kPrepare = absl::Minutes(10);
 // For a rank that has failed to hear of, or be heard by, the others.
 constexpr absl::Duration kLastWords = absl::Seconds(5);
+
+// Set once the rank is prepared.
+std::string ReadyKey(int rank) { return absl::StrCat("ready/", rank); }
 
 absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   absl::Mutex mutex;
@@ -51,69 +56,99 @@ absl::StatusOr<std::unique_ptr<Communicator>> Connect(
   MIMO_ON_CUDA(ConnectNccl(job, store, {.timeout = options.timeout}));
 }
 
-// Tells the others that this rank failed; true if it is the first.
-absl::StatusOr<bool> Raise(const Job& job, Store& store,
-                           const absl::Status& status) {
-  const std::string own = OwnFailure(job.rank, status);
-  MIMO_ASSIGN_OR_RETURN(const std::string first,
-                        RaiseFirst(store, own, kLastWords));
-  return first == own;
+// Waits for the first `ranks` ranks to be ready.
+absl::Status AwaitReady(int ranks, Store& store, FailureBoard& board,
+                        absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  std::vector<int> missing;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const absl::Status ready =
+        GetUnlessFailed(store, board, ReadyKey(rank), deadline - absl::Now())
+            .status();
+    if (absl::IsDeadlineExceeded(ready)) {
+      missing.push_back(rank);
+    } else {
+      MIMO_RETURN_IF_ERROR(ready);
+    }
+  }
+  if (missing.empty()) return absl::OkStatus();
+  return absl::DeadlineExceededError(absl::StrCat(
+      missing.size() == 1 ? "rank " : "ranks ", absl::StrJoin(missing, ", "),
+      " did not come within ", absl::FormatDuration(timeout)));
 }
 
+// Leaves `world` null unless all ranks met.
 absl::Status RunSteps(const Job& job, Store& store, const RankOptions& options,
-                      SetUp set_up, RankBody body,
+                      const absl::Status& read, SetUp prepare, RankBody body,
                       std::unique_ptr<Communicator>& world) {
-  constexpr char kReady[] = "set up";
+  const auto board = NewStoreBoard(store, job.rank);
   if (job.rank > 0) {
-    const absl::Status found = store.Get(kReady, kPrepare).status();
-    if (absl::IsDeadlineExceeded(found)) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("rank 0 has not read the config within ",
-                       absl::FormatDuration(kPrepare)));
-    }
-    MIMO_RETURN_IF_ERROR(found);
+    MIMO_RETURN_IF_ERROR(AwaitReady(1, store, *board, options.timeout));
   }
-  const absl::Status ready = set_up();
-  if (job.rank == 0) {
-    // A mistake that all will find is rank 0's to tell.
-    if (!ready.ok()) static_cast<void>(Raise(job, store, ready));
-    MIMO_RETURN_IF_ERROR(store.Set(kReady, ""));
-  }
-  MIMO_RETURN_IF_ERROR(ready);
+  // A mistake that all will find is rank 0's to tell.
+  MIMO_RETURN_IF_ERROR(read);
+  MIMO_RETURN_IF_ERROR(prepare());
+  MIMO_RETURN_IF_ERROR(store.Set(ReadyKey(job.rank), ""));
+  MIMO_RETURN_IF_ERROR(
+      AwaitReady(job.world_size, store, *board, options.timeout));
   MIMO_ASSIGN_OR_RETURN(world, Connect(job, store, options));
   return body(world.get());
 }
 
-absl::Status RunProcess(const Job& job, const RankOptions& options,
-                        SetUp set_up, RankBody body) {
+// Tells the others why this rank fails, or hears why they do; what is left for
+// this one to say.
+absl::Status Settle(const Job& job, Store& store, const absl::Status& status,
+                    const Communicator* world) {
+  // By the watchdog.
+  const bool told = world != nullptr && !world->Health().ok();
+  // Who waited in vain is not who failed.
+  const std::string own = world == nullptr && absl::IsDeadlineExceeded(status)
+                              ? std::string(status.message())
+                              : OwnFailure(job.rank, status);
+  // Where rank 0 hangs nobody answers.
+  const std::string first = RaiseFirst(store, own, kLastWords).value_or(own);
+  if (first == own && IsOwnFailure(own) && !told) return status;
+  if (world == nullptr && !IsOwnFailure(first)) LOG(ERROR) << first;
+  return absl::Status(status.code(), "");
+}
+
+absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
+                        SetUp prepare, RankBody body) {
+  const absl::Status ready = read();
   std::unique_ptr<StoreServer> server;
   if (job.rank == 0) {
     MIMO_ASSIGN_OR_RETURN(server,
                           StoreServer::Start(job.host, job.port, job.key));
   }
-  MIMO_ASSIGN_OR_RETURN(
-      const auto store,
-      Store::Connect(job.host, job.port, job.key, job.rank, kMeet));
+  auto store = Store::Connect(job.host, job.port, job.key, job.rank,
+                              ready.ok() ? options.timeout : kLastWords);
+  if (absl::IsDeadlineExceeded(store.status())) {
+    MIMO_RETURN_IF_ERROR(ready);
+    LOG(ERROR) << store.status().message();
+    return absl::DeadlineExceededError("");
+  }
+  MIMO_RETURN_IF_ERROR(store.status());
   // Kept until the others know why it ends.
   std::unique_ptr<Communicator> world;
-  absl::Status status = RunSteps(job, *store, options, set_up, body, world);
-  if (!status.ok()) {
-    const absl::StatusOr<bool> first = Raise(job, *store, status);
-    const bool failed = world != nullptr && !world->Health().ok();
-    if (!first.value_or(!failed)) status = absl::Status(status.code(), "");
-  }
+  absl::Status status =
+      RunSteps(job, **store, options, ready, prepare, body, world);
+  if (!status.ok()) status = Settle(job, **store, status, world.get());
   world = nullptr;
-  store->Close();
-  if (server != nullptr) server->AwaitLeave(status.ok() ? kMeet : kLastWords);
+  (*store)->Close();
+  if (server != nullptr) {
+    server->AwaitLeave(job.world_size,
+                       status.ok() ? options.timeout : kLastWords);
+  }
   return status;
 }
 
 }  // namespace
 
 absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
-                        SetUp set_up, RankBody body) {
-  if (job.world_size > 1) return RunProcess(job, options, set_up, body);
-  MIMO_RETURN_IF_ERROR(set_up());
+                        SetUp read, SetUp prepare, RankBody body) {
+  if (job.world_size > 1) return RunProcess(job, options, read, prepare, body);
+  MIMO_RETURN_IF_ERROR(read());
+  MIMO_RETURN_IF_ERROR(prepare());
   return threads == 1 ? body(nullptr)
                       : RunThreads(threads, options.timeout, body);
 }

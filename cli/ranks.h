@@ -14,26 +14,27 @@
 
 namespace mimo {
 
-// What a process does before it meets the others: reads what is its own.
+// What a process does by itself.
 using SetUp = absl::FunctionRef<absl::Status()>;
 // What every rank does; null: it is the only one.
 using RankBody = absl::FunctionRef<absl::Status(Communicator* world)>;
 
-// Read after `set_up`.
+// Read after `read`.
 struct RankOptions {
-  // A collective that lasts longer fails all.
-  absl::Duration timeout = absl::InfiniteDuration();
+  // A collective, or another wait for a rank, that lasts longer fails all.
+  absl::Duration timeout = absl::Minutes(10);
   // What processes meet over: gloo, or NCCL, then each on a GPU of its own.
   Device device = Device::kCpu;
 };
 
-// Runs `set_up`, then `body` on each of `ranks`: on `threads` of this process,
-// or, where `job` has more than one rank, on this process's.
-// Of a job rank 0 sets up first, so what it prepares the others find. The error
-// is that of the rank that failed first; of the job's other processes its
-// message is empty.
+// Runs `read`, which finds the options, `prepare`, then `body` on each of
+// `ranks`: on `threads` of this process, or, where `job` has more than one
+// rank, on this process's. Of a job rank 0 prepares first, so what it makes the
+// others find. The error is that of the rank that failed first; of the job's
+// other processes its message is empty. Where that rank cannot tell, being no
+// more or not there, each of the others logs which it is.
 absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
-                        SetUp set_up, RankBody body);
+                        SetUp read, SetUp prepare, RankBody body);
 
 }  // namespace mimo
 

@@ -165,6 +165,11 @@ absl::Status Read(const Args& args, int size, int threads,
   }
   MIMO_ASSIGN_OR_RETURN(ranks.device, ChooseDevice("train.", train.device));
   ranks.timeout = absl::Minutes(train.distributed_timeout_minutes);
+  return absl::OkStatus();
+}
+
+// What the run reads.
+absl::Status Prepare(Shared& shared) {
   const DataConfig& data = shared.run.data;
   shared.data.config = data;
   if (data.type != DataType::kCaptions && data.type != DataType::kLlavaJson)
@@ -317,13 +322,12 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   std::optional<StopSignal> stop;
   return RunOnRanks(
       job, threads, options,
+      [&] { return Read(args, size, threads, registry, shared, options); },
       [&] {
-        const absl::Status status =
-            Read(args, size, threads, registry, shared, options);
-        if (!status.ok()) return status;
+        MIMO_RETURN_IF_ERROR(Prepare(shared));
         stop.emplace();
         if (job.rank == 0) Warn(shared);
-        return status;
+        return absl::OkStatus();
       },
       [&](Communicator* world) {
         return TrainRank(shared, registry, *stop, world);

@@ -56,6 +56,7 @@ class GlooCommunicator final : public Communicator {
   // What all communicators of a world share.
   struct World {
     Store& store;
+    const std::shared_ptr<FailureBoard> board;
     const std::shared_ptr<gloo::transport::Device> device;
     const absl::Duration timeout;
   };
@@ -70,11 +71,11 @@ class GlooCommunicator final : public Communicator {
   ~GlooCommunicator() override { Retire(); }
 
   // Connects the group's ranks, under the store's keys `path`/....
-  absl::Status Connect(const std::function<bool()>& stop) {
+  absl::Status Connect() {
     if (size() == 1) return absl::OkStatus();
     MIMO_ASSIGN_OR_RETURN(
-        mesh_, Mesh::Connect(world_.device, world_.store, path_ + "/", rank(),
-                             size(), world_.timeout, stop));
+        mesh_, Mesh::Connect(world_.device, world_.store, *world_.board,
+                             path_ + "/", rank(), size(), world_.timeout));
     return absl::OkStatus();
   }
 
@@ -334,7 +335,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> GlooCommunicator::DoSplit(
     auto part = std::make_unique<GlooCommunicator>(
         world_, std::move(path), name, std::move(members_of_group),
         own - group.begin());
-    MIMO_RETURN_IF_ERROR(part->Connect([this] { return failed(); }));
+    MIMO_RETURN_IF_ERROR(part->Connect());
     return part;
   }
   return nullptr;
@@ -365,12 +366,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(
   MIMO_ASSIGN_OR_RETURN(auto device, ListenTowards(job.host));
   std::vector<int> members(job.world_size);
   std::iota(members.begin(), members.end(), 0);
-  auto world = std::make_unique<GlooCommunicator>(
-      GlooCommunicator::World{store, std::move(device), options.timeout},
-      "gloo", "world", std::move(members), job.rank);
   std::shared_ptr<FailureBoard> board = NewStoreBoard(store, job.rank);
-  MIMO_RETURN_IF_ERROR(
-      world->Connect([&] { return !board->Raised().empty(); }));
+  auto world = std::make_unique<GlooCommunicator>(
+      GlooCommunicator::World{store, board, std::move(device), options.timeout},
+      "gloo", "world", std::move(members), job.rank);
+  MIMO_RETURN_IF_ERROR(world->Connect());
   world->WatchWith(
       std::make_shared<Watchdog>(job.rank, std::move(board), options.timeout));
   return world;

@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "comm/rendezvous/store_board.h"
 #include "gloo/rendezvous/store.h"
 #include "gloo/transport/tcp/device.h"
 
@@ -41,30 +42,26 @@ absl::Status GlooError(const char* what) {
 // The store as gloo wants it: errors are exceptions.
 class GlooStore final : public gloo::rendezvous::Store {
  public:
-  GlooStore(mimo::Store& store, std::string prefix, absl::Duration timeout,
-            const std::function<bool()>& stop)
+  GlooStore(mimo::Store& store, FailureBoard& board, std::string prefix,
+            absl::Duration timeout)
       : store_(store),
+        board_(board),
         prefix_(std::move(prefix)),
         timeout_(timeout),
-        deadline_(absl::Now() + timeout),
-        stop_(stop) {}
+        deadline_(absl::Now() + timeout) {}
 
   void set(const std::string& key, const std::vector<char>& data) override {
     Check(store_.Set(prefix_ + key, std::string(data.begin(), data.end())));
   }
   std::vector<char> get(const std::string& key) override {
-    while (true) {
-      const absl::Duration left = deadline_ - absl::Now();
-      const absl::StatusOr<std::string> value =
-          store_.Get(prefix_ + key, std::min(left, absl::Milliseconds(50)));
-      if (value.ok()) return {value->begin(), value->end()};
-      if (stop_()) Check(absl::AbortedError("the world has failed"));
-      if (!absl::IsDeadlineExceeded(value.status())) Check(value.status());
-      if (left <= absl::ZeroDuration())
-        Check(absl::DeadlineExceededError(absl::StrCat(
-            absl::StripSuffix(prefix_, "/"), ": rank ", key,
-            " has not come within ", absl::FormatDuration(timeout_))));
-    }
+    const absl::StatusOr<std::string> value =
+        GetUnlessFailed(store_, board_, prefix_ + key, deadline_ - absl::Now());
+    if (absl::IsDeadlineExceeded(value.status()))
+      Check(absl::DeadlineExceededError(absl::StrCat(
+          absl::StripSuffix(prefix_, "/"), ": rank ", key,
+          " has not come within ", absl::FormatDuration(timeout_))));
+    Check(value.status());
+    return {value->begin(), value->end()};
   }
   void wait(const std::vector<std::string>& keys) override {
     for (const std::string& key : keys) get(key);
@@ -81,10 +78,10 @@ class GlooStore final : public gloo::rendezvous::Store {
   }
 
   mimo::Store& store_;
+  FailureBoard& board_;
   const std::string prefix_;
   const absl::Duration timeout_;
   const absl::Time deadline_;
-  const std::function<bool()>& stop_;
 };
 
 // The numeric address from which this machine's packets to `host` start.
@@ -132,9 +129,9 @@ absl::StatusOr<std::shared_ptr<gloo::transport::Device>> ListenTowards(
 
 absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Connect(
     std::shared_ptr<gloo::transport::Device> device, Store& store,
-    const std::string& prefix, int rank, int size, absl::Duration timeout,
-    const std::function<bool()>& stop) {
-  GlooStore addresses(store, prefix, timeout, stop);
+    FailureBoard& board, const std::string& prefix, int rank, int size,
+    absl::Duration timeout) {
+  GlooStore addresses(store, board, prefix, timeout);
   try {
     auto context = std::make_shared<gloo::rendezvous::Context>(rank, size);
     // gloo waits five times this for a connection.
@@ -142,7 +139,8 @@ absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Connect(
     context->connectFullMesh(addresses, device);
     return std::unique_ptr<Mesh>(new Mesh(std::move(context)));
   } catch (const std::exception& e) {
-    return addresses.status.ok() ? GlooError(e.what()) : addresses.status;
+    return addresses.status.ok() ? OrFailure(board, GlooError(e.what()))
+                                 : addresses.status;
   }
 }
 

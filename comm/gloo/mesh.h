@@ -4,13 +4,13 @@
 #define MIMO_COMM_GLOO_MESH_H_
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "comm/base/watchdog.h"
 #include "comm/rendezvous/store.h"
 #include "gloo/rendezvous/context.h"
 #include "gloo/transport/device.h"
@@ -26,11 +26,11 @@ absl::StatusOr<std::shared_ptr<gloo::transport::Device>> ListenTowards(
 class Mesh {
  public:
   // Connects `size` >= 2 ranks, which find each other under the store's keys
-  // `prefix`..., within `timeout` or until `stop` says so.
+  // `prefix`..., within `timeout` or until the world fails.
   static absl::StatusOr<std::unique_ptr<Mesh>> Connect(
       std::shared_ptr<gloo::transport::Device> device, Store& store,
-      const std::string& prefix, int rank, int size, absl::Duration timeout,
-      const std::function<bool()>& stop);
+      FailureBoard& board, const std::string& prefix, int rank, int size,
+      absl::Duration timeout);
 
   // Starts one message. A send waits for its receive: the same slot and number
   // of bytes; of one slot in order.

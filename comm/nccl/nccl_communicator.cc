@@ -320,14 +320,16 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(
   }
   MIMO_CUDA_CHECK(cudaSetDevice(job.local_rank));
 
+  std::shared_ptr<FailureBoard> board = NewStoreBoard(store, job.rank);
   ncclUniqueId id;
   if (job.rank == 0) {
     MIMO_RETURN_IF_ERROR(ToStatus(ncclGetUniqueId(&id), "ncclGetUniqueId"));
     MIMO_RETURN_IF_ERROR(
         store.Set("nccl/id", std::string(id.internal, sizeof id.internal)));
   } else {
-    MIMO_ASSIGN_OR_RETURN(const std::string bytes,
-                          store.Get("nccl/id", options.timeout));
+    MIMO_ASSIGN_OR_RETURN(
+        const std::string bytes,
+        GetUnlessFailed(store, *board, "nccl/id", options.timeout));
     if (bytes.size() != sizeof id.internal) {
       return absl::InternalError(absl::StrCat("the store's nccl/id: found ",
                                               bytes.size(), " bytes, wanted ",
@@ -336,25 +338,26 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(
     bytes.copy(id.internal, bytes.size());
   }
 
-  const auto never = [] { return false; };
+  const auto failed = [&] { return !board->Raised().empty(); };
   ncclConfig_t config = NcclConfig(/*blocking=*/false);
   ncclComm_t comm = nullptr;
   const ncclResult_t begun =
       ncclCommInitRankConfig(&comm, job.world_size, id, job.rank, &config);
   if (comm == nullptr) return ToStatus(begun, "the world's setting up");
   auto control = std::make_unique<NcclControl>(comm, options.timeout);
-  MIMO_RETURN_IF_ERROR(control->Await(begun, "the world's setting up", never));
-  MIMO_ASSIGN_OR_RETURN(
-      const ncclComm_t data,
-      control->Split(0, job.rank, "the world's communicator", never));
+  MIMO_RETURN_IF_ERROR(OrFailure(
+      *board, control->Await(begun, "the world's setting up", failed)));
+  const absl::StatusOr<ncclComm_t> data =
+      control->Split(0, job.rank, "the world's communicator", failed);
+  MIMO_RETURN_IF_ERROR(OrFailure(*board, data.status()));
 
   std::vector<int> members(job.world_size);
   std::iota(members.begin(), members.end(), 0);
   auto world = std::make_unique<NcclCommunicator>(
-      "world", std::move(members), job.rank, data, job.local_rank,
+      "world", std::move(members), job.rank, *data, job.local_rank,
       std::move(control));
-  world->WatchWith(std::make_shared<Watchdog>(
-      job.rank, NewStoreBoard(store, job.rank), options.timeout));
+  world->WatchWith(
+      std::make_shared<Watchdog>(job.rank, std::move(board), options.timeout));
   return world;
 }
 

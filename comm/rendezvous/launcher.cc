@@ -270,8 +270,9 @@ class Launcher {
       } else if (const int code = WEXITSTATUS(status);
                  code == kFailedAfterAnother) {
         kill_at_ = std::min(kill_at_, absl::Now() + options_.grace);
-        after_another_.Update(absl::InternalError(absl::StrCat(
-            "rank ", process.rank, " ended because another rank failed")));
+        after_another_ = absl::InternalError(
+            "its ranks ended because another failed or did not come: a line "
+            "of that one's, or theirs, names it");
       } else if (code != 0) {
         const std::string what =
             absl::StrCat("rank ", process.rank, " ended with exit code ", code);

@@ -219,7 +219,8 @@ TEST(Launcher, NamesWhoHangs) {
 TEST(Launcher, AnotherMachinesRankFailed) {
   Running running("exit 3", {.processes = 1});
   EXPECT_EQ(running.Wait().status,
-            "INTERNAL: rank 0 ended because another rank failed");
+            "INTERNAL: its ranks ended because another failed or did not come: "
+            "a line of that one's, or theirs, names it");
 }
 
 TEST(Launcher, KillsWhoDoesNotListen) {

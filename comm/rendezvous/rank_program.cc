@@ -46,10 +46,10 @@ int main(int argc, char** argv) {
     while (board->Raised().empty()) absl::SleepFor(absl::Milliseconds(1));
     std::cout << board->Raised() << std::endl;
     store.Close();
-    if (server) CHECK(server->AwaitLeave(kLong));
+    if (server) CHECK(server->AwaitLeave(job->world_size, kLong));
     return 1;
   }
   store.Close();
-  if (server) CHECK(server->AwaitLeave(kLong));
+  if (server) CHECK(server->AwaitLeave(job->world_size, kLong));
   return 0;
 }

@@ -29,10 +29,10 @@ class StoreServer {
   virtual ~StoreServer() = default;
   virtual int port() const = 0;
 
-  // Waits until every rank that connected has left, at most `timeout`; whether
-  // they did. Ranks take the end of the server for a failure, so rank 0 asks
-  // this, after its own Close, before it destroys the server in good order.
-  virtual bool AwaitLeave(absl::Duration timeout) = 0;
+  // Waits until `ranks` have come and left, at most `timeout`; whether they
+  // did. Ranks take the end of the server for a failure, so rank 0 asks this,
+  // after its own Close, before it destroys the server in good order.
+  virtual bool AwaitLeave(int ranks, absl::Duration timeout) = 0;
 };
 
 // One connection. Calls may come from several threads; a call that waits keeps

@@ -6,12 +6,15 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 
 namespace mimo {
 namespace {
 
 constexpr char kFailure[] = "failure";  // StoreServer sets it too
+constexpr char kGone[] = "rank 0's store is gone";
+constexpr absl::Duration kLook = absl::Milliseconds(50);  // whether it failed
 
 void Ignore(absl::StatusOr<std::string>) {}
 
@@ -50,7 +53,7 @@ class StoreBoard final : public FailureBoard {
                    if (value.ok()) {
                      reason->Set(*std::move(value));
                    } else if (absl::IsUnavailable(value.status())) {
-                     reason->Set("rank 0's store is gone");
+                     reason->Set(kGone);
                    }
                  });
   }
@@ -85,10 +88,45 @@ std::unique_ptr<FailureBoard> NewStoreBoard(Store& store, int rank) {
   return std::make_unique<StoreBoard>(store, rank);
 }
 
+absl::StatusOr<std::string> GetUnlessFailed(Store& store, FailureBoard& board,
+                                            const std::string& key,
+                                            absl::Duration timeout) {
+  struct Answer {
+    absl::Notification given;
+    absl::StatusOr<std::string> value;
+  };
+  auto answer = std::make_shared<Answer>();
+  store.Start(Store::Op::kGet, key, "",
+              [answer](absl::StatusOr<std::string> value) {
+                answer->value = std::move(value);
+                answer->given.Notify();
+              });
+  const absl::Time deadline = absl::Now() + timeout;
+  while (!answer->given.WaitForNotificationWithTimeout(kLook)) {
+    if (const std::string raised = board.Raised(); !raised.empty())
+      return absl::AbortedError(raised);
+    if (absl::Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "nobody set \"", key, "\" within ", absl::FormatDuration(timeout)));
+    }
+  }
+  return answer->value;
+}
+
+absl::Status OrFailure(FailureBoard& board, const absl::Status& error) {
+  if (error.ok()) return error;
+  const absl::Time deadline = absl::Now() + absl::Seconds(1);
+  while (board.Raised().empty() && absl::Now() < deadline)
+    absl::SleepFor(absl::Milliseconds(1));
+  const std::string raised = board.Raised();
+  return raised.empty() ? error : absl::AbortedError(raised);
+}
+
 absl::StatusOr<std::string> RaiseFirst(Store& store, const std::string& reason,
                                        absl::Duration timeout) {
   SetFailure(store, reason);
-  return store.Get(kFailure, timeout);
+  const absl::StatusOr<std::string> first = store.Get(kFailure, timeout);
+  return absl::IsUnavailable(first.status()) ? kGone : first;
 }
 
 }  // namespace mimo

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "comm/base/watchdog.h"
@@ -18,8 +19,18 @@ namespace mimo {
 // gone"; this rank's own Close is none. The store must outlive the board.
 std::unique_ptr<FailureBoard> NewStoreBoard(Store& store, int rank);
 
-// Raises `reason` and waits for the one that counts, the first. Error: the
-// server does not answer.
+// The value of `key`, waited for at most `timeout` and not on when the world
+// has failed: kAborted, the reason.
+absl::StatusOr<std::string> GetUnlessFailed(Store& store, FailureBoard& board,
+                                            const std::string& key,
+                                            absl::Duration timeout);
+
+// `error`, or, of a world that turns out within a second to have failed,
+// kAborted, the reason: a rank that ended is first seen as a lost connection.
+absl::Status OrFailure(FailureBoard& board, const absl::Status& error);
+
+// Raises `reason` and waits for the one that counts: the first, or that the
+// server is gone. Error: it does not answer.
 absl::StatusOr<std::string> RaiseFirst(Store& store, const std::string& reason,
                                        absl::Duration timeout);
 

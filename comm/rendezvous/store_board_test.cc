@@ -4,6 +4,7 @@
 #include <string>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -76,7 +77,7 @@ TEST_F(StoreBoardTest, LeavingInOrderIsNoFailure) {
   EXPECT_EQ(one_.board->Raised(), "");
   one_.board->Raise("too late to tell");
   zero_.store->Close();
-  EXPECT_TRUE(server_->AwaitLeave(kLong));
+  EXPECT_TRUE(server_->AwaitLeave(2, kLong));
   server_.reset();
   EXPECT_EQ(zero_.board->Raised(), "");
 }
@@ -87,6 +88,32 @@ TEST_F(StoreBoardTest, TheLossOfTheServerIsRaised) {
   EXPECT_EQ(one_.board->Posted("world", 0, absl::Now() + kLong), "");
   one_.board->Raise("another");
   EXPECT_EQ(one_.board->Raised(), "rank 0's store is gone");
+}
+
+TEST_F(StoreBoardTest, AGetEndsWithTheWorld) {
+  EXPECT_TRUE(one_.store->Set("x", "1").ok());
+  const auto Get = [&](const std::string& key, absl::Duration timeout) {
+    return GetUnlessFailed(*zero_.store, *zero_.board, key, timeout);
+  };
+  EXPECT_EQ(*Get("x", absl::ZeroDuration()), "1");
+  EXPECT_EQ(Get("never", absl::Milliseconds(20)).status(),
+            absl::DeadlineExceededError("nobody set \"never\" within 20ms"));
+  std::thread later([&] {
+    absl::SleepFor(absl::Milliseconds(20));
+    one_.store.reset();
+  });
+  EXPECT_EQ(Get("never", kLong).status(),
+            absl::AbortedError("rank 1's process ended"));
+  later.join();
+}
+
+TEST_F(StoreBoardTest, ALostConnectionIsSaidByTheRanksName) {
+  const absl::Status lost = absl::UnavailableError("connection reset");
+  EXPECT_EQ(OrFailure(*zero_.board, absl::OkStatus()), absl::OkStatus());
+  EXPECT_EQ(OrFailure(*zero_.board, lost), lost);
+  one_.store.reset();
+  EXPECT_EQ(OrFailure(*zero_.board, lost),
+            absl::AbortedError("rank 1's process ended"));
 }
 
 }  // namespace

@@ -72,12 +72,10 @@ class StoreServerImpl final : public StoreServer {
 
   int port() const override { return port_; }
 
-  bool AwaitLeave(absl::Duration timeout) override {
+  bool AwaitLeave(int ranks, absl::Duration timeout) override {
     absl::MutexLock lock(&mutex_);
-    return mutex_.AwaitWithTimeout(
-        absl::Condition(
-            +[](int* ranks) { return *ranks == 0; }, &ranks_),
-        timeout);
+    const auto all = [&] { return left_ >= ranks; };
+    return mutex_.AwaitWithTimeout(absl::Condition(&all), timeout);
   }
 
  private:
@@ -196,10 +194,6 @@ class StoreServerImpl final : public StoreServer {
     connection.opener.emplace(connection.handshake, FrameCodec::kToServer);
     connection.sealer.emplace(connection.handshake, FrameCodec::kToClient);
     strangers_.erase(id);
-    {
-      absl::MutexLock lock(&mutex_);
-      ++ranks_;
-    }
     connection.out += connection.handshake.MakeVerdict();
     Write(id);
     return true;
@@ -317,9 +311,7 @@ class StoreServerImpl final : public StoreServer {
       const std::string line =
           absl::StrCat("rank ", connections_.at(id).handshake.rank, "'s ", why);
       Leave(id);
-      if (!rank) continue;
-      LOG(WARNING) << "store: " << line;
-      if (!table_.contains(kFailure)) SetValue(kFailure, line);
+      if (rank && !table_.contains(kFailure)) SetValue(kFailure, line);
     }
   }
 
@@ -332,7 +324,7 @@ class StoreServerImpl final : public StoreServer {
     doomed_.erase(id);
     if (connection.opener) {
       absl::MutexLock lock(&mutex_);
-      --ranks_;
+      ++left_;
     }
     connections_.erase(id);
   }
@@ -353,7 +345,7 @@ class StoreServerImpl final : public StoreServer {
   int refusals_ = 0;
 
   absl::Mutex mutex_;
-  int ranks_ ABSL_GUARDED_BY(mutex_) = 0;  // that are connected
+  int left_ ABSL_GUARDED_BY(mutex_) = 0;  // ranks
   std::thread thread_;
 };
 

@@ -152,7 +152,7 @@ TEST(Store, ManyClientsAtOnce) {
     });
   }
   for (std::thread& client : clients) client.join();
-  EXPECT_TRUE(server->AwaitLeave(kLong));
+  EXPECT_TRUE(server->AwaitLeave(kClients, kLong));
   const auto store = Connect(*server);
   EXPECT_EQ(*store->Get("arrived", kLong), absl::StrCat(kClients));
   EXPECT_EQ(*store->SetOnce("failure", "none"), "none");  // all left in order
@@ -286,10 +286,11 @@ TEST(Store, LossOfTheServerEndsEveryCall) {
 TEST(Store, ClosedStoresRefuseCalls) {
   const auto server = StartServer();
   const auto store = Connect(*server, 1);
-  EXPECT_FALSE(server->AwaitLeave(absl::ZeroDuration()));
+  EXPECT_FALSE(server->AwaitLeave(1, absl::ZeroDuration()));
   store->Close();
   store->Close();
-  EXPECT_TRUE(server->AwaitLeave(kLong));
+  EXPECT_TRUE(server->AwaitLeave(1, kLong));
+  EXPECT_FALSE(server->AwaitLeave(2, absl::ZeroDuration()));  // one never came
   EXPECT_TRUE(absl::IsCancelled(store->Set("x", "1")));
   EXPECT_EQ(*Connect(*server)->SetOnce("failure", "none"), "none");
 }

@@ -1,6 +1,10 @@
-// `mimo launch --nproc N -- train`, by the binary itself: processes over gloo
-// are the threads of --ranks, and the loss of one is the end of all.
+// `mimo launch --nproc N -- train`, and its ranks started one by one, by the
+// binary itself: processes over gloo are the threads of --ranks, and the loss
+// of one is the end of all.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -10,6 +14,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
@@ -230,6 +235,107 @@ TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
                 "rank_offset: 1}}}"});
 }
 
+// The end of a job whose ranks a scheduler started: each that was not killed
+// says once that rank `victim` ended or did not come.
+void ExpectNamed(const std::string& folder, const std::vector<pid_t>& ranks,
+                 int victim) {
+  for (int rank = 0; rank < ranks.size(); ++rank) {
+    if (rank == victim) continue;
+    EXPECT_EQ(Wait(ranks[rank]), 3);
+    const std::string err = Read(absl::StrCat(folder, "/err", rank));
+    EXPECT_EQ(Lines(err), 1) << err;
+    EXPECT_TRUE(absl::StrContains(
+                    err, absl::StrCat("rank ", victim, "'s process ended")) ||
+                absl::StrContains(
+                    err, absl::StrCat("rank ", victim, " did not come")) ||
+                (victim == 0 && absl::StrContains(err, "rank 0's store")))
+        << err;
+  }
+}
+
+TEST(RanksOfAScheduler, ARankThatNeverComesIsNamed) {
+  for (const int victim : {0, 1}) {
+    const std::string folder = TestFolder("run");
+    const Words words =
+        TinyTrain(folder, {"train.global_batch_size=6",
+                           "train.distributed_timeout_minutes=0.05"});
+    const int port = FreePort();
+    std::vector<pid_t> ranks(3);
+    const absl::Time start = absl::Now();
+    for (int rank = 0; rank < 3; ++rank)
+      if (rank != victim) ranks[rank] = StartRank(rank, 3, port, folder, words);
+    ExpectNamed(folder, ranks, victim);
+    // The timeout, and rank 0's wait for the late.
+    EXPECT_LT(absl::Now() - start, absl::Seconds(3 + 5 + 10));
+  }
+}
+
+// Where it reads what nobody writes, while the others wait for it.
+TEST(RanksOfAScheduler, ARankKilledWhileItSetsUpEndsTheOthersAtOnce) {
+  for (const int victim : {1, 2}) {
+    const std::string folder = TestFolder("run"), fifo = folder + "/fifo";
+    ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+    const Words words = TinyTrain(folder, {"train.global_batch_size=6"});
+    const int port = FreePort();
+    std::vector<pid_t> ranks;
+    for (int rank = 0; rank < 3; ++rank) {
+      Words of_rank = words;
+      if (rank == victim) of_rank.push_back("data.path=" + fifo);
+      ranks.push_back(StartRank(rank, 3, port, folder, of_rank));
+    }
+    const int writer = open(fifo.c_str(), O_WRONLY);  // waits for the reader
+    ASSERT_EQ(kill(ranks[victim], SIGKILL), 0);
+    const absl::Time killed = absl::Now();
+    EXPECT_EQ(Wait(ranks[victim]), 128 + SIGKILL);
+    ExpectNamed(folder, ranks, victim);
+    EXPECT_LT(absl::Now() - killed, absl::Seconds(30)) << "not the timeout";
+    close(writer);
+  }
+}
+
+TEST(RanksOfAScheduler, AKilledRankEndsTheJobAndTheRunGoesOn) {
+  const Words more = {"train.global_batch_size=6", "train.train_iters=60",
+                      "checkpoint.save_interval=5",
+                      "train.distributed_timeout_minutes=0.2"};
+  const auto StartAll = [](const std::string& folder, Words words) {
+    words.push_back("checkpoint.load=" + folder + "/save");
+    const int port = FreePort();
+    std::vector<pid_t> ranks;
+    for (int rank = 0; rank < 3; ++rank)
+      ranks.push_back(StartRank(rank, 3, port, folder, words));
+    return ranks;
+  };
+  const std::string straight = TestFolder("straight");
+  const absl::Time start = absl::Now();
+  for (const pid_t rank : StartAll(straight, TinyTrain(straight, more)))
+    ASSERT_EQ(Wait(rank), 0);
+  const absl::Duration whole = absl::Now() - start;
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  for (int i = 0; i < 8; ++i) {
+    const std::string folder = TestFolder("killed");
+    const Words words = TinyTrain(folder, more);
+    const int victim = i % 3;
+    // From the start of its process to the middle of training.
+    const absl::Duration after =
+        0.1 * i * whole * std::uniform_real_distribution<>()(random);
+    SCOPED_TRACE(
+        absl::StrCat("rank ", victim, " after ", absl::FormatDuration(after)));
+    const std::vector<pid_t> ranks = StartAll(folder, words);
+    absl::SleepFor(after);
+    ASSERT_EQ(kill(ranks[victim], SIGKILL), 0);
+    const absl::Time killed = absl::Now();
+    ASSERT_EQ(Wait(ranks[victim]), 128 + SIGKILL);
+    ExpectNamed(folder, ranks, victim);
+    EXPECT_LT(absl::Now() - killed, absl::Seconds(12 + 5 + 10));
+    for (const pid_t rank : StartAll(folder, words)) ASSERT_EQ(Wait(rank), 0);
+    EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
+                Untimed(ReadMetrics(straight + "/metrics.jsonl")));
+    EXPECT_TRUE(Tensors(folder, 3) == Tensors(straight, 3));
+  }
+}
+
 // Past its first checkpoint; rank 0's store stops with it.
 TEST(LaunchedRanks, AStoppedRankIsNamed) {
   for (const int victim : {0, 1}) {
@@ -252,6 +358,31 @@ TEST(LaunchedRanks, AStoppedRankIsNamed) {
     EXPECT_EQ(Wait(launcher), 1);
     // The timeout, word to and of rank 0, the launcher's patience.
     EXPECT_LT(absl::Now() - stopped, absl::Seconds(3 + 5 + 2 + 10 + 5));
+    const std::string err = Read(folder + "/err");
+    EXPECT_TRUE(absl::EndsWith(
+        err, absl::StrCat("mimo: launch: rank ", victim,
+                          " hangs: killed 10s after the others\n")))
+        << err;
+    EXPECT_EQ(Lines(err), 3) << "one of each other rank\n" << err;
+    const std::string missing = absl::StrCat("; missing: rank ", victim, " (");
+    EXPECT_EQ(Lines(absl::StrReplaceAll(err, {{missing, "\n"}})), 5) << err;
+  }
+}
+
+// By the launcher, not the first that gave up.
+TEST(LaunchedRanks, ARankStoppedBeforeTheyMeetIsNamed) {
+  for (const int victim : {0, 1}) {
+    const std::string folder = TestFolder("stopped");
+    const pid_t launcher = Start(
+        folder,
+        Launched(
+            3, TinyTrain(folder, {"train.global_batch_size=6",
+                                  "train.train_iters=100000",
+                                  "train.distributed_timeout_minutes=0.05"})));
+    pid_t rank = 0;
+    while (rank == 0) rank = FindRank(launcher, victim);
+    ASSERT_EQ(kill(rank, SIGSTOP), 0);
+    EXPECT_EQ(Wait(launcher), 1);
     const std::string err = Read(folder + "/err");
     EXPECT_TRUE(absl::EndsWith(
         err, absl::StrCat("mimo: launch: rank ", victim,

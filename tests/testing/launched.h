@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "comm/rendezvous/store.h"
 #include "gtest/gtest.h"
 
 namespace mimo {
@@ -23,18 +24,36 @@ inline std::vector<std::string> Launched(
   return all;
 }
 
-// Starts cli/mimo; its output goes to folder/out and folder/err.
-inline pid_t Start(const std::string& folder, std::vector<std::string> words) {
+// Starts cli/mimo behind `variables`; its output goes to folder/out and
+// folder/err, with `suffix`.
+inline pid_t Start(const std::string& folder, std::vector<std::string> words,
+                   const std::string& variables = "",
+                   const std::string& suffix = "") {
   for (std::string& word : words) word = absl::StrCat("'", word, "'");
-  const std::string command =
-      absl::StrCat("exec cli/mimo ", absl::StrJoin(words, " "), " > ", folder,
-                   "/out 2> ", folder, "/err");
+  const std::string command = absl::StrCat(
+      variables, " exec cli/mimo ", absl::StrJoin(words, " "), " > ", folder,
+      "/out", suffix, " 2> ", folder, "/err", suffix);
   const pid_t child = fork();
   if (child == 0) {
     execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
     _exit(127);
   }
   return child;
+}
+
+inline int FreePort() {
+  return (*StoreServer::Start("127.0.0.1", 0, "key"))->port();
+}
+
+// Starts rank `rank` of `ranks` that meet at `port`, as a scheduler would.
+inline pid_t StartRank(int rank, int ranks, int port, const std::string& folder,
+                       const std::vector<std::string>& words) {
+  return Start(folder, words,
+               absl::StrCat("RANK=", rank, " WORLD_SIZE=", ranks,
+                            " LOCAL_RANK=", rank, " LOCAL_WORLD_SIZE=", ranks,
+                            " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port,
+                            " MIMO_STORE_KEY=key MIMO_THREADS=1"),
+               absl::StrCat(rank));
 }
 
 // Its exit code; 128 and the signal that ended it.
