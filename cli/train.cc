@@ -149,7 +149,12 @@ absl::Status Read(const Args& args, int size, int threads,
       ReadRunParallelism(shared.root, shared.section.model, train, size));
   if (const absl::Status runs = CheckRuns(shared.parallelism); !runs.ok())
     return config_internal::PlaceError(shared.root["parallelism"], runs);
-  const std::vector<std::string> modules = shared.parallelism.ModuleNames();
+  std::vector<std::string> modules = shared.parallelism.ModuleNames();
+  for (const auto& [name, spec] :
+       shared.section.model.modality_submodules_spec) {
+    for (const absl::string_view part : {"encoders", "input_projections"})
+      modules.push_back(absl::StrCat(name, ".", part));
+  }
   for (const auto& [name, config] : shared.run.optimizer.modules) {
     if (std::ranges::find(modules, name) != modules.end()) continue;
     return absl::InvalidArgumentError(absl::StrCat(

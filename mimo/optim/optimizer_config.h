@@ -52,6 +52,7 @@ struct OptimizerConfig {
   double adam_eps = 1e-8;
   DType exp_avg_dtype = DType::kFloat32;  // of the first moment
   double clip_grad = 1.0;  // largest global L2 norm; 0: no clipping
+  // Of a module, "images", or of a part of it alone, "images.encoders".
   std::map<std::string, ModuleOptimizerConfig> modules;
 
   template <typename V>

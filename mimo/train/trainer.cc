@@ -16,6 +16,7 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/loss/loss_mean.h"
 #include "mimo/parallel/sum_over_ranks.h"
+#include "mimo/train/param_groups.h"
 
 namespace mimo {
 namespace {
@@ -101,24 +102,11 @@ Trainer::Trainer(TrainerOptions options, TrainStage& stage,
       source_(source),
       ctx_{.allocator = &allocator},
       reads_(NewStream(ctx_.compute.device)),
-      optimizer_(options_.optimizer, ParamGroups(), options_.world, allocator),
+      optimizer_(options_.optimizer,
+                 ParamGroupsOf(parallel, options_.optimizer.modules),
+                 options_.world, allocator),
       progress_(FirstRank() ? options_.out : nullptr,
                 isatty(fileno(options_.out)) != 0) {}
-
-std::vector<ParamGroup> Trainer::ParamGroups() const {
-  std::vector<ParamGroup> groups;
-  const std::vector<DataParallelModule>& modules = parallel_.modules();
-  for (size_t m = 0; m < modules.size(); ++m) {
-    const auto found = options_.optimizer.modules.find(modules[m].name);
-    const ModuleOptimizerConfig config =
-        found == options_.optimizer.modules.end() ? ModuleOptimizerConfig()
-                                                  : found->second;
-    groups.push_back({.shards = parallel_.shards(m),
-                      .lr_mult = config.lr_mult,
-                      .wd_mult = config.wd_mult});
-  }
-  return groups;
-}
 
 absl::Status Trainer::OpenLogs() {
   const LoggingConfig& logging = options_.logging;

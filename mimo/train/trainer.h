@@ -127,7 +127,6 @@ class Trainer {
   Trainer(TrainerOptions options, TrainStage& stage,
           DistributedDataParallel& parallel, BatchSource& source,
           Allocator& allocator);
-  std::vector<ParamGroup> ParamGroups() const;
   bool FirstRank() const {
     return options_.world == nullptr || options_.world->rank() == 0;
   }

@@ -181,7 +181,7 @@ TEST(DataParallel, MistakesAreOneLine) {
       "parallelism"));
   EXPECT_EQ(message({"optimizer.modules.image.lr_mult=0.1"}, 2),
             "mimo: optimizer.modules.image: no such module, wanted one of "
-            "language, images\n");
+            "language, images, images.encoders, images.input_projections\n");
   EXPECT_EQ(message({}, 0), "mimo: train: --ranks: 0, wanted 1 to 1024\n");
   EXPECT_EQ(message({"train.device=cuda"}, 2),
             "mimo: train.device: cuda, wanted cpu (ranks that are threads "
