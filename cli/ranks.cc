@@ -78,35 +78,37 @@ absl::Status AwaitReady(int ranks, Store& store, FailureBoard& board,
 }
 
 // Leaves `world` null unless all ranks met.
-absl::Status RunSteps(const Job& job, Store& store, const RankOptions& options,
-                      const absl::Status& read, SetUp prepare, RankBody body,
+absl::Status RunSteps(const Job& job, Store& store, FailureBoard& board,
+                      const RankOptions& options, const absl::Status& read,
+                      SetUp prepare, RankBody body,
                       std::unique_ptr<Communicator>& world) {
-  const auto board = NewStoreBoard(store, job.rank);
   if (job.rank > 0) {
-    MIMO_RETURN_IF_ERROR(AwaitReady(1, store, *board, options.timeout));
+    MIMO_RETURN_IF_ERROR(AwaitReady(1, store, board, options.timeout));
   }
   // A mistake that all will find is rank 0's to tell.
   MIMO_RETURN_IF_ERROR(read);
   MIMO_RETURN_IF_ERROR(prepare());
   MIMO_RETURN_IF_ERROR(store.Set(ReadyKey(job.rank), ""));
   MIMO_RETURN_IF_ERROR(
-      AwaitReady(job.world_size, store, *board, options.timeout));
+      AwaitReady(job.world_size, store, board, options.timeout));
   MIMO_ASSIGN_OR_RETURN(world, Connect(job, store, options));
   return body(world.get());
 }
 
 // Tells the others why this rank fails, or hears why they do; what is left for
 // this one to say.
-absl::Status Settle(const Job& job, Store& store, const absl::Status& status,
-                    const Communicator* world) {
+absl::Status Settle(const Job& job, Store& store, FailureBoard& board,
+                    const absl::Status& status, const Communicator* world) {
   // By the watchdog.
   const bool told = world != nullptr && !world->Health().ok();
   // Who waited in vain is not who failed.
   const std::string own = world == nullptr && absl::IsDeadlineExceeded(status)
                               ? std::string(status.message())
                               : OwnFailure(job.rank, status);
-  // Where rank 0 hangs nobody answers.
-  const std::string first = RaiseFirst(store, own, kLastWords).value_or(own);
+  // Heard before, when rank 0 may be gone by now. Where it hangs, nobody
+  // answers.
+  std::string first = board.Raised();
+  if (first.empty()) first = RaiseFirst(store, own, kLastWords).value_or(own);
   if (first == own && IsOwnFailure(own) && !told) return status;
   if (world == nullptr && !IsOwnFailure(first)) LOG(ERROR) << first;
   return absl::Status(status.code(), "");
@@ -128,11 +130,12 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
     return absl::DeadlineExceededError("");
   }
   MIMO_RETURN_IF_ERROR(store.status());
+  const auto board = NewStoreBoard(**store, job.rank);
   // Kept until the others know why it ends.
   std::unique_ptr<Communicator> world;
   absl::Status status =
-      RunSteps(job, **store, options, ready, prepare, body, world);
-  if (!status.ok()) status = Settle(job, **store, status, world.get());
+      RunSteps(job, **store, *board, options, ready, prepare, body, world);
+  if (!status.ok()) status = Settle(job, **store, *board, status, world.get());
   world = nullptr;
   (*store)->Close();
   if (server != nullptr) {

@@ -116,15 +116,20 @@ class GlooCommunicator final : public Communicator {
                  static_cast<int64_t>(o.op), o.count, o.root});
   }
 
-  // Waits for the messages under way. When they fail, the watchdog tells why.
+  // Waits for the messages under way.
   bool Wait() {
-    if (mesh_->Wait()) return true;
+    const bool done = mesh_->Wait();
+    if (!done) Lose(mesh_->error());
+    return done;
+  }
+
+  // Fails when the watchdog has told why.
+  void Lose(const absl::Status& lost) {
     absl::MutexLock lock(&mutex_);
-    lost_ = mesh_->error();
+    lost_ = lost;
     lost_since_ = absl::Now();
     mutex_.AwaitWithTimeout(absl::Condition(&aborted_), world_.timeout);
     if (!aborted_) Fail(lost_);
-    return false;
   }
 
   // This rank's range of all ranks' data, reduced, goes to `recv`; `Part(p)` is
@@ -335,7 +340,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> GlooCommunicator::DoSplit(
     auto part = std::make_unique<GlooCommunicator>(
         world_, std::move(path), name, std::move(members_of_group),
         own - group.begin());
-    MIMO_RETURN_IF_ERROR(part->Connect());
+    if (const absl::Status connected = part->Connect(); !connected.ok()) {
+      Lose(connected);
+      return Health();
+    }
     return part;
   }
   return nullptr;

@@ -1,4 +1,6 @@
 // gloo under the suite that all communicators pass, each rank a process.
+#include <signal.h>
+
 #include <memory>
 #include <string>
 #include <thread>
@@ -72,6 +74,21 @@ absl::Status LeaveBody(const Job& job, Store& store) {
   return absl::OkStatus();
 }
 
+// One rank is killed where the others split.
+absl::Status SplitBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(auto world, ConnectGloo(job, store));
+  world->Barrier(Stream{});
+  MIMO_RETURN_IF_ERROR(store.Set(absl::StrCat("past/", job.rank), ""));
+  if (job.rank == 2) {
+    for (const char* other : {"past/0", "past/1"})
+      MIMO_RETURN_IF_ERROR(store.Get(other, kLong).status());
+    raise(SIGKILL);
+  }
+  const absl::Status status = world->Split("part", {{{0, 1, 2}}}).status();
+  if (status != world->Health()) return absl::InternalError("another status");
+  return status;
+}
+
 // One rank never comes.
 absl::Status AbsentBody(const Job& job, Store& store) {
   if (job.rank == 1) return absl::OkStatus();
@@ -102,6 +119,20 @@ TEST(Gloo, ARankThatLeavesIsSeenAtOnce) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(30));  // the timeout is 60
 }
 
+TEST(Gloo, TheWatchdogTellsWhyASplitFails) {
+  RankProcesses ranks(3, "split");
+  for (const int rank : {0, 1}) {
+    EXPECT_EQ(ranks.Wait(rank, absl::Now() + kLong), 1);
+    EXPECT_TRUE(absl::StrContains(
+        ranks.Output(rank),
+        absl::StrCat("status: UNAVAILABLE: rank ", rank,
+                     ": split(1 groups), sequence 1 in group world of ranks "
+                     "[0, 1, 2] does not end; first report: rank 2's process "
+                     "ended")))
+        << ranks.Output(rank);
+  }
+}
+
 TEST(Gloo, NamesARankThatDoesNotCome) {
   RankProcesses ranks(2, "absent");
   EXPECT_EQ(ranks.Wait(0, absl::Now() + kLong), 1);
@@ -119,6 +150,7 @@ int main(int argc, char** argv) {
                         {"rank_order", mimo::RankOrderBody},
                         {"abort", mimo::AbortBody},
                         {"leave", mimo::LeaveBody},
+                        {"split", mimo::SplitBody},
                         {"absent", mimo::AbsentBody}});
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
