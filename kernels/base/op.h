@@ -1,9 +1,11 @@
 // MIMO_OP: an op's entry point, which runs it where its stream is.
 //
 // MIMO_OP(RmsNormForward, RmsNormForwardArgs) in rms_norm.h declares
-//   void RmsNormForward(const RmsNormForwardArgs&, Stream);      callers'
-//   void RmsNormForwardCpu(const RmsNormForwardArgs&); rms_norm_cpu.cc void
-//   RmsNormForwardCuda(const RmsNormForwardArgs&, Stream);  rms_norm.cu
+//   void RmsNormForward(const RmsNormForwardArgs&, Stream);
+//   void RmsNormForwardCpu(const RmsNormForwardArgs&);
+//   void RmsNormForwardCuda(const RmsNormForwardArgs&, Stream);
+// The first is for callers and is defined here; the others are the op's, in
+// rms_norm_cpu.cc and rms_norm.cu.
 #ifndef MIMO_KERNELS_BASE_OP_H_
 #define MIMO_KERNELS_BASE_OP_H_
 
