@@ -27,8 +27,8 @@ namespace {
 // For a rank that has failed to hear of, or be heard by, the others.
 constexpr absl::Duration kLastWords = absl::Seconds(5);
 
-// Set once the rank is prepared.
-std::string ReadyKey(int rank) { return absl::StrCat("ready/", rank); }
+// Set by a rank once it is prepared, and by rank 0 once all are.
+constexpr char kPrepared[] = "prepared/", kMet[] = "met/";
 
 absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   absl::Mutex mutex;
@@ -56,19 +56,20 @@ absl::StatusOr<std::unique_ptr<Communicator>> Connect(
   MIMO_ON_CUDA(ConnectNccl(job, store, {.timeout = options.timeout}));
 }
 
-// Waits for the first `ranks` ranks to be ready.
-absl::Status AwaitReady(int ranks, Store& store, FailureBoard& board,
-                        absl::Duration timeout) {
+// Waits until each of the first `ranks` ranks has set `key`.
+absl::Status Await(absl::string_view key, int ranks, Store& store,
+                   FailureBoard& board, absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   std::vector<int> missing;
   for (int rank = 0; rank < ranks; ++rank) {
-    const absl::Status ready =
-        GetUnlessFailed(store, board, ReadyKey(rank), deadline - absl::Now())
+    const absl::Status set =
+        GetUnlessFailed(store, board, absl::StrCat(key, rank),
+                        deadline - absl::Now())
             .status();
-    if (absl::IsDeadlineExceeded(ready)) {
+    if (absl::IsDeadlineExceeded(set)) {
       missing.push_back(rank);
     } else {
-      MIMO_RETURN_IF_ERROR(ready);
+      MIMO_RETURN_IF_ERROR(set);
     }
   }
   if (missing.empty()) return absl::OkStatus();
@@ -83,14 +84,22 @@ absl::Status RunSteps(const Job& job, Store& store, FailureBoard& board,
                       SetUp prepare, RankBody body,
                       std::unique_ptr<Communicator>& world) {
   if (job.rank > 0) {
-    MIMO_RETURN_IF_ERROR(AwaitReady(1, store, board, options.timeout));
+    MIMO_RETURN_IF_ERROR(Await(kPrepared, 1, store, board, options.timeout));
   }
   // A mistake that all will find is rank 0's to tell.
   MIMO_RETURN_IF_ERROR(read);
   MIMO_RETURN_IF_ERROR(prepare());
-  MIMO_RETURN_IF_ERROR(store.Set(ReadyKey(job.rank), ""));
-  MIMO_RETURN_IF_ERROR(
-      AwaitReady(job.world_size, store, board, options.timeout));
+  MIMO_RETURN_IF_ERROR(store.Set(absl::StrCat(kPrepared, job.rank), ""));
+  // Rank 0 waits for all, the others for its word of that, or of who is
+  // missing.
+  if (job.rank == 0) {
+    MIMO_RETURN_IF_ERROR(
+        Await(kPrepared, job.world_size, store, board, options.timeout));
+    MIMO_RETURN_IF_ERROR(store.Set(absl::StrCat(kMet, 0), ""));
+  } else {
+    MIMO_RETURN_IF_ERROR(
+        Await(kMet, 1, store, board, options.timeout + kLastWords));
+  }
   MIMO_ASSIGN_OR_RETURN(world, Connect(job, store, options));
   return body(world.get());
 }
