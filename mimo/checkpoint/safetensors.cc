@@ -324,7 +324,7 @@ absl::Status WriteSafeTensors(
     sums[entry.name] = absl::StrCat(absl::crc32c_t(0));
   }
   // As long with these checksums as with any others.
-  const auto text = [&] {
+  const auto header_text = [&] {
     if (checksums) header["__metadata__"][kChecksums] = Dump(sums);
     std::string text = Dump(header);
     text.append((8 - text.size() % 8) % 8, ' ');  // data begin on 8 bytes
@@ -332,9 +332,10 @@ absl::Status WriteSafeTensors(
   };
 
   MIMO_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::Create(path));
-  const uint64_t header_bytes = text().size();
+  const std::string text = header_text();
+  const uint64_t header_bytes = text.size();
   MIMO_RETURN_IF_ERROR(file.Write(&header_bytes, kLengthBytes));
-  MIMO_RETURN_IF_ERROR(file.Write(text().data(), header_bytes));
+  MIMO_RETURN_IF_ERROR(file.Write(text.data(), header_bytes));
   std::vector<char> converted;
   for (const SafeTensorToWrite& entry : tensors) {
     Allocator host;
@@ -367,7 +368,7 @@ absl::Status WriteSafeTensors(
   }
   if (checksums) {
     MIMO_RETURN_IF_ERROR(
-        file.WriteAt(kLengthBytes, text().data(), header_bytes));
+        file.WriteAt(kLengthBytes, header_text().data(), header_bytes));
   }
   return file.Commit();
 }
