@@ -1,18 +1,15 @@
 #!/usr/bin/env python3
-"""Runs kernels_vs_pytorch in a bundle of stand-ins, which print what the
-benches and PyTorch's side would. Its arguments are benches of this build."""
+"""Runs kernels_vs_pytorch with stand-ins for both sides. Its arguments are benches
+of this build."""
 
 import json
 import os
-import pathlib
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import unittest
 
-BENCH = pathlib.Path(__file__).resolve().parent
+from in_turn_testing import InTurnTest
+
 # Times all its cases that the filter finds, the n-th run of it n us slower.
 STAND_IN = """#!/usr/bin/env python3
 import json, os, re, sys
@@ -58,35 +55,15 @@ RMS_NORM = {"ForwardCuda/8192/4096/0": 40, "BackwardCuda/8192/4096/0": 60,
             "ForwardCuda/8192/4096/1": 999, "Forward/64/256/0": 999}
 
 
-class KernelsVsPyTorchTest(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        (self.folder / "bundle.json").write_text('{"commit": "abc"}')
-        (self.folder / "bench").mkdir()
-        for name in ("kernels_vs_pytorch", "in_turn.py"):
-            shutil.copy(BENCH / name, self.folder / "bench")
-
-    def script(self, path, text):
-        file = self.folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(0o755)
-        return file
+class KernelsVsPyTorchTest(InTurnTest):
+    SCRIPT = "kernels_vs_pytorch"
 
     def bench(self, path, cases, **extra):
-        self.script(path, STAND_IN.format(cases=cases, extra=extra))
+        self.stand_in(path, STAND_IN.format(cases=cases, extra=extra))
 
     def run_it(self, only, part, figures, code=0, rounds=3):
-        python = self.script("python", PYTORCH.format(
-            part=part, figures=figures))
-        done = subprocess.run(
-            ["bench/kernels_vs_pytorch", "--rounds", str(rounds), "--only",
-             only], cwd=self.folder, env={**os.environ, "PYTHON": python},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.assertEqual(done.returncode, code, done.stdout)
-        return done.stdout
+        return self.run_script(["--rounds", str(rounds), "--only", only],
+                               PYTORCH.format(part=part, figures=figures), code)
 
     def test_medians_of_rounds(self):
         self.bench("kernels/norm/rms_norm_bench", RMS_NORM)
@@ -138,14 +115,14 @@ class KernelsVsPyTorchTest(unittest.TestCase):
         fails(figures, f"{path}: has no case BackwardCuda/8192/4096/0")
         self.bench(path, {})
         fails(figures, f"{path}: has no case ForwardCuda/8192/4096/0")
-        self.script(path, "#!/bin/sh\nexit 3\n")
+        self.stand_in(path, "#!/bin/sh\nexit 3\n")
         fails(figures, f"{path}: exit code 3")
         fails("1 / 0", "kernels_gpu.py: its process ended")
 
     def test_the_benches_have_the_cases(self):
         for program in sys.argv[1:]:
             path = re.search("kernels/.*", program)[0]
-            self.script(path, LISTS.format(program=os.path.abspath(program)))
+            self.stand_in(path, LISTS.format(program=os.path.abspath(program)))
             only, part = WORK[os.path.basename(path)]
             # Which is only found out once mimo has had its turn.
             self.assertIn("PyTorch has no figure", self.run_it(

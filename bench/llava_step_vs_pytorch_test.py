@@ -1,14 +1,10 @@
 #!/usr/bin/env python3
-"""Runs llava_step_vs_pytorch in a bundle of stand-ins for both sides."""
+"""Runs llava_step_vs_pytorch with stand-ins for both sides."""
 
-import os
-import pathlib
-import shutil
-import subprocess
-import tempfile
 import unittest
 
-BENCH = pathlib.Path(__file__).resolve().parent
+from in_turn_testing import InTurnTest
+
 # 100 ms, or 80 with a flag x=1; the n-th run takes n more.
 LLAVA_STEP = """#!/usr/bin/env python3
 import json, sys
@@ -31,28 +27,13 @@ for line in sys.stdin:
 """
 
 
-class LlavaStepVsPyTorchTest(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        (self.folder / "bundle.json").write_text('{"commit": "abc"}')
-        (self.folder / "bench").mkdir()
-        for name in ("llava_step_vs_pytorch", "in_turn.py"):
-            shutil.copy(BENCH / name, self.folder / "bench")
-        for path, text in (("bench/llava_step", LLAVA_STEP),
-                           ("python", PYTORCH)):
-            (self.folder / path).write_text(text)
-            (self.folder / path).chmod(0o755)
+class LlavaStepVsPyTorchTest(InTurnTest):
+    SCRIPT = "llava_step_vs_pytorch"
 
     def run_it(self, *words, code=0):
-        done = subprocess.run(
-            ["bench/llava_step_vs_pytorch", "--device", "cuda", "--config",
-             "some/step.yaml", *words], cwd=self.folder,
-            env={**os.environ, "PYTHON": str(self.folder / "python")},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.assertEqual(done.returncode, code, done.stdout)
-        return done.stdout
+        self.stand_in("bench/llava_step", LLAVA_STEP)
+        return self.run_script(["--device", "cuda", "--config",
+                                "some/step.yaml", *words], PYTORCH, code)
 
     def test_each_run_of_mimo_has_its_row(self):
         # In three rounds mimo's first run takes 101, 103, 105 ms, the other

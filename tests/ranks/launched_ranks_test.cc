@@ -336,6 +336,19 @@ TEST(RanksOfAScheduler, AKilledRankEndsTheJobAndTheRunGoesOn) {
   }
 }
 
+// That the launcher of three ranks ends with what it says of a stopped one; all
+// that the job said.
+std::string ExpectHangs(pid_t launcher, const std::string& folder, int victim) {
+  EXPECT_EQ(Wait(launcher), 1);
+  const std::string err = Read(folder + "/err");
+  EXPECT_TRUE(absl::EndsWith(
+      err, absl::StrCat("mimo: launch: rank ", victim,
+                        " hangs: killed 10s after the others\n")))
+      << err;
+  EXPECT_EQ(Lines(err), 3) << "one of each other rank\n" << err;
+  return err;
+}
+
 // Past its first checkpoint; rank 0's store stops with it.
 TEST(LaunchedRanks, AStoppedRankIsNamed) {
   for (const int victim : {0, 1}) {
@@ -355,15 +368,9 @@ TEST(LaunchedRanks, AStoppedRankIsNamed) {
     ASSERT_GT(rank, 0);
     ASSERT_EQ(kill(rank, SIGSTOP), 0);
     const absl::Time stopped = absl::Now();
-    EXPECT_EQ(Wait(launcher), 1);
+    const std::string err = ExpectHangs(launcher, folder, victim);
     // The timeout, word to and of rank 0, the launcher's patience.
     EXPECT_LT(absl::Now() - stopped, absl::Seconds(3 + 5 + 2 + 10 + 5));
-    const std::string err = Read(folder + "/err");
-    EXPECT_TRUE(absl::EndsWith(
-        err, absl::StrCat("mimo: launch: rank ", victim,
-                          " hangs: killed 10s after the others\n")))
-        << err;
-    EXPECT_EQ(Lines(err), 3) << "one of each other rank\n" << err;
     const std::string missing = absl::StrCat("; missing: rank ", victim, " (");
     EXPECT_EQ(Lines(absl::StrReplaceAll(err, {{missing, "\n"}})), 5) << err;
   }
@@ -382,13 +389,7 @@ TEST(LaunchedRanks, ARankStoppedBeforeTheyMeetIsNamed) {
     pid_t rank = 0;
     while (rank == 0) rank = FindRank(launcher, victim);
     ASSERT_EQ(kill(rank, SIGSTOP), 0);
-    EXPECT_EQ(Wait(launcher), 1);
-    const std::string err = Read(folder + "/err");
-    EXPECT_TRUE(absl::EndsWith(
-        err, absl::StrCat("mimo: launch: rank ", victim,
-                          " hangs: killed 10s after the others\n")))
-        << err;
-    EXPECT_EQ(Lines(err), 3) << "one of each other rank\n" << err;
+    ExpectHangs(launcher, folder, victim);
   }
 }
 
