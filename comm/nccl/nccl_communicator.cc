@@ -86,6 +86,7 @@ class NcclCommunicator : public Communicator {
 
   ~NcclCommunicator() override {
     Retire();
+    if (abort_.joinable()) abort_.join();
     if (failed()) {
       Abandon();
     } else if (const ncclResult_t result = ncclCommDestroy(comm_);
@@ -202,9 +203,13 @@ class NcclCommunicator : public Communicator {
                                               key, part, device_, nullptr);
   }
 
+  // An abort waits for what its group has on the GPU, which may be behind
+  // another group's: all are aborted at once, each on a thread.
   void DoAbort(const absl::Status&) override {
-    absl::MutexLock lock(&mutex_);
-    Abandon();
+    abort_ = std::thread([this] {
+      absl::MutexLock lock(&mutex_);
+      Abandon();
+    });
   }
 
   int64_t Completed() const override {
@@ -300,7 +305,8 @@ class NcclCommunicator : public Communicator {
   const ncclComm_t comm_;
   std::atomic<State> state_{State::kIdle};
   std::atomic<bool> left_{false};  // the call that saw itself abandoned
-  absl::Mutex mutex_;              // Poll and Abort
+  std::thread abort_;
+  absl::Mutex mutex_;                        // Poll and abort_
   std::array<cudaEvent_t, kEvents> events_;  // operation i's is i % kEvents
   std::atomic<int64_t> enqueued_{0};         // operations with an event
   mutable std::atomic<int64_t> completed_{0};

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <iostream>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -162,6 +163,31 @@ absl::Status LoopBody(const Job& job, Store& store) {
   return world->Health();
 }
 
+// Two groups of all ranks, each's operations behind the other's, which the host
+// is some steps ahead of, as of a training step's reductions and its norm.
+absl::Status ChainBody(const Job& job, Store& store) {
+  MIMO_ASSIGN_OR_RETURN(const auto world,
+                        ConnectNccl(job, store, {.timeout = kTimeout}));
+  std::vector<int> all(world->size());
+  std::iota(all.begin(), all.end(), 0);
+  MIMO_ASSIGN_OR_RETURN(const auto data, world->Split("data", {{all}}));
+  const Stream first = NewStream(Device::kCuda),
+               second = NewStream(Device::kCuda);
+  constexpr int64_t kCount = 1 << 20;
+  DeviceBuffer of_data(first), of_world(second);
+  int32_t* const x = of_data.Set(Pattern(kCount, 1));
+  int32_t* const y = of_world.Set(Pattern(kCount, 2));
+  for (int step = 0; world->Health().ok() && data->Health().ok(); ++step) {
+    data->AllReduce(x, x, kCount, DType::kInt32, ReduceOp::kMax, first);
+    WaitFor(second, first);
+    world->AllReduce(y, y, kCount, DType::kInt32, ReduceOp::kMax, second);
+    WaitFor(first, second);
+    if (step % 8 == 7) Synchronize(first);
+    if (step == 100) std::cout << "in the loop" << std::endl;
+  }
+  return world->Health();
+}
+
 TEST(Nccl, Conforms) {
   SKIP_BELOW_GPUS(2);
   for (int size = 2; size <= Gpus(); ++size) {
@@ -237,6 +263,22 @@ TEST(NcclFaults, AKilledRank) {
   }
 }
 
+// An abort that waits for its group's work, behind another group's on the GPU,
+// keeps nobody waiting.
+TEST(NcclFaults, AKilledRankWithTwoGroupsUnderWay) {
+  SKIP_BELOW_GPUS(2);
+  for (int turn = 0; turn < 6; ++turn) {
+    const int victim = turn % 2;
+    RankProcesses ranks(Gpus(), "chain");
+    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
+        << ranks.Output(0) << ranks.Output(1);
+    absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
+    kill(ranks.pid(victim), SIGKILL);
+    ExpectFailure(ranks, victim, "UNAVAILABLE",
+                  absl::StrCat("rank ", victim, "'s process ended"));
+  }
+}
+
 TEST(NcclFaults, AStoppedRank) {
   SKIP_BELOW_GPUS(2);
   for (int victim : {0, 1}) {
@@ -271,6 +313,7 @@ int main(int argc, char** argv) {
                         {"capture", mimo::CaptureBody},
                         {"run_ahead", mimo::RunAheadBody},
                         {"late", mimo::LateBody},
+                        {"chain", mimo::ChainBody},
                         {"loop", mimo::LoopBody}});
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
