@@ -156,24 +156,34 @@ void DistributedDataParallel::AddBucket(const DataParallelModule& module,
 }
 
 void DistributedDataParallel::BeginLastBackward(const std::string& module) {
-  if (options_.overlap_grad_reduce) in_last_backward_.insert(module);
+  if (!options_.overlap_grad_reduce) return;
+  const auto of_module = [&](const Bucket& bucket) {
+    return bucket.module == module;
+  };
+  const auto begin = std::ranges::find_if(buckets_, of_module);
+  const auto end = std::find_if_not(begin, buckets_.end(), of_module);
+  in_turn_ =
+      absl::MakeSpan(buckets_).subspan(begin - buckets_.begin(), end - begin);
+}
+
+void DistributedDataParallel::EndLastBackward() {
+  for (Bucket& bucket : std::exchange(in_turn_, {})) Reduce(bucket);
 }
 
 void DistributedDataParallel::LastUseGone(Parameter& parameter) {
-  const size_t index = bucket_of_.at(&parameter);
-  if (!in_last_backward_.contains(buckets_[index].module)) return;
-  CHECK_GE(index, reduced_)
-      << parameter.name << " was used again after its bucket was reduced";
-  if (!complete_.insert(&parameter).second) return;
-  ++buckets_[index].complete;
-  while (reduced_ < buckets_.size() &&
-         buckets_[reduced_].complete == buckets_[reduced_].parameters.size()) {
-    ReduceNext();
+  Bucket& bucket = buckets_[bucket_of_.at(&parameter)];
+  CHECK(!bucket.reduced) << parameter.name
+                         << " was used again after its bucket was reduced";
+  if (in_turn_.empty() || in_turn_[0].module != bucket.module) return;
+  bucket.complete.insert(&parameter);
+  while (!in_turn_.empty() &&
+         in_turn_[0].complete.size() == in_turn_[0].parameters.size()) {
+    Reduce(in_turn_[0]);
+    in_turn_.remove_prefix(1);
   }
 }
 
-void DistributedDataParallel::ReduceNext() {
-  Bucket& bucket = buckets_[reduced_++];
+void DistributedDataParallel::Reduce(Bucket& bucket) {
   for (Parameter* parameter : bucket.parameters) parameter->Grad();
   if (bucket.tp != nullptr)
     SumGradsOverTp({.allocator = &allocator_}, bucket.parameters, *bucket.tp);
@@ -184,20 +194,22 @@ void DistributedDataParallel::ReduceNext() {
   bucket.group->ReduceScatter(
       grads, grads + bucket.group->rank() * bucket.shard * SizeOf(dtype),
       bucket.shard, dtype, ReduceOp::kSum, comm_.compute);
-  bucket.complete = 0;
+  bucket.complete.clear();
+  bucket.reduced = true;
 }
 
 void DistributedDataParallel::FinishGradSync() {
-  while (reduced_ < buckets_.size()) ReduceNext();
+  in_turn_ = {};  // one was left open where its backward failed
+  for (Bucket& bucket : buckets_) {
+    if (!bucket.reduced) Reduce(bucket);
+  }
   for (const DataParallelModule& module : modules_) {
     if (!Replicated(module) && module.tp != nullptr)
       SumGradsOverTp({.allocator = &allocator_}, module.parameters, *module.tp);
   }
   SumOverStages();
   WaitFor(allocator_.stream(), comm_.compute);
-  in_last_backward_.clear();
-  reduced_ = 0;
-  complete_.clear();
+  for (Bucket& bucket : buckets_) bucket.reduced = false;
 }
 
 void DistributedDataParallel::SumOverStages() {

@@ -15,9 +15,9 @@
 // buckets: flat buffers of which main_grad and data become views, cut into one
 // shard a replica. In its module's last backward a bucket is reduced as soon
 // as no recorded node uses its parameters, beside the rest of the backward on a
-// GPU. All buckets of a rank go in one order, so also a replica whose
-// micro-batch has no image reduces the same ones in turn. What tp ranks have
-// copies of is summed over these first.
+// GPU; the module's go in one order. A replica whose micro-batch has no image
+// reduces them at the end of that backward, before anything else that its ranks
+// do together. What tp ranks have copies of is summed over these first.
 //
 // A module of one replica has no buckets; its shards are whole parameters.
 //
@@ -38,6 +38,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "comm/base/communicator.h"
 #include "kernels/base/device.h"
 #include "mimo/autograd/context.h"
@@ -81,11 +82,12 @@ class DistributedDataParallel final : public ParameterObserver {
   // Measures from now on when the ranks meet; null: not any more.
   void SetProfiler(Profiler* profiler) { comm_.profiler = profiler; }
 
-  // Before the last backward of a module in a step: at one place in the
-  // programs of all ranks of its group, which wait for each other from here on.
+  // Around the last backward of a module in a step: at one place in the
+  // programs of all ranks of its group, which wait for each other in between.
   void BeginLastBackward(const std::string& module);
-  // After it: reduces what is left. Gradients of shards() are complete then,
-  // all others are not to be used.
+  void EndLastBackward();
+  // Behind all of them: reduces what is left. Gradients of shards() are
+  // complete then, all others are not to be used.
   void FinishGradSync();
   // After the update of shards(). Parameter::Values() waits for the parameter's
   // bucket; those that a forward reads first come first.
@@ -114,7 +116,8 @@ class DistributedDataParallel final : public ParameterObserver {
     std::vector<Parameter*> parameters;
     int64_t shard;          // elements
     Tensor grads, weights;  // [shard * replicas] accumulator dtype, dtype
-    size_t complete = 0;    // parameters, of this step
+    absl::flat_hash_set<const Parameter*> complete;  // in the last backward
+    bool reduced = false;                            // in this step
     std::optional<Event> gathered;  // until the compute stream waits for it
   };
 
@@ -122,7 +125,7 @@ class DistributedDataParallel final : public ParameterObserver {
   void AddBucket(const DataParallelModule& module,
                  std::vector<Parameter*> parameters,
                  std::vector<ParameterShard>& shards);
-  void ReduceNext();
+  void Reduce(Bucket& bucket);
   void SumOverStages();
 
   Allocator& allocator_;
@@ -131,12 +134,10 @@ class DistributedDataParallel final : public ParameterObserver {
                   // kernels
   std::vector<DataParallelModule> modules_;
   std::vector<std::vector<ParameterShard>> shards_;  // by module
-  std::vector<Bucket> buckets_;                      // in order
+  std::vector<Bucket> buckets_;  // by module, as they are reduced
   absl::flat_hash_map<const Parameter*, size_t> bucket_of_;
-
-  absl::flat_hash_set<std::string> in_last_backward_;  // modules
-  size_t reduced_ = 0;                                 // buckets, of this step
-  absl::flat_hash_set<const Parameter*> complete_;
+  // In a last backward: the module's that are not reduced yet.
+  absl::Span<Bucket> in_turn_;
 };
 
 }  // namespace mimo

@@ -1,7 +1,7 @@
 #include "mimo/parallel/distributed_data_parallel.h"
 
-#include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -55,26 +55,42 @@ struct Model : Module {
   LinearLayer& encoder = images.AddChild<LinearLayer>("encoder", kIn, kHidden,
                                                       /*bias=*/true, 0.3);
 
-  // Writes the gradient of a micro-batch; without an image the encoder gets
-  // none.
-  void Backward(Allocator& allocator, std::mt19937& rng, bool image) {
+  // Writes the gradient of a micro-batch, module by module; without an image
+  // the encoder gets none.
+  using Around = std::function<void(const char* module,
+                                    const std::function<void()>& backward)>;
+  void Backward(
+      Allocator& allocator, std::mt19937& rng, bool image,
+      const Around& around = [](const char*, const auto& run) { run(); }) {
     const auto random = [&](int64_t columns) {
       Tensor x(allocator, {kTokens, columns}, DType::kFloat32);
       for (float& v : x.span<float>())
         v = std::normal_distribution<float>()(rng);
       return x;
     };
-    Tape tape;
+    Tape images, tape;
+    const Context of_images{.allocator = &allocator, .tape = &images};
     const Context ctx{.allocator = &allocator, .tape = &tape};
     const Tensor pixels = random(kIn), text = random(kHidden);
-    Var x = image ? encoder.Forward(ctx, {pixels}) : Var{text};
+    Var encoded, in = {text};
+    if (image) {
+      encoded = encoder.Forward(of_images, {pixels});
+      in = tape.Input(encoded.value);
+    }
+    Var x = in;
     x = norm.Forward(ctx, tied.Forward(ctx, x)).normalized;
     x = Checkpoint(ctx, {x}, inner.Parameters(),
                    [&](const Context& c, const std::vector<Var>& in) {
                      return std::vector<Var>{inner.Forward(c, in[0])};
                    })[0];
     x = tied.Forward(ctx, fixed.Forward(ctx, x));
-    tape.Backward(ctx, {{x.slot, random(kHidden)}});
+    around("language", [&] {
+      tape.Backward(ctx, {{x.slot, random(kHidden)}});
+    });
+    around("images", [&] {
+      if (image)
+        images.Backward(of_images, {{encoded.slot, tape.TakeGrad(in.slot)}});
+    });
   }
 };
 
@@ -90,15 +106,23 @@ struct Rank {
     return {{"language", model.language.Parameters(), &world},
             {"images", model.images.Parameters(), pair.get()}};
   }
-  // The gradients of a step of two micro-batches on rank `rank`.
-  void Step(int rank, int step, DistributedDataParallel* parallel = nullptr) {
+  // The gradients of a step of two micro-batches on rank `rank`; how many
+  // reductions came before the ends of the backwards.
+  int64_t Step(int rank, int step,
+               DistributedDataParallel* parallel = nullptr) {
     std::mt19937 rng(100 * step + rank);
     model.Backward(allocator, rng, /*image=*/rank % 2 == 0);
-    if (parallel != nullptr) {
-      for (const char* module : {"images", "language"})
-        parallel->BeginLastBackward(module);
-    }
-    model.Backward(allocator, rng, /*image=*/rank != 2);
+    int64_t during = 0;
+    model.Backward(allocator, rng, /*image=*/rank != 2,
+                   [&](const char* module, const auto& backward) {
+                     if (parallel == nullptr) return backward();
+                     parallel->BeginLastBackward(module);
+                     during -= Reductions();
+                     backward();
+                     during += Reductions();
+                     parallel->EndLastBackward();
+                   });
+    return during;
   }
   void ForgetGrads() {
     for (Parameter* p : model.Parameters()) p->ForgetGrad();
@@ -143,7 +167,7 @@ void ExpectOk(const std::vector<absl::Status>& statuses) {
 
 // Every shard is the sum of its replicas' gradients, bit for bit; shards of all
 // replicas are the whole parameter; with overlap everything was reduced during
-// the backward.
+// the backward, or at its end without an image.
 TEST(DistributedDataParallel, ShardsAreSumsOverTheReplicas) {
   for (const int ranks : {2, 4}) {
     for (const int64_t bucket_size : {1, 600, 1 << 20}) {
@@ -155,17 +179,17 @@ TEST(DistributedDataParallel, ShardsAreSumsOverTheReplicas) {
               {.bucket_size = bucket_size, .overlap_grad_reduce = overlap});
           for (int step = 0; step < 2; ++step) {
             const int64_t before = rank.Reductions();
-            rank.Step(world.rank(), step, &parallel);
-            const int64_t during = rank.Reductions() - before;
+            const int64_t during = rank.Step(world.rank(), step, &parallel);
+            const int64_t behind = rank.Reductions() - before;
             parallel.FinishGradSync();
             const int64_t all = rank.Reductions() - before;
             EXPECT_EQ(all, bucket_size == 1 ? 6 : bucket_size == 600 ? 3 : 2);
+            EXPECT_EQ(behind, overlap ? all : 0);
             // Rank 2's last micro-batch has no image.
-            const int64_t later = !overlap            ? all
-                                  : world.rank() != 2 ? 0
-                                  : bucket_size == 1  ? 2
-                                                      : 1;
-            EXPECT_EQ(all - during, later);
+            const int64_t later = world.rank() != 2  ? 0
+                                  : bucket_size == 1 ? 2
+                                                     : 1;
+            EXPECT_EQ(during, overlap ? all - later : 0);
             std::vector<DataParallelModule> modules = rank.Modules();
             for (int m = 0; m < 2; ++m) {
               const auto sums =
@@ -263,75 +287,6 @@ TEST(DistributedDataParallel, BucketsAreGatheredFromTheFirstLayerOn) {
               std::vector<int64_t>(reduced.rbegin(), reduced.rend()));
     return parallel.Health();
   }));
-}
-
-// tp 2, with one replica or two: a sharded matrix, and a norm's weight of which
-// both tp ranks have a copy that sees half of the tokens.
-TEST(DistributedDataParallel, CopiesOfTpRanksAreSummedAndCountedOnce) {
-  for (const int ranks : {2, 4}) {
-    ExpectOk(RunRanks(ranks, [&](Communicator& world) -> absl::Status {
-      std::vector<std::vector<int>> tp_groups, dp_groups(2);
-      for (int r = 0; r < ranks; ++r) {
-        if (r % 2 == 0) tp_groups.push_back({r, r + 1});
-        dp_groups[r % 2].push_back(r);
-      }
-      MIMO_ASSIGN_OR_RETURN(const auto tp, world.Split("tp", tp_groups));
-      MIMO_ASSIGN_OR_RETURN(const auto dp, world.Split("dp", dp_groups));
-      Allocator allocator;
-      Parameter matrix, norm;
-      const auto make = [&](Parameter& p, const char* name, Shape shape) {
-        p.name = name;
-        p.data = Tensor::Zeros(allocator, shape, DType::kFloat32);
-        p.main_grad = Tensor(allocator, shape, DType::kFloat32);
-      };
-      make(matrix, "matrix", {100, 3});
-      matrix.whole = {200, 3};
-      matrix.sharding = {0, {{100 * tp->rank(), 100}}};
-      make(norm, "norm", {90});
-      norm.whole = {90};
-      norm.sharding = {0, {{0, 90, 2, tp->rank()}}};
-      norm.reduce_grad_over_tp = true;
-      DistributedDataParallel parallel({{.name = "language",
-                                         .parameters = {&norm, &matrix},
-                                         .group = dp.get(),
-                                         .tp = tp.get()}},
-                                       allocator);
-      AdamW optimizer({}, {{.shards = parallel.shards(0)}}, &world, allocator);
-      // Small whole numbers: every order of sums is exact.
-      double squares = 0;
-      const auto grad = [](int rank, int64_t i) {
-        return (rank + 1) * (i % 7);
-      };
-      for (Parameter* p : {&matrix, &norm}) {
-        p->NextBeta();
-        const auto own = p->main_grad.span<float>();
-        for (size_t i = 0; i < own.size(); ++i) {
-          own[i] = grad(world.rank(), i);
-          double sums[2] = {};  // by tp rank
-          for (int r = 0; r < ranks; ++r) sums[r % 2] += grad(r, i);
-          squares += p == &norm ? std::pow(sums[0] + sums[1], 2)
-                                : sums[0] * sums[0] + sums[1] * sums[1];
-        }
-      }
-      parallel.FinishGradSync();
-      optimizer.Step(0);
-      EXPECT_EQ(optimizer.norm(), std::sqrt(squares));
-      for (const ParameterShard& shard : parallel.shards(0)) {
-        if (shard.parameter != &norm) continue;
-        for (int64_t i = shard.begin; i < shard.end; ++i) {
-          float sum = 0;
-          for (int r = 0; r < ranks; ++r) sum += grad(r, i);
-          EXPECT_EQ(norm.main_grad.span<float>()[i], sum);
-        }
-      }
-      EXPECT_TRUE(parallel.CheckReplicas().ok());
-      if (tp->rank() == 1) norm.data.span<float>()[5] += 1;
-      EXPECT_EQ(parallel.CheckReplicas().message(),
-                "norm: replicas 0 and 1 of group tp have other bits, wanted "
-                "the same");
-      return parallel.Health();
-    }));
-  }
 }
 
 TEST(DistributedDataParallel, OneReplicaIsLeftAlone) {

@@ -53,6 +53,7 @@ class ToyStage : public TrainStage {
       const double scale = loss_scale.span<double>()[0];
       Add(weight_, grad, scale);
       Add(bias_, grad + 4, scale);
+      if (i + 1 == batches.size()) around.after_last_backward();
     }
     for (int i = announced.size(); i < run_ahead; ++i) {
       const MicroBatch* next = around.next(i);

@@ -25,9 +25,10 @@ struct AroundIteration {
   std::function<const MicroBatch*(int i)> next = [](int) -> const MicroBatch* {
     return nullptr;
   };
-  // Called before the last backward of each module.
+  // Called around the last backward of each module.
   std::function<void(const std::string& module)> before_last_backward =
       [](const std::string&) {};
+  std::function<void()> after_last_backward = [] {};
 };
 
 class TrainStage {

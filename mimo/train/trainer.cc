@@ -270,7 +270,8 @@ absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
            .before_last_backward =
                [&](const std::string& module) {
                  parallel_.BeginLastBackward(module);
-               }}));
+               },
+           .after_last_backward = [&] { parallel_.EndLastBackward(); }}));
   parallel_.FinishGradSync();
   own.stops = options_.stop_requested && options_.stop_requested() ? 1 : 0;
   CopyBytes(&found->loss, loss.data(), sizeof(double), ctx_.compute);

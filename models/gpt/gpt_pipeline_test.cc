@@ -97,7 +97,6 @@ class Trial {
                  DType::kFloat64),
           from);
     };
-    parallel_->BeginLastBackward("language");
     const Var in = parallel.IsFirstStage() ? model_.Embed(ctx, indices(ids), {})
                                            : tape.Input(receive(-1));
     Var out = model_.Forward(ctx, in, tokens / kSeq, kSeq, nullptr, 0, {}, {});
@@ -111,7 +110,9 @@ class Trial {
       exchange(Transfer::kSend, out.value, 1);
       gradient = receive(1);
     }
+    parallel_->BeginLastBackward("language");
     tape.Backward(ctx, {{out.slot, gradient}});
+    parallel_->EndLastBackward();
     if (!parallel.IsFirstStage())
       exchange(Transfer::kSend, tape.TakeGrad(in.slot), -1);
     parallel_->FinishGradSync();

@@ -190,6 +190,10 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
            schedule.stages[step.at].stage == 0 &&
            schedule.ModuleOf(step.at) != model_.role().language_module_name;
   };
+  const auto last_of_stage = [&](const PipelineStep& step) {
+    return last && step.kind == PipelineStep::kBackward &&
+           step.backward + 1 == count;
+  };
   const auto before = [&](const PipelineStep& step) -> absl::Status {
     if (step.forward >= 0) {
       if (encodes(step)) {
@@ -200,13 +204,12 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
       MIMO_RETURN_IF_ERROR(own.inputs.status());
       WaitFor(ctx_.compute, own.done);
     }
-    if (last && step.kind == PipelineStep::kBackward &&
-        step.backward + 1 == count) {
+    if (last_of_stage(step))
       upcoming.around.before_last_backward(schedule.ModuleOf(step.at));
-    }
     return absl::OkStatus();
   };
   const auto after = [&](const PipelineStep& step) -> absl::Status {
+    if (last_of_stage(step)) upcoming.around.after_last_backward();
     // Others run ahead as the schedule has them.
     if (encodes(step) &&
         (schedule.options.three_phases || schedule.stages[step.at].backward)) {

@@ -112,6 +112,17 @@ inline MicroBatch BatchOf(const MimoInfra& infra,
   return batch;
 }
 
+// Of gradients, as far as nothing else was done with the modules' groups.
+inline int64_t Reductions(const DistributedDataParallel& ddp) {
+  int64_t sum = 0;
+  for (const DataParallelModule& module : ddp.modules()) {
+    if (module.group == nullptr) continue;
+    const auto operations = module.group->LastOperations();
+    if (!operations.empty()) sum += operations.back().sequence + 1;
+  }
+  return sum;
+}
+
 using Gradients = std::map<std::string, std::vector<double>>;
 
 // What this rank would update: the gradients of its shards of each module, of
@@ -258,13 +269,27 @@ inline void ExpectEqualToOneRank(const MimoParallelismConfig& parallelism,
               BatchOf(*infra, trial.model.special_token_ids, samples));
         }
         double sum = 0;
+        std::string in;  // its last backward
         MIMO_ASSIGN_OR_RETURN(
             sum, stage.ForwardBackward(
                      own, 1,
-                     {.before_last_backward = [&](const std::string& module) {
-                       ddp.BeginLastBackward(module);
-                     }}));
+                     {.before_last_backward =
+                          [&](const std::string& module) {
+                            in = module;
+                            ddp.BeginLastBackward(module);
+                          },
+                      .after_last_backward =
+                          [&] {
+                            const int64_t reduced = Reductions(ddp);
+                            ddp.EndLastBackward();
+                            if (in == "language" ||
+                                own.back().modalities.contains(in)) {
+                              EXPECT_EQ(Reductions(ddp), reduced) << in;
+                            }
+                          }}));
+        const int64_t reduced = Reductions(ddp);
         ddp.FinishGradSync();
+        EXPECT_EQ(Reductions(ddp), reduced);
         MIMO_RETURN_IF_ERROR(ddp.Health());
         CheckGradients(model, ddp, wanted);
         MIMO_RETURN_IF_ERROR(

@@ -25,23 +25,6 @@ int LanguageSize(const std::optional<MimoParallelismConfig>& parallelism,
   return language == nullptr ? 1 : language->*size;
 }
 
-// Whether gradients may be reduced during the last backward, where the replicas
-// of a module wait for each other: not where ranks of one module differ in what
-// else they have, nor where a rank has two modalities. One without an item in
-// the last micro-batch would be at the next's backward already.
-bool MayOverlapGradReduce(const MimoParallelismConfig& parallelism) {
-  if (parallelism.deployment_mode != DeploymentMode::kHeterogeneous)
-    return parallelism.module_parallelisms.size() <= 2;
-  std::set<int64_t> taken;
-  int64_t ranks = 0;
-  for (const std::string& name : parallelism.ModuleNames()) {
-    const RankSpan span = *parallelism.Span(name);
-    ranks += span.end - span.begin;
-    for (int64_t rank = span.begin; rank < span.end; ++rank) taken.insert(rank);
-  }
-  return static_cast<int64_t>(taken.size()) == ranks;
-}
-
 // Of one rank that has every module.
 MimoParallelismConfig OneRank(const MimoModelConfig& model) {
   MimoParallelismConfig names;
@@ -52,8 +35,8 @@ MimoParallelismConfig OneRank(const MimoModelConfig& model) {
   return names;
 }
 
-// A rank's modules as their gradients come: the order in which they are
-// reduced, so that none waits for one that comes later.
+// A rank's modules, those last that a forward runs first: their new weights are
+// gathered first.
 std::vector<std::string> BackwardOrder(const RankRole& role) {
   std::vector<std::string> names = role.ModalityModuleNames();
   if (role.HasLanguageModule()) names.push_back(role.language_module_name);
@@ -230,10 +213,8 @@ absl::StatusOr<DistributedModel> MimoModelProvider::ProvideDistributedModel(
       module.tp = groups.tp;
       module.embd = groups.embd;
     }
-    DataParallelOptions ddp = *options.ddp_config;
-    ddp.overlap_grad_reduce &= MayOverlapGradReduce(infra->parallelism);
-    provided.data_parallel =
-        std::make_unique<DistributedDataParallel>(modules, allocator, ddp);
+    provided.data_parallel = std::make_unique<DistributedDataParallel>(
+        modules, allocator, *options.ddp_config);
   }
   for (const PostWrapHook& hook :
        options.post_wrap_hooks.value_or(post_wrap_hooks)) {

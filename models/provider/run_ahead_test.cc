@@ -103,7 +103,8 @@ Outcome Train(const LayoutCase& layout, bool frozen_projections, int run_ahead,
                                  turn + std::min(run_ahead, all - end));
                      }
                      ddp.BeginLastBackward(module);
-                   }});
+                   },
+               .after_last_backward = [&] { ddp.EndLastBackward(); }});
           ddp.FinishGradSync();
           MIMO_RETURN_IF_ERROR(sum(loss, run.losses));
           EXPECT_EQ(stage.ahead(), std::min(run_ahead, all - end));
