@@ -1,7 +1,5 @@
 // `mimo launch -- train` on GPUs, a process each: the losses and the weights of
 // one GPU, in the time that the schedule says.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -14,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/substitute.h"
 #include "gtest/gtest.h"
+#include "tests/ranks/gpus.h"
 #include "tests/ranks/layout.h"
 #include "tests/ranks/traced.h"
 #include "tests/testing/launched.h"
@@ -22,20 +21,6 @@
 
 namespace mimo {
 namespace {
-
-// Sizes that GPUs multiply well.
-const Words kOnGpu = {"model.language.hidden_size=64",
-                      "model.language.ffn_hidden_size=128",
-                      "model.language.vocab_size=512",
-                      "model.vision.hidden_size=64",
-                      "model.vision.ffn_hidden_size=128",
-                      "train.device=cuda",
-                      "data.cache_images=true"};
-
-int Gpus() {
-  int gpus = 0;
-  return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
-}
 
 // By `mimo launch`, or here: another process takes seconds to start.
 Ran RunOn(int ranks, const std::string& folder, const Words& words) {

@@ -6,7 +6,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <fstream>
 #include <random>
 #include <string>
@@ -18,32 +17,13 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
-#include "mimo/checkpoint/checkpoint.h"
+#include "tests/ranks/killed.h"
 #include "tests/testing/launched.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
 
 namespace mimo {
 namespace {
-
-using Words = std::vector<std::string>;
-
-int Lines(const std::string& text) {
-  return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
-}
-
-// Bytes of the newest checkpoint's tensors.
-std::string Tensors(const std::string& folder, int ranks) {
-  const std::string one = *FindCheckpoint(folder + "/save");
-  std::string bytes;
-  for (const char* kind : {"model", "optimizer"}) {
-    for (int rank = 1; rank <= ranks; ++rank) {
-      bytes += Read(absl::StrCat(one, "/", kind, "-0000", rank, "-of-0000",
-                                 ranks, ".safetensors"));
-    }
-  }
-  return bytes + Read(one + "/manifest.json");
-}
 
 TEST(LaunchedRanks, AreTheThreadsOfRanks) {
   const auto apart = [](const std::string& images,
@@ -235,24 +215,6 @@ TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
                 "rank_offset: 1}}}"});
 }
 
-// The end of a job whose ranks a scheduler started: each that was not killed
-// says once that rank `victim` ended or did not come.
-void ExpectNamed(const std::string& folder, const std::vector<pid_t>& ranks,
-                 int victim) {
-  for (int rank = 0; rank < ranks.size(); ++rank) {
-    if (rank == victim) continue;
-    EXPECT_EQ(Wait(ranks[rank]), 3);
-    const std::string err = Read(absl::StrCat(folder, "/err", rank));
-    EXPECT_EQ(Lines(err), 1) << err;
-    EXPECT_TRUE(absl::StrContains(
-                    err, absl::StrCat("rank ", victim, "'s process ended")) ||
-                absl::StrContains(
-                    err, absl::StrCat("rank ", victim, " did not come")) ||
-                (victim == 0 && absl::StrContains(err, "rank 0's store")))
-        << err;
-  }
-}
-
 TEST(RanksOfAScheduler, ARankThatNeverComesIsNamed) {
   for (const int victim : {0, 1}) {
     const std::string folder = TestFolder("run");
@@ -294,46 +256,9 @@ TEST(RanksOfAScheduler, ARankKilledWhileItSetsUpEndsTheOthersAtOnce) {
 }
 
 TEST(RanksOfAScheduler, AKilledRankEndsTheJobAndTheRunGoesOn) {
-  const Words more = {"train.global_batch_size=6", "train.train_iters=60",
-                      "checkpoint.save_interval=5",
-                      "train.distributed_timeout_minutes=0.2"};
-  const auto StartAll = [](const std::string& folder, Words words) {
-    words.push_back("checkpoint.load=" + folder + "/save");
-    const int port = FreePort();
-    std::vector<pid_t> ranks;
-    for (int rank = 0; rank < 3; ++rank)
-      ranks.push_back(StartRank(rank, 3, port, folder, words));
-    return ranks;
-  };
-  const std::string straight = TestFolder("straight");
-  const absl::Time start = absl::Now();
-  for (const pid_t rank : StartAll(straight, TinyTrain(straight, more)))
-    ASSERT_EQ(Wait(rank), 0);
-  const absl::Duration whole = absl::Now() - start;
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(absl::StrCat("seed ", seed));
-  std::mt19937 random(seed);
-  for (int i = 0; i < 8; ++i) {
-    const std::string folder = TestFolder("killed");
-    const Words words = TinyTrain(folder, more);
-    const int victim = i % 3;
-    // From the start of its process to the middle of training.
-    const absl::Duration after =
-        0.1 * i * whole * std::uniform_real_distribution<>()(random);
-    SCOPED_TRACE(
-        absl::StrCat("rank ", victim, " after ", absl::FormatDuration(after)));
-    const std::vector<pid_t> ranks = StartAll(folder, words);
-    absl::SleepFor(after);
-    ASSERT_EQ(kill(ranks[victim], SIGKILL), 0);
-    const absl::Time killed = absl::Now();
-    ASSERT_EQ(Wait(ranks[victim]), 128 + SIGKILL);
-    ExpectNamed(folder, ranks, victim);
-    EXPECT_LT(absl::Now() - killed, absl::Seconds(12 + 5 + 10));
-    for (const pid_t rank : StartAll(folder, words)) ASSERT_EQ(Wait(rank), 0);
-    EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
-                Untimed(ReadMetrics(straight + "/metrics.jsonl")));
-    EXPECT_TRUE(Tensors(folder, 3) == Tensors(straight, 3));
-  }
+  ExpectNamedAndGoesOn(3, 8,
+                       {"train.global_batch_size=6", "train.train_iters=60",
+                        "checkpoint.save_interval=5"});
 }
 
 // That the launcher of three ranks ends with what it says of a stopped one; all

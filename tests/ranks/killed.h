@@ -1,0 +1,106 @@
+// Jobs of which a rank is killed, without a launcher.
+#ifndef MIMO_TESTS_RANKS_KILLED_H_
+#define MIMO_TESTS_RANKS_KILLED_H_
+
+#include <signal.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+#include "mimo/checkpoint/checkpoint.h"
+#include "tests/testing/launched.h"
+#include "tests/testing/run_mimo.h"
+#include "tests/testing/tiny_run.h"
+
+namespace mimo {
+
+using Words = std::vector<std::string>;
+
+inline int Lines(const std::string& text) {
+  return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// Bytes of the newest checkpoint's tensors.
+inline std::string Tensors(const std::string& folder, int ranks) {
+  const std::string one = *FindCheckpoint(folder + "/save");
+  std::string bytes;
+  for (const char* kind : {"model", "optimizer"}) {
+    for (int rank = 1; rank <= ranks; ++rank) {
+      bytes += Read(absl::StrCat(one, "/", kind, "-0000", rank, "-of-0000",
+                                 ranks, ".safetensors"));
+    }
+  }
+  return bytes + Read(one + "/manifest.json");
+}
+
+// The end of a job whose ranks a scheduler started: each that was not killed
+// says once that rank `victim` ended or did not come.
+inline void ExpectNamed(const std::string& folder,
+                        const std::vector<pid_t>& ranks, int victim) {
+  for (int rank = 0; rank < ranks.size(); ++rank) {
+    if (rank == victim) continue;
+    EXPECT_EQ(Wait(ranks[rank]), 3);
+    const std::string err = Read(absl::StrCat(folder, "/err", rank));
+    EXPECT_EQ(Lines(err), 1) << err;
+    EXPECT_TRUE(absl::StrContains(
+                    err, absl::StrCat("rank ", victim, "'s process ended")) ||
+                absl::StrContains(
+                    err, absl::StrCat("rank ", victim, " did not come")) ||
+                (victim == 0 && absl::StrContains(err, "rank 0's store")))
+        << err;
+  }
+}
+
+// Ranks are killed at random times, from the start of their processes to the
+// middle of training: the others end at once and name them, and the last
+// checkpoint goes on to where an undisturbed run ends.
+inline void ExpectNamedAndGoesOn(int ranks, int kills, Words more) {
+  more.push_back("train.distributed_timeout_minutes=0.2");
+  const auto StartAll = [&](const std::string& folder) {
+    Words words = TinyTrain(folder, more);
+    words.push_back("checkpoint.load=" + folder + "/save");
+    const int port = FreePort();
+    std::vector<pid_t> started;
+    for (int rank = 0; rank < ranks; ++rank)
+      started.push_back(StartRank(rank, ranks, port, folder, words));
+    return started;
+  };
+  const std::string straight = TestFolder("straight");
+  const absl::Time start = absl::Now();
+  for (const pid_t rank : StartAll(straight)) ASSERT_EQ(Wait(rank), 0);
+  const absl::Duration whole = absl::Now() - start;
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(absl::StrCat("seed ", seed));
+  std::mt19937 random(seed);
+  for (int i = 0; i < kills; ++i) {
+    const std::string folder = TestFolder("killed");
+    const int victim = i % ranks;
+    const absl::Duration after =
+        0.7 * whole * (i + std::uniform_real_distribution<>()(random)) / kills;
+    SCOPED_TRACE(
+        absl::StrCat("rank ", victim, " after ", absl::FormatDuration(after)));
+    const std::vector<pid_t> started = StartAll(folder);
+    absl::SleepFor(after);
+    ASSERT_EQ(kill(started[victim], SIGKILL), 0);
+    const absl::Time killed = absl::Now();
+    ASSERT_EQ(Wait(started[victim]), 128 + SIGKILL);
+    ExpectNamed(folder, started, victim);
+    // The timeout, of one that never came, and rank 0's wait for the late.
+    EXPECT_LT(absl::Now() - killed, absl::Seconds(12 + 5 + 10));
+    for (const pid_t rank : StartAll(folder)) ASSERT_EQ(Wait(rank), 0);
+    EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
+                Untimed(ReadMetrics(straight + "/metrics.jsonl")));
+    EXPECT_TRUE(Tensors(folder, ranks) == Tensors(straight, ranks));
+  }
+}
+
+}  // namespace mimo
+
+#endif  // MIMO_TESTS_RANKS_KILLED_H_
