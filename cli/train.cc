@@ -157,18 +157,25 @@ absl::Status Read(const Args& args, int size, int threads,
   }
   for (const auto& [name, config] : shared.run.optimizer.modules) {
     if (std::ranges::find(modules, name) != modules.end()) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "optimizer.modules.", name, ": no such module, wanted one of ",
-        absl::StrJoin(modules, ", ")));
+    return config_internal::PlaceError(
+        shared.root["optimizer"],
+        absl::InvalidArgumentError(
+            absl::StrCat("modules.", name, ": no such module, wanted one of ",
+                         absl::StrJoin(modules, ", "))));
   }
   if (threads > 1 && train.device == "auto") train.device = "cpu";
   if (threads > 1 && train.device != "cpu") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("train.device: ", train.device,
-                     ", wanted cpu (ranks that are threads train on the CPU; "
-                     "mimo launch starts a process for each GPU)"));
+    return config_internal::PlaceError(
+        shared.root["train"],
+        absl::InvalidArgumentError(absl::StrCat(
+            "device: ", train.device,
+            ", wanted cpu (ranks that are threads train on the CPU; mimo "
+            "launch starts a process for each GPU)")));
   }
-  MIMO_ASSIGN_OR_RETURN(ranks.device, ChooseDevice("train.", train.device));
+  const auto device = ChooseDevice("", train.device);
+  if (!device.ok())
+    return config_internal::PlaceError(shared.root["train"], device.status());
+  ranks.device = *device;
   ranks.timeout = absl::Minutes(train.distributed_timeout_minutes);
   return absl::OkStatus();
 }
@@ -199,9 +206,10 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   const RunSections& run = shared.run;
   const ModelSection& section = shared.section;
   const RunData& data = shared.data;
-  MIMO_ASSIGN_OR_RETURN(
-      const Compute compute,
-      ChooseCompute("train.", run.train.device, run.train.dtype));
+  const auto chosen = ChooseCompute("", run.train.device, run.train.dtype);
+  if (!chosen.ok())
+    return config_internal::PlaceError(shared.root["train"], chosen.status());
+  const Compute& compute = *chosen;
   if (run.train.gemm_plans) {
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }

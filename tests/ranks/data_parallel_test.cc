@@ -179,13 +179,23 @@ TEST(DataParallel, MistakesAreOneLine) {
                "images: {}}"},
               2),
       "parallelism"));
+  const std::string file = "mimo: " + TestFolder("run") + "/config.yaml";
   EXPECT_EQ(message({"optimizer.modules.image.lr_mult=0.1"}, 2),
-            "mimo: optimizer.modules.image: no such module, wanted one of "
-            "language, images, images.encoders, images.input_projections\n");
+            file +
+                ": optimizer.modules.image: no such module, wanted one of "
+                "language, images, images.encoders, "
+                "images.input_projections\n");
   EXPECT_EQ(message({}, 0), "mimo: train: --ranks: 0, wanted 1 to 1024\n");
-  EXPECT_EQ(message({"train.device=cuda"}, 2),
-            "mimo: train.device: cuda, wanted cpu (ranks that are threads "
-            "train on the CPU; mimo launch starts a process for each GPU)\n");
+  EXPECT_EQ(
+      message({"train.device=cuda"}, 2),
+      file +
+          " with train.device=cuda: train.device: cuda, wanted cpu (ranks "
+          "that are threads train on the CPU; mimo launch starts a "
+          "process for each GPU)\n");
+  EXPECT_EQ(message({"train.dtype=bfloat16"}, 2),
+            file +
+                " with train.dtype=bfloat16: train.dtype: \"bfloat16\", wanted "
+                "float32 or float64 on the CPU\n");
 }
 
 // The projector alone learns at a tenth of the rate.
