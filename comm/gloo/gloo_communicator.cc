@@ -57,7 +57,7 @@ class GlooCommunicator final : public Communicator {
   struct World {
     Store& store;
     const std::shared_ptr<FailureBoard> board;
-    const std::shared_ptr<gloo::transport::Device> device;
+    const std::shared_ptr<gloo::transport::tcp::Device> device;
     const absl::Duration timeout;
   };
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
@@ -89,6 +90,34 @@ absl::Status SplitBody(const Job& job, Store& store) {
   return status;
 }
 
+// This rank is killed once the others can look for it and before they find it.
+class KilledWhenListed final : public Store {
+ public:
+  explicit KilledWhenListed(Store& store) : store_(store) {}
+
+  absl::StatusOr<std::string> Get(const std::string& key,
+                                  absl::Duration timeout) override {
+    return store_.Get(key, timeout);
+  }
+  void Start(Op op, const std::string& key, const std::string& value,
+             Done done) override {
+    if (op == Op::kSet) done = [](const auto&) { raise(SIGKILL); };
+    store_.Start(op, key, value, std::move(done));
+  }
+  void Close() override { store_.Close(); }
+
+ private:
+  Store& store_;
+};
+
+absl::Status KilledInConnectBody(const Job& job, Store& store) {
+  KilledWhenListed last(store);
+  MIMO_ASSIGN_OR_RETURN(auto world,
+                        ConnectGloo(job, job.rank == 3 ? last : store));
+  world->Barrier(Stream{});  // all may have reached it before its end
+  return world->Health();
+}
+
 // One rank never comes.
 absl::Status AbsentBody(const Job& job, Store& store) {
   if (job.rank == 1) return absl::OkStatus();
@@ -133,6 +162,21 @@ TEST(Gloo, TheWatchdogTellsWhyASplitFails) {
   }
 }
 
+// Which of two ranks looks for the other is up to their ports.
+TEST(Gloo, ARankKilledAsTheyConnectIsSeenAtOnce) {
+  for (int i = 0; i < 4; ++i) {
+    const absl::Time start = absl::Now();
+    RankProcesses ranks(4, "killed_in_connect");
+    for (const int rank : {0, 1, 2}) {
+      EXPECT_EQ(ranks.Wait(rank, absl::Now() + kLong), 1);
+      EXPECT_TRUE(
+          absl::StrContains(ranks.Output(rank), "rank 3's process ended"))
+          << ranks.Output(rank);
+    }
+    EXPECT_LT(absl::Now() - start, absl::Seconds(30));  // the timeout is 60
+  }
+}
+
 TEST(Gloo, NamesARankThatDoesNotCome) {
   RankProcesses ranks(2, "absent");
   EXPECT_EQ(ranks.Wait(0, absl::Now() + kLong), 1);
@@ -151,6 +195,7 @@ int main(int argc, char** argv) {
                         {"abort", mimo::AbortBody},
                         {"leave", mimo::LeaveBody},
                         {"split", mimo::SplitBody},
+                        {"killed_in_connect", mimo::KilledInConnectBody},
                         {"absent", mimo::AbsentBody}});
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

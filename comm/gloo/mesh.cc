@@ -9,21 +9,27 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "comm/rendezvous/store_board.h"
-#include "gloo/rendezvous/store.h"
-#include "gloo/transport/tcp/device.h"
+#include "gloo/common/error.h"
+#include "gloo/transport/tcp/pair.h"
+#include "kernels/base/status_macros.h"
 
 namespace mimo {
 namespace {
 
+// How often who waits for a connection looks whether the world has failed.
+constexpr std::chrono::milliseconds kLook(50);
 // gloo's waits end by Abort, which is the watchdog's to call.
 constexpr std::chrono::hours kForever(24 * 365);
 // Where the buffer of all memory begins: an address is one more than its
@@ -39,49 +45,54 @@ absl::Status GlooError(const char* what) {
   return absl::UnavailableError(absl::StrCat("gloo: ", text));
 }
 
-// The store as gloo wants it: errors are exceptions.
-class GlooStore final : public gloo::rendezvous::Store {
+namespace tcp = gloo::transport::tcp;
+
+struct TcpDevice final : tcp::Device {
+  using tcp::Device::connect;
+  using tcp::Device::Device;
+};
+
+// gloo's, but for how it connects: gloo waits for the other end whatever else
+// happens, calls pairs that are no more, and ends the process if a connection
+// ends at once.
+class TcpPair final : public tcp::Pair {
  public:
-  GlooStore(mimo::Store& store, FailureBoard& board, std::string prefix,
-            absl::Duration timeout)
-      : store_(store),
-        board_(board),
-        prefix_(std::move(prefix)),
-        timeout_(timeout),
-        deadline_(absl::Now() + timeout) {}
-
-  void set(const std::string& key, const std::vector<char>& data) override {
-    Check(store_.Set(prefix_ + key, std::string(data.begin(), data.end())));
-  }
-  std::vector<char> get(const std::string& key) override {
-    const absl::StatusOr<std::string> value =
-        GetUnlessFailed(store_, board_, prefix_ + key, deadline_ - absl::Now());
-    if (absl::IsDeadlineExceeded(value.status()))
-      Check(absl::DeadlineExceededError(absl::StrCat(
-          absl::StripSuffix(prefix_, "/"), ": rank ", key,
-          " has not come within ", absl::FormatDuration(timeout_))));
-    Check(value.status());
-    return {value->begin(), value->end()};
-  }
-  void wait(const std::vector<std::string>& keys) override {
-    for (const std::string& key : keys) get(key);
+  using tcp::Pair::Pair;
+  ~TcpPair() override {
+    absl::MutexLock lock(&living_->mutex);
+    living_->pair = nullptr;
   }
 
-  // Why the last call threw.
-  absl::Status status;
+  // Returns, not connected, once `over`. May throw.
+  void Connect(const std::vector<char>& bytes, absl::FunctionRef<bool()> over) {
+    std::unique_lock<std::mutex> lock(m_);
+    state_ = CONNECTING;
+    static_cast<TcpDevice*>(device_)->connect(
+        self_, tcp::Address(bytes), timeout_,
+        [living = living_](std::shared_ptr<tcp::Socket> socket,
+                           const tcp::Error& error) {
+          absl::MutexLock lock(&living->mutex);
+          if (living->pair == nullptr) return;
+          try {
+            living->pair->connectCallback(std::move(socket), error);
+          } catch (const std::exception& e) {
+            living->pair->signalExceptionExternal(e.what());
+          }
+        });
+    const auto connected = [&] {
+      throwIfException();
+      return state_ != CONNECTING;
+    };
+    while (!cv_.wait_for(lock, kLook, connected) && !over()) {
+    }
+  }
 
  private:
-  void Check(absl::Status s) {
-    if (s.ok()) return;
-    status = std::move(s);
-    throw gloo::IoException(std::string(status.message()));
-  }
-
-  mimo::Store& store_;
-  FailureBoard& board_;
-  const std::string prefix_;
-  const absl::Duration timeout_;
-  const absl::Time deadline_;
+  struct Living {
+    absl::Mutex mutex;
+    TcpPair* pair;
+  };
+  const std::shared_ptr<Living> living_{new Living{.pair = this}};
 };
 
 // The numeric address from which this machine's packets to `host` start.
@@ -113,38 +124,67 @@ absl::StatusOr<std::string> AddressTowards(const std::string& host) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<gloo::transport::Device>> ListenTowards(
+absl::StatusOr<std::shared_ptr<tcp::Device>> ListenTowards(
     const std::string& host) {
   const absl::StatusOr<std::string> address = AddressTowards(host);
   if (!address.ok()) return address.status();
   signal(SIGPIPE, SIG_IGN);
   try {
-    gloo::transport::tcp::attr attributes;
+    tcp::attr attributes;
     attributes.hostname = *address;
-    return gloo::transport::tcp::CreateDevice(attributes);
+    return std::make_shared<TcpDevice>(tcp::CreateDeviceAttr(attributes));
   } catch (const std::exception& e) {
     return GlooError(e.what());
   }
 }
 
 absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Connect(
-    std::shared_ptr<gloo::transport::Device> device, Store& store,
+    const std::shared_ptr<tcp::Device>& device, Store& store,
     FailureBoard& board, const std::string& prefix, int rank, int size,
     absl::Duration timeout) {
-  GlooStore addresses(store, board, prefix, timeout);
-  try {
-    auto context = std::make_shared<gloo::rendezvous::Context>(rank, size);
-    // gloo waits five times this for a connection.
-    context->setTimeout(absl::ToChronoMilliseconds(timeout / 5));
-    context->connectFullMesh(addresses, device);
-    return std::unique_ptr<Mesh>(new Mesh(std::move(context)));
-  } catch (const std::exception& e) {
-    return addresses.status.ok() ? OrFailure(board, GlooError(e.what()))
-                                 : addresses.status;
+  const absl::Time deadline = absl::Now() + timeout;
+  const auto over = [&] {
+    return !board.Raised().empty() || absl::Now() >= deadline;
+  };
+  auto context = std::make_shared<tcp::Context>(device, rank, size);
+  std::vector<TcpPair*> pairs;
+  std::string own;  // where each of the others finds this rank
+  for (int i = 0; i < size; ++i) {
+    auto pair = std::make_unique<TcpPair>(context.get(), device.get(), i,
+                                          gloo::kNoTimeout);
+    const std::vector<char> end = pair->address().bytes();
+    own.append(end.begin(), end.end());
+    pairs.push_back(pair.get());
+    context->getPair(i) = std::move(pair);
   }
+  MIMO_RETURN_IF_ERROR(store.Set(absl::StrCat(prefix, rank), own));
+  for (int i = 0; i < size; ++i) {
+    if (i == rank) continue;
+    const absl::StatusOr<std::string> theirs = GetUnlessFailed(
+        store, board, absl::StrCat(prefix, i), deadline - absl::Now());
+    absl::Status met = theirs.status();
+    if (met.ok()) {
+      const size_t length = own.size() / size;
+      try {
+        const std::string end = theirs->substr(rank * length, length);
+        pairs[i]->Connect({end.begin(), end.end()}, over);
+      } catch (const std::exception& e) {
+        met = OrFailure(board, GlooError(e.what()));
+      }
+    }
+    if (over()) {
+      const std::string raised = board.Raised();
+      if (!raised.empty()) return absl::AbortedError(raised);
+      return absl::DeadlineExceededError(
+          absl::StrCat(absl::StripSuffix(prefix, "/"), ": rank ", i,
+                       " has not come within ", absl::FormatDuration(timeout)));
+    }
+    MIMO_RETURN_IF_ERROR(met);
+  }
+  return std::unique_ptr<Mesh>(new Mesh(std::move(context)));
 }
 
-Mesh::Mesh(std::shared_ptr<gloo::rendezvous::Context> context)
+Mesh::Mesh(std::shared_ptr<tcp::Context> context)
     : context_(std::move(context)),
       memory_(context_->createUnboundBuffer(reinterpret_cast<void*>(kBegin),
                                             SIZE_MAX)) {}
@@ -197,10 +237,7 @@ void Mesh::Abort() {
 void Mesh::Fail(const char* what) {
   error_ = GlooError(what);
   sends_ = receives_ = 0;
-  try {
-    context_->closeConnections();
-  } catch (const std::exception&) {  // closed by now
-  }
+  for (int i = 0; i < context_->size; ++i) context_->getPair(i)->close();
 }
 
 }  // namespace mimo

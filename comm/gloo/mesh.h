@@ -12,15 +12,15 @@
 #include "absl/time/time.h"
 #include "comm/base/watchdog.h"
 #include "comm/rendezvous/store.h"
-#include "gloo/rendezvous/context.h"
-#include "gloo/transport/device.h"
+#include "gloo/transport/tcp/context.h"
+#include "gloo/transport/tcp/device.h"
 #include "gloo/transport/unbound_buffer.h"
 
 namespace mimo {
 
 // A listening socket at the address from which this machine reaches `host`,
 // and the thread that serves its connections.
-absl::StatusOr<std::shared_ptr<gloo::transport::Device>> ListenTowards(
+absl::StatusOr<std::shared_ptr<gloo::transport::tcp::Device>> ListenTowards(
     const std::string& host);
 
 class Mesh {
@@ -28,7 +28,7 @@ class Mesh {
   // Connects `size` >= 2 ranks, which find each other under the store's keys
   // `prefix`..., within `timeout` or until the world fails.
   static absl::StatusOr<std::unique_ptr<Mesh>> Connect(
-      std::shared_ptr<gloo::transport::Device> device, Store& store,
+      const std::shared_ptr<gloo::transport::tcp::Device>& device, Store& store,
       FailureBoard& board, const std::string& prefix, int rank, int size,
       absl::Duration timeout);
 
@@ -46,10 +46,10 @@ class Mesh {
   void Abort();
 
  private:
-  explicit Mesh(std::shared_ptr<gloo::rendezvous::Context> context);
+  explicit Mesh(std::shared_ptr<gloo::transport::tcp::Context> context);
   void Fail(const char* what);
 
-  const std::shared_ptr<gloo::rendezvous::Context> context_;
+  const std::shared_ptr<gloo::transport::tcp::Context> context_;
   // All memory, so that no call needs a buffer of its own.
   const std::unique_ptr<gloo::transport::UnboundBuffer> memory_;
   int sends_ = 0, receives_ = 0;  // under way
