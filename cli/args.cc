@@ -1,5 +1,7 @@
 #include "cli/args.h"
 
+#include <iostream>
+
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -68,7 +70,8 @@ absl::Status Args::Parse(const std::vector<std::string>& words) {
   return absl::OkStatus();
 }
 
-std::string Args::Usage() const {
+bool Args::PrintsHelp() const {
+  if (!help_) return false;
   std::string usage = absl::StrCat("mimo ", command_, ": ", summary_,
                                    "\n\nusage: mimo ", command_, " [flags]");
   if (!positional_declared_.name.empty()) {
@@ -81,7 +84,8 @@ std::string Args::Usage() const {
                           absl::StrCat("--", flag.name, " ", flag.value),
                           flag.help);
   }
-  return usage;
+  std::cout << usage;
+  return true;
 }
 
 bool Args::Has(absl::string_view flag) const { return given_.contains(flag); }

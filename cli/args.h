@@ -3,7 +3,7 @@
 //   Args args("generate", "writes text about pictures");
 //   args.Flag("checkpoint", "DIR", "a Hugging Face folder or a checkpoint");
 //   MIMO_RETURN_IF_ERROR(args.Parse(words));
-//   if (args.help()) ...
+//   if (args.PrintsHelp()) return absl::OkStatus();
 //   args.String("checkpoint")
 //
 // `--name value` and `--name=value` are the same, but only the second gives a
@@ -36,8 +36,8 @@ class Args {
 
   absl::Status Parse(const std::vector<std::string>& words);
 
-  bool help() const { return help_; }  // --help was given
-  std::string Usage() const;
+  // Whether --help was given: then it prints what there is.
+  bool PrintsHelp() const;
 
   bool Has(absl::string_view flag) const;
   // The last value given, or `otherwise`.

@@ -1,7 +1,6 @@
 // mimo convert: a Hugging Face folder into a training checkpoint, and back.
 #include "mimo/checkpoint/convert.h"
 
-#include <iostream>
 #include <map>
 #include <optional>
 #include <string>
@@ -120,10 +119,7 @@ absl::Status RunConvert(const Words& words, const ModuleRegistry& registry) {
   args.Flag("to", "DIR", "where the other one goes");
   args.Flag("dtype", "D", "float32, bfloat16, float16 (as it is)");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const std::string from, args.Required("from"));
   MIMO_ASSIGN_OR_RETURN(const std::string to, args.Required("to"));
   MIMO_ASSIGN_OR_RETURN(const auto dtype, ReadFileDType(args));

@@ -20,6 +20,7 @@
 #include "cli/open_model.h"
 #include "cli/run_data.h"
 #include "kernels/base/status_macros.h"
+#include "mimo/data/file.h"
 #include "mimo/data/image/codec.h"
 #include "mimo/data/report/baselines.h"
 #include "mimo/data/report/contact_sheet.h"
@@ -131,10 +132,7 @@ absl::Status RunEvaluate(const Words& words, const ModuleRegistry& registry) {
   AddComputeFlags(args, "auto");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const std::string path, args.Required("config"));
   MIMO_ASSIGN_OR_RETURN(const std::string checkpoint,
                         args.Required("checkpoint"));

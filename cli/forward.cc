@@ -1,5 +1,4 @@
 // mimo forward: one forward, and backward, of a checkpoint on given tensors.
-#include <iostream>
 #include <map>
 #include <string>
 #include <utility>
@@ -30,10 +29,7 @@ absl::Status RunForward(const Words& words, const ModuleRegistry& registry) {
   args.Flag("grads", "", "the loss's gradient of every parameter too");
   AddComputeFlags(args, kDefaultDevice);
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const std::string checkpoint,
                         args.Required("checkpoint"));
   MIMO_ASSIGN_OR_RETURN(const std::string inputs, args.Required("inputs"));

@@ -46,10 +46,7 @@ absl::Status RunGenerate(const Words& words, const ModuleRegistry& registry) {
   args.Flag("seed", "N", "of sampling (0)");
   AddComputeFlags(args, "auto");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const std::string checkpoint,
                         args.Required("checkpoint"));
   MIMO_ASSIGN_OR_RETURN(const std::string prompt, args.Required("prompt"));

@@ -56,9 +56,8 @@ absl::Status RunLaunch(const Words& words, const ModuleRegistry& registry) {
   args.Flag("master-port", "PORT", "of rank 0's store there (29500)");
   const auto dashes = std::find(words.begin(), words.end(), "--");
   MIMO_RETURN_IF_ERROR(args.Parse({words.begin(), dashes}));
-  if (args.help()) {
-    std::cout << args.Usage()
-              << "  -- train ...                 what each process runs\n";
+  if (args.PrintsHelp()) {
+    std::cout << "  -- train ...                 what each process runs\n";
     return absl::OkStatus();
   }
   LaunchOptions options;

@@ -1,23 +1,17 @@
 #include "cli/open_model.h"
 
-#include <sys/stat.h>
-
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "cli/build_model.h"
 #include "kernels/base/status_macros.h"
 #include "mimo/checkpoint/checkpoint.h"
+#include "mimo/data/file.h"
 #include "models/hf/checkpoint.h"
 #include "models/hf/llava_config.h"
 #include "models/llava/llava.h"
 
 namespace mimo {
-
-bool Exists(const std::string& path) {
-  struct stat info;
-  return stat(path.c_str(), &info) == 0;
-}
 
 bool IsHuggingFaceFolder(const std::string& path) {
   return Exists(path + "/config.json") && !Exists(path + "/state.json");

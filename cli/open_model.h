@@ -24,7 +24,6 @@ struct OpenedModel {
   Context context() const { return {.allocator = allocator.get()}; }
 };
 
-bool Exists(const std::string& path);
 bool IsHuggingFaceFolder(const std::string& path);
 
 // `thaw`: every parameter gets a gradient, whatever the checkpoint froze.

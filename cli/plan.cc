@@ -276,10 +276,7 @@ absl::Status RunPlan(const Words& words, const ModuleRegistry& registry) {
   args.Flag("json", "", "one JSON object instead of tables");
   args.Positional("a.b=c", "values that win over the file's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const std::string path, args.Required("config"));
   MIMO_ASSIGN_OR_RETURN(const int64_t world, args.Int("world", 1));
   if (world < 1 || world > std::numeric_limits<int>::max()) {

@@ -27,6 +27,7 @@
 #include "mimo/checkpoint/checkpoint.h"
 #include "mimo/checkpoint/sharded_tensors.h"
 #include "mimo/config/fields.h"
+#include "mimo/data/file.h"
 #include "mimo/parallel/distributed_data_parallel.h"
 #include "mimo/train/stop_signal.h"
 #include "mimo/train/trainer.h"
@@ -322,10 +323,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
   const auto began = std::chrono::steady_clock::now();
   Args args = TrainFlags();
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const Job job, JobFromEnvironment());
   MIMO_ASSIGN_OR_RETURN(const int threads, ThreadRanks(args, job.world_size));
   const int size = job.world_size > 1 ? job.world_size : threads;

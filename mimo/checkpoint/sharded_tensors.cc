@@ -1,7 +1,5 @@
 #include "mimo/checkpoint/sharded_tensors.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -19,8 +17,6 @@ namespace mimo {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-bool Exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
 std::string FileName(const std::string& kind, int rank, int size) {
   if (size == 1) return kind + ".safetensors";

@@ -23,11 +23,16 @@ using FilePtr = std::unique_ptr<std::FILE, Close>;
 
 }  // namespace
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+bool Exists(const std::string& path) {
   std::error_code error;
-  if (!fs::exists(path, error)) {
+  return fs::exists(path, error);
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  if (!Exists(path)) {
     return absl::NotFoundError(absl::StrCat(path, ": no such file"));
   }
+  std::error_code error;
   if (fs::is_directory(path, error)) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": a directory, wanted a file"));

@@ -10,6 +10,8 @@
 
 namespace mimo {
 
+bool Exists(const std::string& path);
+
 // NotFound: nothing there; InvalidArgument: a directory, or not readable.
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 

@@ -157,34 +157,6 @@ absl::StatusOr<int64_t> CountRows(const std::string& path) {
   return ids->shape[0];
 }
 
-absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
-                                     int64_t end, int32_t image_token) {
-  MicroBatch slice;
-  slice.batch = end - begin;
-  slice.seq = batch.seq;
-  const auto copy = [&](const auto& from, auto& to, int64_t columns) {
-    to.assign(from.begin() + begin * columns, from.begin() + end * columns);
-  };
-  copy(batch.input_ids, slice.input_ids, batch.seq);
-  copy(batch.labels, slice.labels, batch.seq);
-  copy(batch.lengths, slice.lengths, 1);
-  const auto found = batch.modalities.find("images");
-  if (found == batch.modalities.end()) return slice;
-  const MicroBatch::Items& all = found->second;
-  MIMO_ASSIGN_OR_RETURN(
-      const Images images,
-      ImagesOfRows(ImageTokens(batch.input_ids, batch.batch, image_token),
-                   all.shape[0], begin, end));
-  if (images.begin == images.end) return slice;
-  const int64_t size = all.values.size() / all.shape[0];
-  MicroBatch::Items& items = slice.modalities["images"];
-  items.shape = all.shape;
-  items.shape[0] = images.end - images.begin;
-  items.values.assign(all.values.begin() + images.begin * size,
-                      all.values.begin() + images.end * size);
-  return slice;
-}
-
 absl::StatusOr<std::unique_ptr<TensorsSource>> TensorsSource::Open(
     const std::string& path, int32_t image_token, DataShare share) {
   share.Check();

@@ -25,11 +25,6 @@ absl::StatusOr<MicroBatch> ReadTensorBatch(const std::string& path);
 // B. Errors name the file.
 absl::StatusOr<int64_t> CountRows(const std::string& path);
 
-// Rows [begin, end) of `batch` with their images: each image has the same
-// number of tokens. Error: the image tokens are not a whole number an image.
-absl::StatusOr<MicroBatch> SliceRows(const MicroBatch& batch, int64_t begin,
-                                     int64_t end, int32_t image_token);
-
 // The rows in order, round and round: this rank's share of each global
 // micro-batch. Nothing else is read, but once the ids of all rows: of how many
 // images each is, a file says by these alone.

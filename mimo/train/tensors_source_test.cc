@@ -101,10 +101,11 @@ TEST(TensorsSource, OtherRanksGoOn) {
       const auto source = Open(path, share);
       ASSERT_TRUE(source->Seek(consumed).ok());
       for (int64_t at = consumed; at < consumed + 24; at += whole.samples) {
-        const auto rows =
-            SliceRows(file, at % 24, at % 24 + whole.samples, kImage);
-        ExpectEqual(*source->Next(),
-                    PartOf(*rows, share, {{"images", kImage}}));
+        DataShare turn = whole;
+        turn.text = turn.modalities["images"] = {at % 24 / whole.samples,
+                                                 24 / whole.samples};
+        const MicroBatch rows = PartOf(file, turn, {{"images", kImage}});
+        ExpectEqual(*source->Next(), PartOf(rows, share, {{"images", kImage}}));
       }
     }
     consumed += 24;

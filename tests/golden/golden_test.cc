@@ -115,10 +115,12 @@ TEST_P(Golden, Greedy) {
   const auto opened = OpenModel(folder_, {StreamOf(backend()), backend().dtype},
                                 BuiltinModules());
   ASSERT_TRUE(opened.ok()) << opened.status();
-  const auto all = ReadTensorBatch(folder_ + "/golden.safetensors");
-  ASSERT_TRUE(all.ok());
-  const auto row = SliceRows(
-      *all, 0, 1, opened->section.model.special_token_ids.at(kImages));
+  const auto rows = TensorsSource::Open(
+      folder_ + "/golden.safetensors",
+      opened->section.model.special_token_ids.at(kImages),
+      {.samples = 1, .text = DataSlice(), .modalities = {{kImages, {}}}});
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  const auto row = (*rows)->Next();
   ASSERT_TRUE(row.ok()) << row.status();
   const Context ctx = opened->context();
   const auto tokens =
