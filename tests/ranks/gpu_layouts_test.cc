@@ -116,7 +116,10 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
       {"heterogeneous", 3, "dp2", "dp1 @2"},
       {"heterogeneous", 4, "tp2 dp1 @2", "tp2 dp1"},
       {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"},
-      {"heterogeneous", 4, "tp2 dp1 @2", "pp2 dp1"}};
+      {"heterogeneous", 4, "tp2 dp1 @2", "pp2 dp1"},
+      // Spans that overlap in part.
+      {"heterogeneous", 2, "dp2", "dp1 @1"},
+      {"heterogeneous", 3, "dp2", "dp2 @1"}};
   const std::string dtype = GetParam();
   const std::string kept[] = {"off", "selective", "full"};
   const size_t frozen[] = {1, 2, 3, 5, 4};
