@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -22,6 +23,8 @@
 namespace mimo {
 
 using Words = std::vector<std::string>;
+// The ends of jobs, which mostly wait for a timeout: they wait together.
+using Ends = std::vector<std::jthread>;
 
 inline int Lines(const std::string& text) {
   return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
@@ -79,25 +82,34 @@ inline void ExpectNamedAndGoesOn(int ranks, int kills, Words more) {
   const unsigned seed = std::random_device()();
   SCOPED_TRACE(absl::StrCat("seed ", seed));
   std::mt19937 random(seed);
+  Words folders;
+  Ends ends;
   for (int i = 0; i < kills; ++i) {
-    const std::string folder = TestFolder("killed");
+    const std::string folder =
+        folders.emplace_back(TestFolder(absl::StrCat("killed", i)));
     const int victim = i % ranks;
     const absl::Duration after =
         0.7 * whole * (i + std::uniform_real_distribution<>()(random)) / kills;
-    SCOPED_TRACE(
-        absl::StrCat("rank ", victim, " after ", absl::FormatDuration(after)));
     const std::vector<pid_t> started = StartAll(folder);
     absl::SleepFor(after);
     ASSERT_EQ(kill(started[victim], SIGKILL), 0);
     const absl::Time killed = absl::Now();
-    ASSERT_EQ(Wait(started[victim]), 128 + SIGKILL);
-    ExpectNamed(folder, started, victim);
-    // The timeout, of one that never came, and rank 0's wait for the late.
-    EXPECT_LT(absl::Now() - killed, absl::Seconds(12 + 5 + 10));
+    ends.emplace_back([=] {
+      SCOPED_TRACE(absl::StrCat("seed ", seed, ": rank ", victim, " after ",
+                                absl::FormatDuration(after)));
+      EXPECT_EQ(Wait(started[victim]), 128 + SIGKILL);
+      ExpectNamed(folder, started, victim);
+      // The timeout, of one that never came, and rank 0's wait for the late.
+      EXPECT_LT(absl::Now() - killed, absl::Seconds(12 + 5 + 10));
+    });
+  }
+  ends.clear();
+  for (const std::string& folder : folders) {
     for (const pid_t rank : StartAll(folder)) ASSERT_EQ(Wait(rank), 0);
     EXPECT_TRUE(Untimed(ReadMetrics(folder + "/metrics.jsonl")) ==
-                Untimed(ReadMetrics(straight + "/metrics.jsonl")));
-    EXPECT_TRUE(Tensors(folder, ranks) == Tensors(straight, ranks));
+                Untimed(ReadMetrics(straight + "/metrics.jsonl")))
+        << folder;
+    EXPECT_TRUE(Tensors(folder, ranks) == Tensors(straight, ranks)) << folder;
   }
 }
 

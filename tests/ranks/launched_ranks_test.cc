@@ -216,8 +216,9 @@ TEST(LaunchedRanks, AKilledRankEndsTheJobAndTheRunGoesOn) {
 }
 
 TEST(RanksOfAScheduler, ARankThatNeverComesIsNamed) {
+  Ends ends;
   for (const int victim : {0, 1}) {
-    const std::string folder = TestFolder("run");
+    const std::string folder = TestFolder(absl::StrCat("run", victim));
     const Words words =
         TinyTrain(folder, {"train.global_batch_size=6",
                            "train.distributed_timeout_minutes=0.05"});
@@ -226,9 +227,11 @@ TEST(RanksOfAScheduler, ARankThatNeverComesIsNamed) {
     const absl::Time start = absl::Now();
     for (int rank = 0; rank < 3; ++rank)
       if (rank != victim) ranks[rank] = StartRank(rank, 3, port, folder, words);
-    ExpectNamed(folder, ranks, victim);
-    // The timeout, and rank 0's wait for the late.
-    EXPECT_LT(absl::Now() - start, absl::Seconds(3 + 5 + 10));
+    ends.emplace_back([=] {
+      ExpectNamed(folder, ranks, victim);
+      // The timeout, and rank 0's wait for the late.
+      EXPECT_LT(absl::Now() - start, absl::Seconds(3 + 5 + 10));
+    });
   }
 }
 
@@ -276,8 +279,9 @@ std::string ExpectHangs(pid_t launcher, const std::string& folder, int victim) {
 
 // Past its first checkpoint; rank 0's store stops with it.
 TEST(LaunchedRanks, AStoppedRankIsNamed) {
+  Ends ends;
   for (const int victim : {0, 1}) {
-    const std::string folder = TestFolder("stopped");
+    const std::string folder = TestFolder(absl::StrCat("stopped", victim));
     const pid_t launcher = Start(
         folder,
         Launched(
@@ -293,18 +297,22 @@ TEST(LaunchedRanks, AStoppedRankIsNamed) {
     ASSERT_GT(rank, 0);
     ASSERT_EQ(kill(rank, SIGSTOP), 0);
     const absl::Time stopped = absl::Now();
-    const std::string err = ExpectHangs(launcher, folder, victim);
-    // The timeout, word to and of rank 0, the launcher's patience.
-    EXPECT_LT(absl::Now() - stopped, absl::Seconds(3 + 5 + 2 + 10 + 5));
-    const std::string missing = absl::StrCat("; missing: rank ", victim, " (");
-    EXPECT_EQ(Lines(absl::StrReplaceAll(err, {{missing, "\n"}})), 5) << err;
+    ends.emplace_back([=] {
+      const std::string err = ExpectHangs(launcher, folder, victim);
+      // The timeout, word to and of rank 0, the launcher's patience.
+      EXPECT_LT(absl::Now() - stopped, absl::Seconds(3 + 5 + 2 + 10 + 5));
+      const std::string missing =
+          absl::StrCat("; missing: rank ", victim, " (");
+      EXPECT_EQ(Lines(absl::StrReplaceAll(err, {{missing, "\n"}})), 5) << err;
+    });
   }
 }
 
 // By the launcher, not the first that gave up.
 TEST(LaunchedRanks, ARankStoppedBeforeTheyMeetIsNamed) {
+  Ends ends;
   for (const int victim : {0, 1}) {
-    const std::string folder = TestFolder("stopped");
+    const std::string folder = TestFolder(absl::StrCat("stopped", victim));
     const pid_t launcher = Start(
         folder,
         Launched(
@@ -314,7 +322,7 @@ TEST(LaunchedRanks, ARankStoppedBeforeTheyMeetIsNamed) {
     pid_t rank = 0;
     while (rank == 0) rank = FindRank(launcher, victim);
     ASSERT_EQ(kill(rank, SIGSTOP), 0);
-    ExpectHangs(launcher, folder, victim);
+    ends.emplace_back([=] { ExpectHangs(launcher, folder, victim); });
   }
 }
 
