@@ -73,6 +73,23 @@ int64_t PartSize(const Shape& whole, const Sharding& sharding) {
   return NumElements(part);
 }
 
+// `slice` without the rows that another tensor-parallel rank has and saves too,
+// which are its last.
+TensorSlice WithoutCopies(TensorSlice slice) {
+  std::vector<Shard>& shards = slice.sharding.shards;
+  if (shards.empty() || slice.sharding.dim != 0) return slice;
+  while (!shards.empty() && shards.back().copy > 0) shards.pop_back();
+  const int64_t held = slice.data.numel();
+  const int64_t own =
+      shards.empty() ? 0 : PartSize(slice.whole, slice.sharding) - slice.begin;
+  if (own <= 0) {
+    slice.copy = true;
+  } else if (own < held) {
+    slice.data = slice.data.Reshape({held}).Rows(0, own);
+  }
+  return slice;
+}
+
 std::vector<SliceRun> SortedRuns(const Shape& whole, const Sharding& sharding,
                                  int64_t begin, int64_t size) {
   std::vector<SliceRun> runs = RunsOf(whole, sharding, begin, size);
@@ -250,7 +267,8 @@ absl::Status WriteSlices(const std::string& folder, const std::string& kind,
   Json json = manifest.empty() ? Json::object() : Json::parse(manifest);
   Json& tensors = json[kind] = Json::object();
   TensorMap data;
-  for (const auto& [name, slice] : slices) {
+  for (const auto& [name, held] : slices) {
+    const TensorSlice slice = WithoutCopies(held);
     if (slice.copy) continue;
     data[name] = slice.data;
     Json shards = Json::array();

@@ -111,6 +111,43 @@ TEST(ShardedTensors, CopiesAreNotSaved) {
             7);
 }
 
+// Queries of its own, keys and values that two tensor-parallel ranks have, and
+// a norm: of each two halves.
+TEST(ShardedTensors, RowsInCommonAreSavedOnce) {
+  const std::string folder = Folder();
+  const Shape matrix = {8, 3}, norm = {5};
+  for (const absl::Status& status : RunRanks(4, [&](Communicator& world) {
+         Allocator memory;
+         const int tp = world.rank() % 2, dp = world.rank() / 2;
+         const Sharding qkv = {0, {{2 * tp, 2}, {4, 2, 2, tp}, {6, 2, 2, tp}}};
+         return SaveCheckpoint(
+             folder,
+             {.model = {{"qkv", Slice(matrix, qkv, 9 * dp, 9, true)},
+                        {"norm", Slice(norm, {0, {{0, 5, 2, tp}}}, 3 * dp,
+                                       dp == 0 ? 3 : 2, true)}}},
+             0, {&world, &memory});
+       })) {
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  const std::string one = *FindCheckpoint(folder);
+  int64_t saved = 0;
+  for (int rank = 1; rank <= 4; ++rank) {
+    const auto file = SafeTensors::Open(
+        absl::StrCat(one, "/model-0000", rank, "-of-00004.safetensors"));
+    ASSERT_TRUE(file.ok()) << file.status();
+    for (const auto& [name, info] : file->tensors())
+      saved += NumElements(info.shape);
+  }
+  EXPECT_EQ(saved, NumElements(matrix) + NumElements(norm));
+  const auto tensors = ShardedTensors::Open(one, "model");
+  for (const std::string name : {"qkv", "norm"}) {
+    const auto loaded = tensors->Load(name, allocator());
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    for (int64_t i = 0; i < loaded->numel(); ++i)
+      EXPECT_EQ(loaded->span<float>()[i], ValueAt(i)) << name;
+  }
+}
+
 TEST(ShardedTensors, AnyLayoutLoadsAnyOther) {
   const std::vector<Layout> layouts = {
       {1, 1, 0, false}, {1, 3, 0, false}, {2, 1, 1, false}, {2, 2, 0, true},

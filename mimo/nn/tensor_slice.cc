@@ -6,17 +6,6 @@
 #include "absl/types/span.h"
 
 namespace mimo {
-namespace {
-
-// Whether another tensor-parallel rank has all of it too, and counts it.
-bool IsCopy(const Sharding& sharding) {
-  const auto& shards = sharding.shards;
-  return !shards.empty() &&
-         std::all_of(shards.begin(), shards.end(),
-                     [](const Shard& shard) { return shard.copy > 0; });
-}
-
-}  // namespace
 
 std::vector<ParameterShard> WholeShards(
     const std::vector<Parameter*>& parameters) {
@@ -39,7 +28,7 @@ TensorSlice SliceOf(const ParameterShard& shard, const Tensor& data) {
       .whole = whole,
       .sharding = parameter.sharding,
       .begin = shard.begin,
-      .copy = parameter.stage_copy > 0 || IsCopy(parameter.sharding)};
+      .copy = parameter.stage_copy > 0};
 }
 
 std::vector<SliceRun> RunsOf(const Shape& whole, const Sharding& sharding,

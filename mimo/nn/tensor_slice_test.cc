@@ -60,25 +60,6 @@ TEST(TensorSlice, RowsThatAreNeighboursAreOneRun) {
   EXPECT_TRUE(RunsOf({0, 4}, {}, 0, 0).empty());
 }
 
-// Of what several tensor-parallel ranks have whole, one saves it.
-TEST(TensorSlice, CopiesHaveNoShardOfTheirOwn) {
-  Allocator host;
-  Parameter p;
-  p.data = Tensor::Zeros(host, {4, 3}, DType::kFloat32);
-  p.whole = {8, 3};
-  const auto copy = [&](std::vector<Shard> shards) {
-    p.sharding = {.dim = 0, .shards = std::move(shards)};
-    return SliceOf({&p, 0, p.data.numel()}, p.data).copy;
-  };
-  EXPECT_FALSE(copy({}));
-  EXPECT_FALSE(copy({{.begin = 0, .size = 4}}));
-  EXPECT_FALSE(copy({{.begin = 0, .size = 4, .copies = 2, .copy = 0}}));
-  EXPECT_TRUE(copy({{.begin = 0, .size = 4, .copies = 2, .copy = 1}}));
-  // Queries of its own, keys that others have too.
-  EXPECT_FALSE(copy({{.begin = 0, .size = 2},
-                     {.begin = 4, .size = 2, .copies = 2, .copy = 1}}));
-}
-
 TEST(TensorSliceDeathTest, ASliceLiesInTheWhole) {
   EXPECT_DEATH(RunsOf({4, 4}, {1, {{2, 3}}}, 0, 12), "2 \\+ 3 of 4");
   EXPECT_DEATH(RunsOf({4, 4}, {1, {{2, 2}}}, 4, 5), "elements 4 to 9 of 8");

@@ -155,27 +155,30 @@ TEST(ResumeLayouts, SkippedUpdatesStayCounted) {
   }
 }
 
-// Of what ranks have in common one saves it.
+// Of what ranks have in common one saves it; four share two key/value heads.
 TEST(ResumeLayouts, NothingIsSavedTwice) {
-  const std::string folder = TestFolder("run");
-  TrainOn(folder, {"heterogeneous", 6, "tp2 dp1", "tp2 dp2 @2"}, 2,
-          "  freeze_modality_projections: {images: true}",
-          {"train.train_iters=1"});
-  const std::string one = *FindCheckpoint(folder + "/save");
-  for (const std::string kind : {"model", "optimizer"}) {
-    int64_t saved = 0, wanted = 0;
-    for (const auto& entry : std::filesystem::directory_iterator(one)) {
-      const std::string name = entry.path().filename();
-      if (!absl::StartsWith(name, kind + "-")) continue;
-      const auto file = SafeTensors::Open(entry.path());
-      ASSERT_TRUE(file.ok()) << file.status();
-      for (const auto& [tensor, info] : file->tensors())
-        saved += NumElements(info.shape);
+  for (const Layout& layout :
+       std::vector<Layout>{{"heterogeneous", 6, "tp2 dp1", "tp2 dp2 @2"},
+                           {"homogeneous", 8, "tp4 dp2", "tp4 dp2"}}) {
+    const std::string folder = TestFolder("run");
+    TrainOn(folder, layout, 2, "  freeze_modality_projections: {images: true}",
+            {"train.train_iters=1"});
+    const std::string one = *FindCheckpoint(folder + "/save");
+    for (const std::string kind : {"model", "optimizer"}) {
+      int64_t saved = 0, wanted = 0;
+      for (const auto& entry : std::filesystem::directory_iterator(one)) {
+        const std::string name = entry.path().filename();
+        if (!absl::StartsWith(name, kind + "-")) continue;
+        const auto file = SafeTensors::Open(entry.path());
+        ASSERT_TRUE(file.ok()) << file.status();
+        for (const auto& [tensor, info] : file->tensors())
+          saved += NumElements(info.shape);
+      }
+      for (const auto& [tensor, shape] :
+           ShardedTensors::Open(one, kind)->shapes())
+        wanted += NumElements(shape);
+      EXPECT_EQ(saved, wanted) << kind << layout.Yaml();
     }
-    for (const auto& [tensor, shape] :
-         ShardedTensors::Open(one, kind)->shapes())
-      wanted += NumElements(shape);
-    EXPECT_EQ(saved, wanted) << kind;
   }
 }
 
