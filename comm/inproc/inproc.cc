@@ -59,28 +59,34 @@ class InprocBoard : public FailureBoard {
   const int rank_;
 };
 
-}  // namespace
-
-std::vector<std::unique_ptr<Communicator>> InprocWorld(int size,
-                                                       absl::Duration timeout) {
+std::vector<std::unique_ptr<Communicator>> WorldOf(
+    int size, absl::Duration timeout, std::shared_ptr<SharedBoard> board) {
   CHECK_GE(size, 1) << "InprocWorld: found and wanted ranks";
   std::vector<int> members(size);
   std::iota(members.begin(), members.end(), 0);
   auto group = std::make_shared<InprocGroup>("world", std::move(members));
-  auto board = std::make_shared<SharedBoard>();
   std::vector<std::unique_ptr<Communicator>> world;
   for (int rank = 0; rank < size; ++rank) {
-    world.push_back(std::make_unique<InprocCommunicator>(group, rank));
+    world.push_back(std::make_unique<InprocCommunicator>(
+        group, rank, std::make_shared<InprocPresence>()));
     world[rank]->WatchWith(std::make_shared<Watchdog>(
         rank, std::make_shared<InprocBoard>(board, rank), timeout));
   }
   return world;
 }
 
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> InprocWorld(int size,
+                                                       absl::Duration timeout) {
+  return WorldOf(size, timeout, std::make_shared<SharedBoard>());
+}
+
 std::vector<absl::Status> RunRanks(
     int size, absl::FunctionRef<absl::Status(Communicator& world)> body,
     absl::Duration timeout) {
-  std::vector<std::unique_ptr<Communicator>> world = InprocWorld(size, timeout);
+  const auto board = std::make_shared<SharedBoard>();
+  auto world = WorldOf(size, timeout, board);
   std::vector<absl::Status> statuses(size);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {
@@ -89,6 +95,8 @@ std::vector<absl::Status> RunRanks(
       if (status.ok()) {
         status = world[rank]->Health();
       } else {
+        // Before the others find that it has left.
+        InprocBoard(board, rank).Raise(OwnFailure(rank, status));
         world[rank]->Abort(absl::Status(
             status.code(),
             absl::StrCat("rank ", rank, " failed: ", status.message())));

@@ -6,7 +6,8 @@
 // compared; the first difference fails all of them with both ranks and both
 // calls named. A transfer waits for its other side, as NCCL's may, so what
 // would deadlock there does here, and the watchdog tells. A call also fails
-// when a rank that it needs has destroyed its communicator. Host memory only.
+// when a rank that it needs has destroyed all its communicators. Host memory
+// only.
 #ifndef MIMO_COMM_INPROC_INPROC_H_
 #define MIMO_COMM_INPROC_INPROC_H_
 

@@ -40,17 +40,18 @@ void CheckOnHost(Stream stream) {
 }  // namespace
 
 InprocCommunicator::InprocCommunicator(std::shared_ptr<InprocGroup> group,
-                                       int rank)
+                                       int rank,
+                                       std::shared_ptr<InprocPresence> presence)
     : Communicator(group->name, group->members, rank),
       group_(std::move(group)),
+      presence_(std::move(presence)),
       from_(size()),
       to_(size()),
-      cursors_(size()) {}
-
-InprocCommunicator::~InprocCommunicator() {
-  Retire();
-  group_->Leave(rank());
+      cursors_(size()) {
+  presence_->places.emplace_back(group_, rank);
 }
+
+InprocCommunicator::~InprocCommunicator() { Retire(); }
 
 void InprocCommunicator::Collective(InprocGroup::Slot slot,
                                     absl::FunctionRef<void()> work) {
@@ -149,8 +150,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> InprocCommunicator::DoSplit(
   std::unique_ptr<Communicator> part;
   Collective(std::move(mine), [&] {
     if (own != nullptr)
-      part =
-          std::make_unique<InprocCommunicator>(slot((*own)[0]).part, own_rank);
+      part = std::make_unique<InprocCommunicator>(slot((*own)[0]).part,
+                                                  own_rank, presence_);
   });
   group_->slots[rank()].part = nullptr;
   return part;

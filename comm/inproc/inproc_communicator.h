@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -12,9 +13,20 @@
 
 namespace mimo {
 
+// One rank's places in a world and the groups split from it. It leaves all of
+// them at once, with the last of its communicators: a rank that fails destroys
+// one after the other, and has told why by the end.
+struct InprocPresence {
+  ~InprocPresence() {
+    for (const auto& [group, rank] : places) group->Leave(rank);
+  }
+  std::vector<std::pair<std::shared_ptr<InprocGroup>, int>> places;
+};
+
 class InprocCommunicator final : public Communicator {
  public:
-  InprocCommunicator(std::shared_ptr<InprocGroup> group, int rank);
+  InprocCommunicator(std::shared_ptr<InprocGroup> group, int rank,
+                     std::shared_ptr<InprocPresence> presence);
   ~InprocCommunicator() override;
 
  protected:
@@ -54,6 +66,7 @@ class InprocCommunicator final : public Communicator {
   void Withdraw();
 
   const std::shared_ptr<InprocGroup> group_;
+  const std::shared_ptr<InprocPresence> presence_;
   std::vector<const void*> from_;  // [size]
   std::vector<void*> to_;          // [size]
   std::vector<Cursor> cursors_;    // [size]

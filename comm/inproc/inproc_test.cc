@@ -9,6 +9,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -162,6 +164,28 @@ TEST(Inproc, ABodysErrorFailsTheWorld) {
         world.Barrier(kStream);
         return absl::OkStatus();
       });
+  EXPECT_EQ(statuses[0], absl::NotFoundError("rank 1 failed: no such file"));
+  EXPECT_EQ(statuses[1], absl::NotFoundError("no such file"));
+  EXPECT_EQ(statuses[2], statuses[0]);
+}
+
+// The others do not take the end of its groups, which it comes to first, for
+// the reason.
+TEST(Inproc, ABodysErrorIsToldByItAlone) {
+  testing::internal::CaptureStderr();
+  const std::vector<absl::Status> statuses =
+      RunRanks(3, [](Communicator& world) {
+        auto part = world.Split("part", {{{0, 1, 2}}});
+        if (world.rank() == 1) {
+          *part = nullptr;
+          absl::SleepFor(absl::Milliseconds(300));  // several looks
+          return absl::NotFoundError("no such file");
+        }
+        (*part)->Barrier(kStream);
+        world.Barrier(kStream);
+        return absl::OkStatus();
+      });
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
   EXPECT_EQ(statuses[0], absl::NotFoundError("rank 1 failed: no such file"));
   EXPECT_EQ(statuses[1], absl::NotFoundError("no such file"));
   EXPECT_EQ(statuses[2], statuses[0]);
