@@ -88,10 +88,9 @@ absl::StatusOr<std::vector<int>> TopologicalOrder(
 absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
     std::vector<PipelineModule> modules,
     const PipelineScheduleOptions& options) {
-  if (options.micro_batches < 1 || options.run_ahead < 0) {
-    return Wrong(absl::StrFormat(
-        "micro_batches %d and run_ahead %d, wanted at least 1 and 0",
-        options.micro_batches, options.run_ahead));
+  if (options.micro_batches < 1) {
+    return Wrong(absl::StrFormat("micro_batches %d, wanted at least 1",
+                                 options.micro_batches));
   }
   MIMO_ASSIGN_OR_RETURN(const Receivers receivers, FindReceivers(modules));
   MIMO_ASSIGN_OR_RETURN(const std::vector<int> order,
@@ -99,8 +98,7 @@ absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
 
   std::vector<int> begin(modules.size());    // longest path before it
   std::vector<uint8_t> fed(modules.size());  // by a stage with a backward
-  PipelineSchedule schedule = {
-      .options = options, .total_stages = 0, .warm = options.micro_batches};
+  PipelineSchedule schedule = {.options = options, .total_stages = 0};
   for (int m : order) {
     const bool backward =
         fed[m] || modules[m].frozen_stages < modules[m].stages;
@@ -112,14 +110,12 @@ absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
     }
   }
   std::vector<int> first;  // [modules] stages
-  int trained_from = schedule.total_stages;
   for (int m = 0; m < modules.size(); ++m) {
     first.push_back(schedule.stages.size());
     for (int s = 0; s < modules[m].stages; ++s) {
       const bool backward =
           !options.forward_only && (fed[m] || s >= modules[m].frozen_stages);
       schedule.stages.push_back({m, s, begin[m] + s, backward});
-      if (backward) trained_from = std::min(trained_from, begin[m] + s);
     }
   }
   for (int i = 0; i < schedule.stages.size(); ++i) {
@@ -129,9 +125,6 @@ absl::StatusOr<PipelineSchedule> PipelineSchedule::Create(
       continue;
     }
     for (int r : receivers[m]) schedule.edges.push_back({i, first[r]});
-  }
-  if (trained_from < schedule.total_stages) {
-    schedule.warm = schedule.total_stages - trained_from;
   }
   schedule.modules = std::move(modules);
   return schedule;
@@ -163,15 +156,9 @@ int PipelineSchedule::InFlight(int stage) const {
 // The phases: slots before 0, from 0 on, and from 2 (S + M) on.
 int64_t PipelineSchedule::ForwardSlot(int stage, int m) const {
   const PipelineStage& at = stages[stage];
-  if (options.three_phases) {
-    const bool sends = !modules[at.module].receivers.empty();
-    const int64_t phase = 2 * (total_stages + options.micro_batches);
-    return at.current_stage + 2 * m - (sends ? phase : 0);
-  }
-  const int turn = at.backward ? m
-                               : std::max(m - options.run_ahead,
-                                          std::min(m, (warm + m) / 2));
-  return at.current_stage + 2 * turn;
+  const bool sends = !modules[at.module].receivers.empty();
+  const int64_t phase = 2 * (total_stages + options.micro_batches);
+  return at.current_stage + 2 * m - (options.three_phases && sends ? phase : 0);
 }
 
 int64_t PipelineSchedule::BackwardSlot(int stage, int m) const {

@@ -30,9 +30,7 @@
 // micro-batch, run for each in turn, keeps the least.
 //
 // A stage is without backward where nothing is trained in it and in what comes
-// before it. In 1F1B it runs ahead of those that it feeds by up to `run_ahead`
-// micro-batches: two forwards a turn until it does, and none too early while
-// they warm up, when they would wait for them.
+// before it.
 //
 // Source: Narayanan et al. 2021, arXiv:2104.04473, sec. 2.2; W as in
 // Megatron-Core, schedules.py and multimodule_communicator.py.
@@ -60,7 +58,6 @@ struct PipelineScheduleOptions {
   int micro_batches = 1;      // M
   bool forward_only = false;  // evaluation
   bool three_phases = false;
-  int run_ahead = 0;
 };
 
 struct PipelineStage {
@@ -91,10 +88,7 @@ struct PipelineStep {
 struct PipelineSchedule {
   std::vector<PipelineModule> modules;
   PipelineScheduleOptions options;
-  int total_stages;  // S
-  // Micro-batches that a stage with a backward takes before its first one, at
-  // most; until then nothing runs ahead. M where no stage has a backward.
-  int warm;
+  int total_stages;                   // S
   std::vector<PipelineStage> stages;  // by module, then stage
   std::vector<PipelineEdge> edges;    // by the stage they come from
 

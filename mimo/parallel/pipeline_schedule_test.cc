@@ -202,8 +202,7 @@ TEST(Program, FrozenModulePassesGradientsOn) {
 TEST(Program, FrozenFirstStageGetsNoGradients) {
   const PipelineSchedule schedule =
       Schedule({{"images", 2, {"llm"}, /*frozen_stages=*/1}, {"llm", 1, {}}},
-               {.micro_batches = 2, .run_ahead = 1});
-  EXPECT_EQ(schedule.warm, 2);
+               {.micro_batches = 2});
   EXPECT_EQ(schedule.InFlight(0), 1);
   EXPECT_THAT(
       Text(schedule, {0}),
@@ -217,18 +216,6 @@ TEST(Program, FrozenFirstStageGetsNoGradients) {
                   "images.1 -> llm.0 forward 1 backward 0",
                   "images.1 backward 0", "images.1 -> llm.0 backward 1",
                   "images.1 backward 1"));
-}
-
-TEST(Program, FrozenEncoderRunsAhead) {
-  const PipelineSchedule schedule =
-      Schedule({{"images", 1, {"llm"}, /*frozen_stages=*/1}, {"llm", 1, {}}},
-               {.micro_batches = 6, .run_ahead = 2});
-  std::string order;  // f: a forward, s: sent
-  for (const PipelineStep& step : schedule.Program({0})) {
-    order += step.kind == PipelineStep::kForward ? 'f' : 's';
-  }
-  // From the second on two forwards before a send, until two are waiting.
-  EXPECT_EQ(order, "fsffsffsfsss");
 }
 
 // Ranks of both modules: three phases.

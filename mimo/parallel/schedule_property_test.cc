@@ -37,8 +37,7 @@ PipelineSchedule RandomSchedule(Draw& draw) {
   const auto schedule = PipelineSchedule::Create(
       modules, {.micro_batches = 1 + draw.Below(draw.OneIn(4) ? 24 : 6),
                 .forward_only = draw.OneIn(4),
-                .three_phases = draw.OneIn(4),
-                .run_ahead = draw.Below(4)});
+                .three_phases = draw.OneIn(4)});
   EXPECT_TRUE(schedule.ok()) << schedule.status();
   return *schedule;
 }
@@ -139,11 +138,11 @@ void CheckProgram(const PipelineSchedule& schedule,
       if (from != stage || info.backward || schedule.options.three_phases) {
         continue;
       }
-      // Outputs that wait to be sent: the one at hand, those run ahead, and one
-      // for every two stages that the edge skips.
+      // Outputs that wait to be sent: the one at hand, and one for every two
+      // stages that the edge skips.
       const int skipped =
           schedule.stages[to].current_stage - info.current_stage - 1;
-      const int waiting = 1 + schedule.options.run_ahead + (skipped + 1) / 2;
+      const int waiting = 1 + (skipped + 1) / 2;
       for (const auto& [m, place] : moves.forward) {
         if (m + waiting < all) {
           EXPECT_LT(place, own.forward.at(m + waiting));

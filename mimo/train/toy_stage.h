@@ -56,9 +56,9 @@ class ToyStage : public TrainStage {
       if (i + 1 == batches.size()) around.after_last_backward();
     }
     for (int i = announced.size(); i < run_ahead; ++i) {
-      const MicroBatch* next = around.next(i);
-      if (next == nullptr) break;
-      announced.push_back(next->input_ids);
+      const auto next = around.next(i);
+      if (!next.ok() || *next == nullptr) break;
+      announced.push_back((*next)->input_ids);
       ++announcements;
     }
     return Tensor::From<double>(allocator_, {1}, {sum});

@@ -19,12 +19,11 @@ class Profiler;
 
 // What goes on around an iteration's work.
 struct AroundIteration {
-  // The one that comes i micro-batches after the last of these, if there is one
-  // and it can be read. What of it waits for no update (its upload, frozen
-  // encoders) may be done beside these ones' work.
-  std::function<const MicroBatch*(int i)> next = [](int) -> const MicroBatch* {
-    return nullptr;
-  };
+  // The one that comes i micro-batches after the last of these; null: training
+  // ends before. What of it waits for no update (its upload, frozen encoders)
+  // may be done beside these ones' work. An error: it cannot be read.
+  std::function<absl::StatusOr<const MicroBatch*>(int i)> next =
+      [](int) -> const MicroBatch* { return nullptr; };
   // Called around the last backward of each module.
   std::function<void(const std::string& module)> before_last_backward =
       [](const std::string&) {};

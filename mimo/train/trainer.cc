@@ -226,10 +226,12 @@ absl::StatusOr<MicroBatch> Trainer::NextBatch() {
   return source_.Next();
 }
 
-const MicroBatch* Trainer::ReadAhead(size_t i) {
+absl::StatusOr<const MicroBatch*> Trainer::ReadAhead(size_t i) {
   while (next_.size() <= i && (next_.empty() || next_.back().ok()))
     next_.push_back(NextBatch());
-  return i < next_.size() && next_[i].ok() ? &*next_[i] : nullptr;
+  const auto& batch = i < next_.size() ? next_[i] : next_.back();
+  MIMO_RETURN_IF_ERROR(batch.status());
+  return &*batch;
 }
 
 absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
@@ -266,7 +268,10 @@ absl::StatusOr<Trainer::Pending> Trainer::EnqueueIteration() {
       const Tensor loss,
       stage_.ForwardBackward(
           batches, loss_scale,
-          {.next = [&](int i) { return i < left ? ReadAhead(i) : nullptr; },
+          {.next = [&](int i) -> absl::StatusOr<const MicroBatch*> {
+             if (i >= left) return nullptr;
+             return ReadAhead(i);
+           },
            .before_last_backward =
                [&](const std::string& module) {
                  parallel_.BeginLastBackward(module);

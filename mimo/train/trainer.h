@@ -140,9 +140,9 @@ class Trainer {
   void SumPair(double* values);
   absl::Status Health() const;  // of every group of ranks
   absl::StatusOr<MicroBatch> NextBatch();
-  // The one that comes i after those that were taken; null where it or one
-  // before it cannot be read: an error in its turn.
-  const MicroBatch* ReadAhead(size_t i);
+  // The one that comes i after those that were taken. An error: it or one
+  // before it cannot be read.
+  absl::StatusOr<const MicroBatch*> ReadAhead(size_t i);
   absl::StatusOr<Pending> EnqueueIteration();
   // Waits for its numbers.
   absl::StatusOr<Step> Await(const Pending& iteration);

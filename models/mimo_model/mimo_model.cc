@@ -159,17 +159,22 @@ absl::Status MimoModel::EncodeFrozen(const Context& ctx,
                                      ModelInputs& inputs) const {
   const ModalitySubmodule& submodule = modality(name);
   const auto raw = inputs.modalities.find(name);
-  if (raw == inputs.modalities.end() || raw->second.empty() ||
+  const auto received = inputs.received.find(name);
+  const bool first = received == inputs.received.end();
+  if ((first && (raw == inputs.modalities.end() || raw->second.empty())) ||
       submodule.EncodersTrainable())
     return absl::OkStatus();
-  if (submodule.Trainable()) {
-    MIMO_ASSIGN_OR_RETURN(inputs.features[name],
-                          submodule.Encode(ctx, raw->second));
-  } else {
+  if (!submodule.Trainable()) {
     MIMO_ASSIGN_OR_RETURN(inputs.outputs[name],
                           ForwardModality(ctx, name, inputs));
+  } else {
+    MIMO_ASSIGN_OR_RETURN(inputs.features[name],
+                          first ? submodule.Encode(ctx, raw->second)
+                                : submodule.Continue(ctx, received->second,
+                                                     inputs.rows.at(name)));
   }
-  inputs.modalities.erase(raw);
+  inputs.modalities.erase(name);
+  inputs.received.erase(name);
   return absl::OkStatus();
 }
 
@@ -187,6 +192,8 @@ absl::StatusOr<Var> MimoModel::ForwardModality(const Context& ctx,
     raw = at->second;
   if (const auto at = inputs.features.find(name); at != inputs.features.end())
     features = at->second;
+  if (const auto at = inputs.received.find(name); at != inputs.received.end())
+    received = &at->second;
   const int64_t rows = inputs.rows.at(name);  // behind the last stage
   if (received != nullptr) {
     if (!raw.empty()) {
@@ -194,7 +201,10 @@ absl::StatusOr<Var> MimoModel::ForwardModality(const Context& ctx,
                      "inputs and what the stage before passed are mutually "
                      "exclusive");
     }
-    if (rows > 0) return submodule.Continue(ctx, *received, rows);
+    if (rows > 0) {
+      MIMO_ASSIGN_OR_RETURN(features, submodule.Continue(ctx, *received, rows));
+      return submodule.Project(ctx, features);
+    }
   } else if (!raw.empty() || !features.empty()) {
     MIMO_ASSIGN_OR_RETURN(Var out, submodule.Forward(ctx, raw, features));
     if (role().IsLastStage(name)) {

@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,8 +49,12 @@ struct ModelInputs {
   std::map<std::string, int64_t> rows;  // that this rank's modalities give
   TokenLayout layout;  // of the language model's T, as are the last three
   ModalityInputs modalities;  // raw: e.g. pixels
-  // Of modalities that were encoded ahead, in place of their raw inputs: each
-  // encoder's features [items, tokens, size].
+  // What came ahead of the pass from the stage before, by modality, and the
+  // schedule's edges along which such has moved, to this stage or from it.
+  std::map<std::string, Var> received;
+  std::set<int> moved;
+  // Of modalities that were encoded ahead, in place of these: each encoder's
+  // features [items, tokens, size].
   std::map<std::string, std::vector<Var>> features;
   // Likewise, of modalities with nothing to train: what ForwardModality gives.
   std::map<std::string, Var> outputs;
@@ -106,7 +111,7 @@ class MimoModel : public Module {
                                       int64_t cached = 0) const;
   // Runs what is frozen of a modality of this rank up to the first thing to
   // train, if its encoders are: `inputs` has its features or outputs then, and
-  // no raw inputs of it. A pass over it does the rest.
+  // neither raw nor received ones of it. A pass over it does the rest.
   absl::Status EncodeFrozen(const Context& ctx, const std::string& name,
                             ModelInputs& inputs) const;
   // ForwardModalities, then ForwardLanguage: of a rank that has all of every
@@ -117,8 +122,8 @@ class MimoModel : public Module {
 
   // What a modality of this rank gives: rows [n, H] of its last stage, what
   // others pass on. `received`: those of the stage before, in place of
-  // inputs. Without either and without a special token it gives [0, H], which
-  // takes a gradient; with one, that is an error.
+  // inputs, if they did not come ahead. Without either and without a special
+  // token it gives [0, H], which takes a gradient; with one, that is an error.
   absl::StatusOr<Var> ForwardModality(const Context& ctx,
                                       const std::string& name,
                                       const ModelInputs& inputs,

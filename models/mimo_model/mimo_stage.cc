@@ -98,44 +98,6 @@ absl::StatusOr<double> LossSum(const Context& ctx, const MimoModel& model,
       model.language_model().Loss(ctx, hidden, inputs.targets, {}).value);
 }
 
-Context MimoStage::Beside() {
-  // A profiler's events are on the compute stream.
-  return ctx_.profiler != nullptr ? ctx_ : Context{.allocator = &ahead_memory_};
-}
-
-void MimoStage::Upload(const Upcoming& upcoming, int count) {
-  const int own = upcoming.batches.size();
-  for (int i = ahead_.size(); i < count; ++i) {
-    const MicroBatch* batch =
-        i < own ? &upcoming.batches[i] : upcoming.around.next(i - own);
-    if (batch == nullptr) return;
-    auto inputs = model_.Prepare(Beside(), *batch, prepare_);
-    ahead_.push_back({batch->input_ids, std::move(inputs),
-                      RecordEvent(ahead_memory_.stream())});
-  }
-}
-
-void MimoStage::Encode(const std::string& modality, const Upcoming& upcoming,
-                       int count) {
-  Upload(upcoming, count);
-  if (ctx_.profiler != nullptr || model_.modality(modality).EncodersTrainable())
-    return;
-  for (int i = 0; i < std::min<int>(count, ahead_.size()); ++i) {
-    auto& [input_ids, inputs, done] = ahead_[i];
-    if (!inputs.ok() || !inputs->modalities.contains(modality)) continue;
-    if (absl::Status status = model_.EncodeFrozen(Beside(), modality, *inputs);
-        !status.ok())
-      inputs = status;
-    done = RecordEvent(ahead_memory_.stream());
-  }
-}
-
-void MimoStage::EncodeAll(const Upcoming& upcoming, int count) {
-  Upload(upcoming, count);
-  for (const std::string& name : model_.role().ModalityModuleNames())
-    Encode(name, upcoming, count);
-}
-
 absl::StatusOr<std::vector<Tensor>> MimoStage::Capture(
     const RankProgram& program, Pass& pass, const Tensor& dloss) {
   const std::vector<Parameter*> parameters = model_.Parameters();
@@ -184,11 +146,18 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
   for (const PipelineStep& step : program.steps)
     for (int m : {step.forward, step.backward})
       if (m >= 0) ++left[m];
-  // Of a modality's first stage, which has its raw inputs.
+  const std::string& language = model_.role().language_module_name;
   const auto encodes = [&](const PipelineStep& step) {
     return step.kind == PipelineStep::kForward &&
-           schedule.stages[step.at].stage == 0 &&
-           schedule.ModuleOf(step.at) != model_.role().language_module_name;
+           schedule.ModuleOf(step.at) != language;
+  };
+  const auto passes_on = [&](const PipelineStep& step) {
+    if (step.kind != PipelineStep::kTransfer || ctx_.profiler != nullptr)
+      return false;
+    const auto [from, to] = schedule.edges[step.at];
+    return !schedule.stages[from].backward &&
+           schedule.stages[from].module == schedule.stages[to].module &&
+           schedule.ModuleOf(from) != language;
   };
   const auto last_of_stage = [&](const PipelineStep& step) {
     return last && step.kind == PipelineStep::kBackward &&
@@ -199,6 +168,8 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
       if (encodes(step)) {
         if (RunAhead() == 0) WaitFor(beside, ctx_.compute);
         Encode(schedule.ModuleOf(step.at), upcoming, step.forward + 1);
+      } else if (passes_on(step)) {
+        MIMO_RETURN_IF_ERROR(PassOn(schedule, step, upcoming));
       }
       const Ahead& own = ahead_[step.forward];
       MIMO_RETURN_IF_ERROR(own.inputs.status());
@@ -210,9 +181,7 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::RunUncaptured(
   };
   const auto after = [&](const PipelineStep& step) -> absl::Status {
     if (last_of_stage(step)) upcoming.around.after_last_backward();
-    // Others run ahead as the schedule has them.
-    if (encodes(step) &&
-        (schedule.options.three_phases || schedule.stages[step.at].backward)) {
+    if (encodes(step)) {
       Encode(schedule.ModuleOf(step.at), upcoming,
              step.forward + 1 + RunAhead());
     }
@@ -240,9 +209,9 @@ absl::StatusOr<std::vector<Tensor>> MimoStage::Enqueue(
   captures ? EncodeAll(upcoming, count) : Upload(upcoming, count);
   std::vector<const ModelInputs*> inputs;
   for (int m = 0; m < count; ++m) {
+    MIMO_RETURN_IF_ERROR(ahead_[m].inputs.status());
     CHECK(ahead_[m].input_ids == upcoming.batches[m].input_ids)
         << "not the batch that was announced as the next";
-    MIMO_RETURN_IF_ERROR(ahead_[m].inputs.status());
     inputs.push_back(&*ahead_[m].inputs);
   }
   Pass* pass = nullptr;

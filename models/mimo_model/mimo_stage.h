@@ -54,8 +54,9 @@ struct MimoStageOptions {
 // a stream of its own: ModelLinks::run_ahead() of them before the work on those
 // that come earlier, of this iteration or the one before. That stream's memory
 // is written again only after the passes that read it. Ranks that encode
-// together do so in one order: behind the same forward of that modality, or
-// behind the program.
+// together do so in one order: behind the same forward of that modality. In a
+// pipeline the step of the schedule that moves micro-batch m between two stages
+// moves those up to m + run_ahead(), as many on either side.
 //
 // Collectives of tp and cp ranks have a stream of their own, too: they go
 // before the kernels that they run beside.
@@ -141,6 +142,10 @@ class MimoStage : public TrainStage {
   void Upload(const Upcoming& upcoming, int count);
   void Encode(const std::string& modality, const Upcoming& upcoming, int count);
   void EncodeAll(const Upcoming& upcoming, int count);
+  // Moves along an edge of a frozen encoder's pipeline what the step does, and
+  // that of the RunAhead() micro-batches behind it, unless it has moved.
+  absl::Status PassOn(const PipelineSchedule& schedule,
+                      const PipelineStep& step, const Upcoming& upcoming);
   // The pass of the upcoming ones, enqueued; its losses. `first` as
   // ModelPass's.
   absl::StatusOr<std::vector<Tensor>> Enqueue(const RankProgram& program,

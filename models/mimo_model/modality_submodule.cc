@@ -270,9 +270,8 @@ absl::StatusOr<Shape> ModalitySubmodule::PassedShape(int64_t rows) const {
   return Shape{elements, 1};
 }
 
-absl::StatusOr<Var> ModalitySubmodule::Continue(const Context& ctx,
-                                                const Var& passed,
-                                                int64_t rows) const {
+absl::StatusOr<std::vector<Var>> ModalitySubmodule::Continue(
+    const Context& ctx, const Var& passed, int64_t rows) const {
   MIMO_ASSIGN_OR_RETURN(const int64_t items, ItemsOf(rows));
   std::vector<Var> features = {passed};
   if (encoders_.size() > 1) {
@@ -285,7 +284,7 @@ absl::StatusOr<Var> ModalitySubmodule::Continue(const Context& ctx,
     features[i] = ByItem(encoders_[i].second->Continue(ctx, features[i], items),
                          JoinedItems(items));
   }
-  return Project(ctx, features);
+  return features;
 }
 
 }  // namespace mimo

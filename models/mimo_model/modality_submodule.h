@@ -49,9 +49,10 @@ class ModalitySubmodule : public Module {
   // Of several stages: what one passes to the next of items that have `rows`
   // rows in the end, several encoders' packed; an error when no items have.
   absl::StatusOr<Shape> PassedShape(int64_t rows) const;
-  // Forward of a later one, which goes on from that.
-  absl::StatusOr<Var> Continue(const Context& ctx, const Var& passed,
-                               int64_t rows) const;
+  // Encode of a later one, which goes on from that.
+  absl::StatusOr<std::vector<Var>> Continue(const Context& ctx,
+                                            const Var& passed,
+                                            int64_t rows) const;
 
   // Of hidden states [tokens, H] of the language model: an error.
   absl::StatusOr<Var> Decode(const Context& ctx, const Var& hidden) const;

@@ -172,10 +172,9 @@ const RankProgram& ModelLinks::Program(int micro_batches, bool forward_only) {
   const auto [at, added] = programs_.try_emplace({micro_batches, forward_only});
   if (added) {
     RankProgram& program = at->second;
-    auto schedule = MakeModuleSchedule(parallelism_, frozen_stages_,
-                                       {.micro_batches = micro_batches,
-                                        .forward_only = forward_only,
-                                        .run_ahead = run_ahead_});
+    auto schedule = MakeModuleSchedule(
+        parallelism_, frozen_stages_,
+        {.micro_batches = micro_batches, .forward_only = forward_only});
     CHECK_OK(schedule.status());  // checked with the infra
     program.schedule = *std::move(schedule);
     program.steps = program.schedule.Program(

@@ -142,7 +142,9 @@ void ModelPass::Backward(int stage, int m, const Tensor& dloss) {
 absl::Status ModelPass::Transfer(const PipelineStep& step) {
   const StageLink& link = links_.link(step.at);
   const int from = schedule_.edges[step.at].from;
-  if (link.pipeline != nullptr || link.bridge != nullptr) {
+  if (step.forward >= 0 && inputs_[step.forward]->moved.contains(step.at)) {
+    // Ahead of the pass, which moves nothing back.
+  } else if (link.pipeline != nullptr || link.bridge != nullptr) {
     ProfileRange range(ctx_, "transfer", RanksOf(step.at));
     Describe(range, step);
     MIMO_RETURN_IF_ERROR(link.bridge != nullptr

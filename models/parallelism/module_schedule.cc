@@ -13,7 +13,7 @@ namespace {
 
 // More micro-batches than lie between steps that are done at one time.
 int Reach(const PipelineSchedule& schedule) {
-  return schedule.total_stages + 2 * schedule.options.run_ahead + 1;
+  return schedule.total_stages + 1;
 }
 
 // How much later a rank ends with each micro-batch more, if in the middle of

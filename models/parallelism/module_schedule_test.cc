@@ -164,9 +164,9 @@ TEST(ModuleSchedule, ManyMicroBatchesTakeWhatAllSimulatedWould) {
                        images + language)
               : Config(mode, {.pipeline_model_parallel_size = images},
                        {.pipeline_model_parallel_size = language}, language);
-    const auto made = MakeModuleSchedule(
-        config, {{"images", below(images + 1)}},
-        {.micro_batches = 1 + below(400), .run_ahead = below(4)});
+    const auto made =
+        MakeModuleSchedule(config, {{"images", below(images + 1)}},
+                           {.micro_batches = 1 + below(400)});
     ASSERT_TRUE(made.ok()) << made.status();
     std::vector<StageTime> times;
     for (size_t s = 0; s < made->stages.size(); ++s) {

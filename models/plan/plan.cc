@@ -110,21 +110,14 @@ absl::StatusOr<MimoPlan> MakePlan(const MimoModelConfig& config,
       plan.schedule,
       MakeModuleSchedule(
           parallelism, frozen_stages,
-          {.micro_batches = static_cast<int>(plan.micro_batches),
-           .run_ahead = static_cast<int>(train.encoder_run_ahead)}));
+          {.micro_batches = static_cast<int>(plan.micro_batches)}));
   const PipelineSchedule& schedule = plan.schedule;
   for (size_t m = 0; m < loads.size(); ++m) {
     ModulePlan& module = plan.modules[m];
     for (size_t i = 0; i < module.stages.size(); ++i) {
-      const int stage = schedule.StageOf(module.name, i);
       int64_t& activations = module.stages[i].activations;
-      activations *= schedule.InFlight(stage);
-      // The first stage by itself, others with the schedule.
-      if (i == 0 || (!schedule.stages[stage].backward &&
-                     !schedule.options.three_phases)) {
-        activations +=
-            train.encoder_run_ahead * AheadMemory(loads[m], *model, i);
-      }
+      activations *= schedule.InFlight(schedule.StageOf(module.name, i));
+      activations += train.encoder_run_ahead * AheadMemory(loads[m], *model, i);
     }
   }
   return plan;

@@ -166,7 +166,7 @@ TEST(Plan, FrozenModules) {
   EXPECT_FALSE(
       stages.schedule.stages[stages.schedule.StageOf("images", 0)].backward);
   EXPECT_EQ(Stage(stages, 0, 0).activations, 2 * 4 * 5 * 48);
-  EXPECT_EQ(Stage(stages, 0, 1).activations, 2 * 4 * 4 * (48 + 2 * 64));
+  EXPECT_EQ(Stage(stages, 0, 1).activations, 2 * 4 * 4 * (2 * 48 + 2 * 64));
 }
 
 // A trained weight is quantised anew for each product; norms never are.

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "models/provider/encoders_testing.h"
 #include "models/provider/layout_testing.h"
@@ -15,10 +16,8 @@ namespace {
 
 using Module = ModuleParallelismConfig;
 
-constexpr int kIterations = 4;
-constexpr int kMicroBatches = 2;  // of each
-
-// Images in all of the second iteration, text alone before and behind.
+// Of eight micro-batches, of one iteration, two or four. Images in all of the
+// second of four, text alone before and behind.
 std::vector<std::vector<Sample>> Stream() {
   const auto both = Samples({kImageItems, kSketchItems}), text = Samples({}),
              images = Samples({kImageItems});
@@ -34,22 +33,16 @@ MimoModelConfig Model(bool frozen_projections) {
   return model;
 }
 
-// Whether encoders have later stages, which encode when the first one's output
-// comes.
-bool Staged(const LayoutCase& layout) {
-  return layout.modules[0].second.pipeline_model_parallel_size > 1;
-}
-
 struct Outcome {
   std::vector<double> losses;                // of all ranks, of each iteration
   std::vector<double> validated;             // between them
   std::vector<std::vector<double>> weights;  // of each rank
 };
 
-// With `spoil`, no encoder has its weights any more from the second iteration
-// on.
-Outcome Train(const LayoutCase& layout, bool frozen_projections, int run_ahead,
-              bool spoil) {
+// With `spoil`, no stage of an encoder has its weights any more from the second
+// iteration on.
+Outcome Train(const LayoutCase& layout, bool frozen_projections,
+              int micro_batches, int run_ahead, bool spoil = false) {
   Outcome run;
   run.weights.resize(layout.ranks);
   const auto results =
@@ -67,7 +60,7 @@ Outcome Train(const LayoutCase& layout, bool frozen_projections, int run_ahead,
         MIMO_ASSIGN_OR_RETURN(
             ModelLinks links,
             ModelLinks::Connect(model, world, memory, run_ahead));
-        const int turn = links.Program(kMicroBatches, /*forward_only=*/false)
+        const int turn = links.Program(micro_batches, /*forward_only=*/false)
                              .schedule.options.micro_batches;
         MimoStage stage(model, memory, {}, std::move(links));
         std::vector<ParamGroup> groups(ddp.modules().size());
@@ -86,10 +79,10 @@ Outcome Train(const LayoutCase& layout, bool frozen_projections, int run_ahead,
           return absl::OkStatus();
         };
         const int all = batches.size();
-        for (int i = 0; i < (spoil ? 2 : kIterations); ++i) {
-          const int end = (i + 1) * kMicroBatches;
+        for (int i = 0; i < (spoil ? 2 : all / micro_batches); ++i) {
+          const int end = (i + 1) * micro_batches;
           auto loss = stage.ForwardBackward(
-              absl::MakeSpan(batches).subspan(i * kMicroBatches, kMicroBatches),
+              absl::MakeSpan(batches).subspan(i * micro_batches, micro_batches),
               1e-2,
               {.next =
                    [&](int n) {
@@ -98,7 +91,7 @@ Outcome Train(const LayoutCase& layout, bool frozen_projections, int run_ahead,
                .before_last_backward =
                    [&](const std::string& module) {
                      // Encoded before the backward, beside those under way.
-                     if (module != "language" && !Staged(layout)) {
+                     if (module != "language") {
                        EXPECT_EQ(stage.ahead(),
                                  turn + std::min(run_ahead, all - end));
                      }
@@ -141,6 +134,7 @@ TEST(RunAhead, IsBitwiseTheSameAndAsFarAsAsked) {
       {kHomogeneous, 2, on(tp, tp)},
       {kHomogeneous, 2, on(dp, dp)},
       {kHomogeneous, 2, on(pp, pp)},
+      {kHomogeneous, 3, on(Sizes(1, 1, 0, 3), Sizes(1, 1, 0, 3))},
       {kColocated, 2, on(dp, tp)},
       {kColocated, 2, on(tp, dp)},
       {kColocated, 2, on(dp, pp)},
@@ -148,6 +142,13 @@ TEST(RunAhead, IsBitwiseTheSameAndAsFarAsAsked) {
       {kColocated, 4, on(Sizes(2, 2), Cp(2, Sizes(2, 1)))},
       {kHeterogeneous, 3, on(tp, Sizes(1, 1, 2))},
       {kHeterogeneous, 4, on(pp, Sizes(1, 1, 2, 2))},
+      {kHeterogeneous, 5, on(Sizes(2, 1, 0, 2), Sizes(1, 1, 4))},
+      // A pipeline beside a shorter one, on its second stage's rank.
+      {kHeterogeneous,
+       4,
+       {{"images", Sizes(1, 1, 0, 3)},
+        {"sketches", Sizes(1, 1, 1)},
+        {"language", Sizes(1, 1, 3)}}},
       // Ranks in the middle have two modules each.
       {kHeterogeneous,
        4,
@@ -159,24 +160,74 @@ TEST(RunAhead, IsBitwiseTheSameAndAsFarAsAsked) {
     for (const bool frozen_projections : {false, true}) {
       SCOPED_TRACE(testing::Message() << "layout " << &layout - layouts.data()
                                       << " " << frozen_projections);
-      const Outcome wanted = Train(layout, frozen_projections, 0, false);
-      ASSERT_EQ(wanted.losses.size(), kIterations);
+      const Outcome wanted = Train(layout, frozen_projections, 2, 0);
+      ASSERT_EQ(wanted.losses.size(), 4);
       for (const int ahead : {1, 2, 3, 9}) {
-        const Outcome got = Train(layout, frozen_projections, ahead, false);
+        const Outcome got = Train(layout, frozen_projections, 2, ahead);
         EXPECT_EQ(got.losses, wanted.losses) << ahead;
         EXPECT_EQ(got.validated, wanted.validated) << ahead;
         EXPECT_EQ(got.weights, wanted.weights) << ahead;
       }
-      if (Staged(layout)) continue;
+      for (const int micro_batches : {1, 8}) {
+        const Outcome in_turn =
+            Train(layout, frozen_projections, micro_batches, 0);
+        const Outcome ahead =
+            Train(layout, frozen_projections, micro_batches, 3);
+        EXPECT_EQ(ahead.losses, in_turn.losses) << micro_batches;
+        EXPECT_EQ(ahead.weights, in_turn.weights) << micro_batches;
+      }
       for (const int ahead : {0, 1, 2, 3}) {
-        const Outcome spoilt = Train(layout, frozen_projections, ahead, true);
-        if (ahead < kMicroBatches) {
+        const Outcome spoilt =
+            Train(layout, frozen_projections, 2, ahead, /*spoil=*/true);
+        if (ahead < 2) {
           EXPECT_TRUE(std::isnan(spoilt.losses.at(1))) << ahead;
         } else {
           EXPECT_EQ(spoilt.losses.at(1), wanted.losses[1]) << ahead;
         }
       }
     }
+  }
+}
+
+// A later stage waits for what the first one gives ahead.
+TEST(RunAhead, WhatCannotBeEncodedAheadEndsAllRanks) {
+  const Module encoders = Sizes(1, 1, 0, 2);
+  const LayoutCase layout = {kHeterogeneous,
+                             3,
+                             {{"images", encoders},
+                              {"sketches", encoders},
+                              {"language", Sizes(1, 1, 2)}}};
+  const MimoModelConfig config = Model(/*frozen_projections=*/false);
+  for (const bool read : {false, true}) {
+    const auto results = RunRanks(3, [&](Communicator& world) -> absl::Status {
+      Allocator memory;
+      MimoModelProvider provider = ProviderOf(config, layout.Config());
+      MIMO_ASSIGN_OR_RETURN(
+          const DistributedModel provided,
+          provider.ProvideDistributedModel(
+              &world, memory, {.ddp_config = {{.bucket_size = 500}}}));
+      MIMO_ASSIGN_OR_RETURN(const auto infra, provider.BuildInfra(&world));
+      MIMO_ASSIGN_OR_RETURN(
+          ModelLinks links,
+          ModelLinks::Connect(*provided.model, world, memory, 1));
+      MimoStage stage(*provided.model, memory, {}, std::move(links));
+      const MicroBatch batch =
+          BatchOf(*infra, config.special_token_ids, Stream()[0]);
+      MicroBatch next = batch;
+      if (world.rank() == 0) next.modalities.clear();
+      const auto loss = stage.ForwardBackward(
+          {batch}, 1, {.next = [&](int) -> absl::StatusOr<const MicroBatch*> {
+            if (world.rank() > 0 || read) return &next;
+            return absl::NotFoundError("no cat.png");
+          }});
+      MIMO_RETURN_IF_ERROR(loss.status());
+      double one = 1;
+      return SumOverRanks(&world, memory, absl::MakeSpan(&one, 1));
+    });
+    EXPECT_THAT(results[0].message(),
+                testing::HasSubstr(read ? "inputs are missing" : "no cat.png"));
+    EXPECT_FALSE(results[1].ok());
+    EXPECT_FALSE(results[2].ok());
   }
 }
 

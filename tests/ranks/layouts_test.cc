@@ -121,6 +121,7 @@ TEST_P(EachLayout, TrainsAsOneRank) {
 // How far ahead changes nothing but the time.
 TEST(Layouts, FrozenEncodersRunAhead) {
   const Layout layouts[] = {{"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"},
+                            {"homogeneous", 4, "tp2 pp2", "tp2 pp2"},
                             {"colocated", 4, "dp4", "tp2 pp2"},
                             {"homogeneous", 2, "tp2", "tp2"},
                             kOneRank};
