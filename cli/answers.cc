@@ -95,8 +95,10 @@ absl::StatusOr<MetricValues> ExactMatches(
     const DataShare& share, int64_t micro_batches, Communicator* world,
     Allocator& allocator) {
   std::vector<std::string> kinds;  // of the questions
-  for (const Conversation& conversation : split.conversations)
+  for (size_t i = 0; i < split.conversations.size(); ++i) {
+    const Conversation conversation = split.conversations[i];
     for (const Turn& turn : conversation.turns) kinds.push_back(turn.kind);
+  }
   const int64_t count = kinds.size();
   const int64_t first = share.text ? share.text->begin(share.samples) : 0;
   std::map<std::string, int64_t> asked, right;

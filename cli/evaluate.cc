@@ -73,8 +73,8 @@ absl::Status Report(const Corpus& corpus, const Split& split,
                     const SplitAnswers& result, uint64_t seed, bool json) {
   std::vector<Conversation> train;
   for (const Split& part : corpus.train) {
-    train.insert(train.end(), part.conversations.begin(),
-                 part.conversations.end());
+    const std::vector<Conversation> all = part.conversations.All();
+    train.insert(train.end(), all.begin(), all.end());
   }
   MIMO_ASSIGN_OR_RETURN(const std::vector<Baseline> baselines,
                         ComputeBaselines(train, split, seed));

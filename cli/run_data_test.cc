@@ -120,9 +120,10 @@ TEST(MakeSources, ReadsNothingOutsideItsSlices) {
       const DataShare share =
           ShareOfRank(WholeShare(kSamples, kSpecial), rank, 3, 2);
       RunData broken = data;
-      auto& conversations = member == &Sources::train
-                                ? broken.corpus.train[0].conversations
-                                : broken.corpus.validation[0].conversations;
+      ConversationList& list = member == &Sources::train
+                                   ? broken.corpus.train[0].conversations
+                                   : broken.corpus.validation[0].conversations;
+      std::vector<Conversation> conversations = list.All();
       for (int64_t i = 0; i < 19; ++i) {
         Conversation& c =
             conversations[member == &Sources::questions ? i : drawn[i]];
@@ -133,6 +134,7 @@ TEST(MakeSources, ReadsNothingOutsideItsSlices) {
           continue;
         for (Picture& picture : c.pictures) picture.path += ".gone";
       }
+      list = conversations;
       const auto want = Opener(data, member)(share)();
       const auto got = Opener(broken, member)(share)();
       ASSERT_TRUE(want.ok()) << want.status();
@@ -147,8 +149,10 @@ TEST(MakeSources, ReadsNothingOutsideItsSlices) {
 // Text-only ranks need no pictures, and lanes none but their own.
 TEST(MakeSources, ReadsNoOtherPictures) {
   RunData data = Conversations();
-  for (Conversation& c : data.corpus.train[0].conversations)
+  std::vector<Conversation> all = data.corpus.train[0].conversations.All();
+  for (Conversation& c : all)
     for (Picture& picture : c.pictures) picture.path += ".gone";
+  data.corpus.train[0].conversations = all;
   data.config.cache_images = true;
   DataShare text = WholeShare(6, kSpecial);
   text.modalities.clear();

@@ -71,11 +71,12 @@ absl::StatusOr<ModalityItem> View(const Picture& picture,
 }
 
 absl::StatusOr<std::shared_ptr<const ConversationDataset>>
-ConversationDataset::Create(std::vector<Conversation> conversations,
+ConversationDataset::Create(ConversationList conversations,
                             const ConversationTemplate& format,
                             const ConversationDatasetOptions& options) {
   if (options.cache) {
-    for (Conversation& conversation : conversations) {
+    std::vector<Conversation> all = conversations.All();
+    for (Conversation& conversation : all) {
       for (Picture& picture : conversation.pictures) {
         MIMO_ASSIGN_OR_RETURN(picture.decoded, Decode(picture));
         if (options.view.augment) {
@@ -84,6 +85,7 @@ ConversationDataset::Create(std::vector<Conversation> conversations,
         }
       }
     }
+    conversations = std::move(all);
   }
   return absl::WrapUnique(
       new ConversationDataset(std::move(conversations), format, options));
@@ -91,7 +93,7 @@ ConversationDataset::Create(std::vector<Conversation> conversations,
 
 absl::StatusOr<Sample> ConversationDataset::Text(int64_t index,
                                                  int64_t visit) const {
-  const Conversation& conversation = conversations_[index];
+  const Conversation conversation = conversations_[index];
   const std::vector<Turn> turns =
       options_.turns == 0
           ? conversation.turns
@@ -110,7 +112,8 @@ absl::StatusOr<std::vector<ModalityItem>> ConversationDataset::Items(
     int64_t index, int64_t visit, const std::string& modality) const {
   std::vector<ModalityItem> items;
   if (modality != options_.modality) return items;
-  for (const Picture& picture : conversations_[index].pictures) {
+  const Conversation conversation = conversations_[index];
+  for (const Picture& picture : conversation.pictures) {
     // Each picture of a sample has its own draws.
     const uint64_t seed = options_.seed + items.size();
     MIMO_ASSIGN_OR_RETURN(

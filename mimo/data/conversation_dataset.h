@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "mimo/data/conversation_list.h"
 #include "mimo/data/dataset.h"
 #include "mimo/data/image/augment.h"
 #include "mimo/data/image/preprocess.h"
@@ -43,8 +44,7 @@ class ConversationDataset : public Dataset {
  public:
   // Reads the pictures if they are to be cached.
   static absl::StatusOr<std::shared_ptr<const ConversationDataset>> Create(
-      std::vector<Conversation> conversations,
-      const ConversationTemplate& format,
+      ConversationList conversations, const ConversationTemplate& format,
       const ConversationDatasetOptions& options);
 
   int64_t size() const override { return conversations_.size(); }
@@ -55,14 +55,14 @@ class ConversationDataset : public Dataset {
                      const std::string& modality) const override;
 
  private:
-  ConversationDataset(std::vector<Conversation> conversations,
+  ConversationDataset(ConversationList conversations,
                       const ConversationTemplate& format,
                       const ConversationDatasetOptions& options)
       : conversations_(std::move(conversations)),
         format_(format),
         options_(options) {}
 
-  std::vector<Conversation> conversations_;
+  const ConversationList conversations_;
   const ConversationTemplate format_;
   const ConversationDatasetOptions options_;
 };

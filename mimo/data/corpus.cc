@@ -14,6 +14,10 @@
 namespace mimo {
 namespace {
 
+// A tokenizer is trained on fewer conversations of a split: of more, one in so
+// many, for every rank does it.
+constexpr size_t kMostToLearnFrom = 100000;
+
 struct Question {
   int64_t conversation;
   Turn alone;
@@ -104,10 +108,10 @@ absl::StatusOr<Corpus> LoadCorpus(const DataConfig& config) {
   CHECK(config.type == DataType::kLlavaJson) << "LoadCorpus";
   Split train = {.name = "train", .augment = kTrainAugment};
   Split validation = {.name = "validation"};
-  MIMO_ASSIGN_OR_RETURN(std::vector<Conversation> all,
+  MIMO_ASSIGN_OR_RETURN(const ConversationList all,
                         ReadLlavaJson(config.path, config.image_root));
   std::tie(train.conversations, validation.conversations) =
-      SplitByHash(std::move(all), config.validation_fraction);
+      SplitByHash(all, config.validation_fraction);
   if (!config.validation_path.empty()) {
     MIMO_ASSIGN_OR_RETURN(
         validation.conversations,
@@ -127,8 +131,11 @@ absl::StatusOr<Tokenizer> MakeTokenizer(const DataConfig& config,
   std::vector<std::string> lines;
   absl::flat_hash_map<std::string, int> count;
   for (const Split& split : corpus.train) {
-    for (std::string& line : TokenizerSentences(split.conversations)) {
-      if (++count[line] <= 1000) lines.push_back(std::move(line));
+    const size_t step = 1 + split.conversations.size() / kMostToLearnFrom;
+    for (size_t i = 0; i < split.conversations.size(); i += step) {
+      for (std::string& line : TokenizerSentences({split.conversations[i]})) {
+        if (++count[line] <= 1000) lines.push_back(std::move(line));
+      }
     }
   }
   auto bytes = Tokenizer::Train(lines, config.tokenizer_vocab_size);
@@ -183,7 +190,7 @@ absl::StatusOr<std::shared_ptr<const Dataset>> QuestionDataset(
       ValidationDataset(config, split, format, image_size, seed));
   std::vector<Question> questions;
   for (size_t c = 0; c < split.conversations.size(); ++c) {
-    const Conversation& conversation = split.conversations[c];
+    const Conversation conversation = split.conversations[c];
     const int64_t images = conversation.pictures.size();
     for (Turn turn : conversation.turns) {
       turn.question = PlaceImages(turn.question, images);

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "mimo/data/config.h"
 #include "mimo/data/conversation_dataset.h"
+#include "mimo/data/conversation_list.h"
 #include "mimo/data/dataset.h"
 #include "mimo/data/image/augment.h"
 #include "mimo/data/text/conversation.h"
@@ -21,7 +22,7 @@ namespace mimo {
 
 struct Split {
   std::string name;  // "train", "heldout_style", ...
-  std::vector<Conversation> conversations = {};
+  ConversationList conversations = {};
   // Random views: of training if the config asks for them, of evaluation
   // always.
   std::optional<AugmentOptions> augment = {};

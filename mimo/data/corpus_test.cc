@@ -92,15 +92,16 @@ TEST(Corpus, QuestionsAloneWithTheViewsOfTheirConversations) {
   DataConfig config = Fixtures();
   Corpus corpus = Load(config);
   Split split{.name = "asked", .augment = kTrainAugment};
-  const auto& from = corpus.train[0].conversations;
-  split.conversations = {from[0], from[1], from[2]};
-  split.conversations[0].turns = {{"Who?", "A."}, {"<image>\nWhy?", "Bcd."}};
-  split.conversations[2].turns = {{"<image>How?", "Ef."}};
+  std::vector<Conversation> asked = corpus.train[0].conversations.All();
+  asked.resize(3);
+  asked[0].turns = {{"Who?", "A."}, {"<image>\nWhy?", "Bcd."}};
+  asked[2].turns = {{"<image>How?", "Ef."}};
+  split.conversations = asked;
   const ConversationTemplate format = Template(config, corpus);
   const auto whole = ValidationDataset(config, split, format, 16, 1);
   const auto questions = QuestionDataset(config, split, format, 16, 1);
   ASSERT_TRUE(whole.ok() && questions.ok());
-  ASSERT_EQ((*questions)->size(), 2 + split.conversations[1].turns.size() + 1);
+  ASSERT_EQ((*questions)->size(), 2 + asked[1].turns.size() + 1);
   const auto expect = [&](int64_t index, int64_t conversation, Turn turn) {
     const auto got = (*questions)->Text(index, 0);
     ASSERT_TRUE(got.ok()) << got.status();
@@ -115,7 +116,7 @@ TEST(Corpus, QuestionsAloneWithTheViewsOfTheirConversations) {
   };
   expect(0, 0, {"<image>\nWho?", "A."});
   expect(1, 0, {"<image>\nWhy?", "Bcd."});
-  expect(2, 1, split.conversations[1].turns[0]);
+  expect(2, 1, asked[1].turns[0]);
   expect((*questions)->size() - 1, 2, {"<image>How?", "Ef."});
 }
 
@@ -148,7 +149,7 @@ TEST(ConversationDataset, DrawsTurnsAndKeepsThePictureFirst) {
   c.turns = {{"<image>\nWhat is it?", "A.", ""},
              {"And what colour?", "B.", ""},
              {"How large?", "C.", ""}};
-  corpus.train[0].conversations = {c};
+  corpus.train[0].conversations = std::vector<Conversation>{c};
   config.turns = 2;
   const auto dataset = Training(config, corpus);
   const Tokenizer tokenizer = Template(config, corpus).tokenizer;

@@ -1,5 +1,7 @@
 #include "mimo/data/file.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -7,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "mimo/checkpoint/atomic_file.h"
@@ -52,6 +55,35 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
         absl::StrCat(path, ": reading failed: ", std::strerror(errno)));
   }
   return bytes;
+}
+
+absl::StatusOr<std::shared_ptr<const std::string_view>> MapFile(
+    const std::string& path) {
+  std::error_code error;
+  const bool regular = fs::is_regular_file(path, error);
+  if (const size_t size = regular ? fs::file_size(path, error) : 0; size > 0) {
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return FileError(path, "read", errno);
+    void* memory = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
+    const int cause = errno;
+    close(fd);
+    if (memory == MAP_FAILED) return FileError(path, "map", cause);
+    return std::shared_ptr<const std::string_view>(
+        new std::string_view(static_cast<const char*>(memory), size),
+        [memory](const std::string_view* text) {
+          munmap(memory, text->size());
+          delete text;
+        });
+  }
+  // A pipe, or nothing to map.
+  auto text = ReadFile(path);
+  if (!text.ok()) return text.status();
+  struct Owner {
+    std::string text;
+    std::string_view view = text;
+  };
+  auto owner = std::make_shared<Owner>(Owner{*std::move(text)});
+  return std::shared_ptr<const std::string_view>(owner, &owner->view);
 }
 
 absl::Status WriteFile(const std::string& path, std::string_view bytes) {

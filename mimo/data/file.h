@@ -2,6 +2,7 @@
 #ifndef MIMO_MIMO_DATA_FILE_H_
 #define MIMO_MIMO_DATA_FILE_H_
 
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -14,6 +15,11 @@ bool Exists(const std::string& path);
 
 // NotFound: nothing there; InvalidArgument: a directory, or not readable.
 absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// The same without memory of its own: the file, which must stay as it is, is
+// mapped.
+absl::StatusOr<std::shared_ptr<const std::string_view>> MapFile(
+    const std::string& path);
 
 // Written beside `path` under another name, then renamed: a reader sees the old
 // file or the new one, never a part (though not synced to disk: for what can be

@@ -1,9 +1,12 @@
 #include "mimo/data/llava_json.h"
 
 #include <filesystem>
+#include <iterator>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -20,15 +23,19 @@ absl::Status Bad(const std::string& where, std::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(where, ": ", what));
 }
 
+absl::Status NotJson(const std::string& where, const json::exception& e) {
+  // "[json.exception.parse_error.101] parse error at line 1, ...".
+  std::string_view what = e.what();
+  what.remove_prefix(std::min(what.size(), what.find("] ") + 2));
+  return Bad(where, absl::StrCat("not JSON: ", what));
+}
+
 absl::StatusOr<json> ParseJson(std::string_view text,
                                const std::string& where) {
   try {
     return json::parse(text);
   } catch (const json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, ...".
-    std::string_view what = e.what();
-    what.remove_prefix(std::min(what.size(), what.find("] ") + 2));
-    return Bad(where, absl::StrCat("not JSON: ", what));
+    return NotJson(where, e);
   }
 }
 
@@ -118,41 +125,87 @@ absl::StatusOr<Conversation> ParseItem(const json& item,
   return out;
 }
 
-}  // namespace
+// Reads a text and tells how far.
+struct Reader {
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
 
-absl::StatusOr<std::vector<Conversation>> ParseLlavaJson(
-    std::string_view text, const std::string& name,
-    const std::string& image_root) {
-  std::vector<Conversation> out;
-  const size_t start = text.find_first_not_of(" \t\r\n");
-  if (start == text.npos) return Bad(name, "an empty file, wanted JSON");
-  if (text[start] == '[') {
-    MIMO_ASSIGN_OR_RETURN(const json list, ParseJson(text, name));
-    for (size_t i = 0; i < list.size(); ++i) {
-      MIMO_ASSIGN_OR_RETURN(
-          out.emplace_back(),
-          ParseItem(list[i], absl::StrCat(name, ": item ", i), image_root));
+  const char& operator*() const { return *at; }
+  Reader& operator++() {
+    *read = ++at;
+    return *this;
+  }
+  bool operator==(const Reader& other) const { return at == other.at; }
+
+  const char* at;
+  const char** read;
+};
+
+// Where the items of a JSON array are, each of which is checked: one at a time
+// is in memory.
+absl::Status FindItems(std::string_view text, const std::string& name,
+                       const std::filesystem::path& root,
+                       std::vector<std::string_view>& items) {
+  using Event = json::parse_event_t;
+  absl::Status status;
+  const char* read = text.data();
+  const char* begin = read;
+  const auto keep = [&](int depth, Event event, json& item) {
+    if (depth != 1 || !status.ok()) return depth != 1;
+    if (event == Event::object_start || event == Event::array_start) {
+      begin = read - 1;
+      return true;
     }
-    return out;
+    status = ParseItem(item, absl::StrCat(name, ": item ", items.size()), root)
+                 .status();
+    items.emplace_back(begin, read - begin);
+    return false;
+  };
+  try {
+    const json emptied =
+        json::parse(Reader{text.data(), &read},
+                    Reader{text.data() + text.size(), &read}, keep);
+  } catch (const json::exception& e) {
+    return NotJson(name, e);
   }
-  int64_t number = 0;
-  for (std::string_view line : absl::StrSplit(text, '\n')) {
-    const std::string where = absl::StrCat(name, ": line ", ++number);
-    if (line.find_first_not_of(" \t\r") == line.npos) continue;
-    MIMO_ASSIGN_OR_RETURN(const json item, ParseJson(line, where));
-    MIMO_ASSIGN_OR_RETURN(out.emplace_back(),
-                          ParseItem(item, where, image_root));
-  }
-  return out;
+  return status;
 }
 
-absl::StatusOr<std::vector<Conversation>> ReadLlavaJson(
-    const std::string& path, const std::string& image_root) {
-  MIMO_ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  return ParseLlavaJson(text, path,
-                        image_root.empty()
-                            ? std::filesystem::path(path).parent_path().string()
-                            : image_root);
+}  // namespace
+
+absl::StatusOr<ConversationList> ReadLlavaJson(const std::string& path,
+                                               const std::string& image_root) {
+  const std::filesystem::path root =
+      image_root.empty() ? std::filesystem::path(path).parent_path()
+                         : std::filesystem::path(image_root);
+  MIMO_ASSIGN_OR_RETURN(const auto text, MapFile(path));
+  std::vector<std::string_view> items;
+  const size_t start = text->find_first_not_of(" \t\r\n");
+  if (start == text->npos) return Bad(path, "an empty file, wanted JSON");
+  if ((*text)[start] == '[') {
+    MIMO_RETURN_IF_ERROR(FindItems(*text, path, root, items));
+  } else {
+    int64_t number = 0;
+    for (std::string_view line : absl::StrSplit(*text, '\n')) {
+      const std::string where = absl::StrCat(path, ": line ", ++number);
+      if (line.find_first_not_of(" \t\r") == line.npos) continue;
+      MIMO_ASSIGN_OR_RETURN(const json item, ParseJson(line, where));
+      MIMO_RETURN_IF_ERROR(ParseItem(item, where, root).status());
+      items.push_back(line);
+    }
+  }
+  const int64_t size = items.size();
+  const auto shared =
+      std::make_shared<const std::vector<std::string_view>>(std::move(items));
+  return ConversationList(size, [text, shared, path, root](int64_t number) {
+    const absl::StatusOr<Conversation> item =
+        ParseItem(json::parse((*shared)[number], nullptr, false), path, root);
+    CHECK_OK(item.status()) << "it was right when it was opened";
+    return *item;
+  });
 }
 
 std::string ToLlavaJson(const std::vector<Conversation>& conversations) {
@@ -178,20 +231,23 @@ std::string ToLlavaJson(const std::vector<Conversation>& conversations) {
   return absl::StrCat(out, "\n]\n");
 }
 
-std::pair<std::vector<Conversation>, std::vector<Conversation>> SplitByHash(
-    std::vector<Conversation> conversations, double fraction) {
+std::pair<ConversationList, ConversationList> SplitByHash(
+    const ConversationList& conversations, double fraction) {
+  if (fraction == 0) return {conversations, {}};
   constexpr uint32_t kShares = 10000;
-  std::pair<std::vector<Conversation>, std::vector<Conversation>> out;
-  for (Conversation& c : conversations) {
+  std::vector<int64_t> first, second;
+  for (size_t i = 0; i < conversations.size(); ++i) {
+    const Conversation c = conversations[i];
     const std::string& key =
         c.pictures.empty()
             ? absl::StrCat(c.id, c.turns[0].question)
             : std::filesystem::path(c.pictures[0].path).filename().string();
-    const bool second =
+    const bool held_out =
         Sha1QuotientModulo(key, 1, kShares) < fraction * kShares;
-    (second ? out.second : out.first).push_back(std::move(c));
+    (held_out ? second : first).push_back(i);
   }
-  return out;
+  return {conversations.Only(std::move(first)),
+          conversations.Only(std::move(second))};
 }
 
 }  // namespace mimo

@@ -10,22 +10,20 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "mimo/data/conversation_list.h"
 #include "mimo/data/text/conversation.h"
 
 namespace mimo {
 
 // Pictures' paths are taken from image_root (the file's own folder when empty)
-// and are not opened.
-absl::StatusOr<std::vector<Conversation>> ReadLlavaJson(
+// and are not opened. Each conversation is checked here, and parsed again when
+// it is asked for.
+absl::StatusOr<ConversationList> ReadLlavaJson(
     const std::string& path, const std::string& image_root = "");
-
-// The same of text in memory; errors begin with `name`.
-absl::StatusOr<std::vector<Conversation>> ParseLlavaJson(
-    std::string_view text, const std::string& name,
-    const std::string& image_root);
 
 // A JSON array, one conversation a line; paths as they are.
 std::string ToLlavaJson(const std::vector<Conversation>& conversations);
@@ -33,8 +31,8 @@ std::string ToLlavaJson(const std::vector<Conversation>& conversations);
 // Moves about `fraction` of the conversations to the second list: those that
 // the hash of their first picture's file name (else id) says, so that all about
 // one picture go together and neither order nor additions change it.
-std::pair<std::vector<Conversation>, std::vector<Conversation>> SplitByHash(
-    std::vector<Conversation> conversations, double fraction);
+std::pair<ConversationList, ConversationList> SplitByHash(
+    const ConversationList& conversations, double fraction);
 
 }  // namespace mimo
 

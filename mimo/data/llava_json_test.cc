@@ -1,8 +1,10 @@
 #include "mimo/data/llava_json.h"
 
+#include "absl/log/check.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "mimo/data/file.h"
 
 namespace mimo {
 namespace {
@@ -15,8 +17,15 @@ constexpr char kTurn[] =
     R"("conversations": [{"from": "human", "value": "<image>\nWhat?"},
         {"from": "gpt", "value": "A bag.", "kind": "name"}])";
 
+absl::StatusOr<ConversationList> Parse(const std::string& text,
+                                       const std::string& image_root) {
+  const std::string path = testing::TempDir() + "/f.json";
+  CHECK_OK(WriteFile(path, text));
+  return ReadLlavaJson(path, image_root);
+}
+
 std::string Error(const std::string& text) {
-  const auto parsed = ParseLlavaJson(text, "f.json", "root");
+  const auto parsed = Parse(text, "root");
   EXPECT_FALSE(parsed.ok()) << text;
   const std::string message(parsed.status().message());
   EXPECT_THAT(message, AllOf(HasSubstr("f.json: "), Not(HasSubstr("\n"))));
@@ -41,14 +50,13 @@ TEST(LlavaJson, ArrayAndLinesAreTheSame) {
   std::string item =
       absl::StrCat(R"({"id": 7, "image": "a.png", )", kTurn, "}");
   std::erase(item, '\n');
-  const auto array =
-      ParseLlavaJson(absl::StrCat(" [", item, ",\n", item, "]"), "x", "r");
-  const auto lines =
-      ParseLlavaJson(absl::StrCat(item, "\n\n", item, "\r\n"), "x", "r");
+  const auto array = Parse(absl::StrCat(" [", item, ",\n", item, "]"), "r");
+  const auto lines = Parse(absl::StrCat(item, "\n\n", item, "\r\n"), "r");
   ASSERT_TRUE(array.ok()) << array.status();
   ASSERT_TRUE(lines.ok()) << lines.status();
-  EXPECT_EQ(ToLlavaJson(*array), ToLlavaJson(*lines));
+  EXPECT_EQ(ToLlavaJson(array->All()), ToLlavaJson(lines->All()));
   ASSERT_EQ(array->size(), 2u);
+  EXPECT_EQ(ToLlavaJson({(*array)[1]}), ToLlavaJson({(*array)[0]}));
   EXPECT_EQ((*array)[0].id, "7");
   EXPECT_EQ((*array)[0].pictures[0].path, "r/a.png");
   EXPECT_EQ((*array)[0].turns[0].kind, "name");
@@ -56,24 +64,24 @@ TEST(LlavaJson, ArrayAndLinesAreTheSame) {
 
 TEST(LlavaJson, RoundTrip) {
   Conversation two = {.id = "\"quoted\" \n é"};
-  two.pictures = {{"a.png", nullptr}, {"b.png", nullptr}};
+  two.pictures = {{"/a.png", nullptr}, {"/b.png", nullptr}};
   two.turns = {{"<image> or <image>?", "The first.", "choice"},
                {"Sure?", "Yes.", ""}};
   two.about = {{"country", "IT"}};
-  const auto back = ParseLlavaJson(ToLlavaJson({two}), "x", "");
+  const auto back = Parse(ToLlavaJson({two}), "/");
   ASSERT_TRUE(back.ok()) << back.status();
-  EXPECT_EQ(ToLlavaJson(*back), ToLlavaJson({two}));
+  EXPECT_EQ(ToLlavaJson(back->All()), ToLlavaJson({two}));
   EXPECT_EQ((*back)[0].id, two.id);
-  EXPECT_EQ((*back)[0].pictures[1].path, "b.png");
+  EXPECT_EQ((*back)[0].pictures[1].path, "/b.png");
   EXPECT_EQ((*back)[0].turns[1].answer, "Yes.");
   EXPECT_EQ((*back)[0].about, two.about);
 }
 
 TEST(LlavaJson, TextOnly) {
-  const auto parsed = ParseLlavaJson(
+  const auto parsed = Parse(
       R"([{"conversations": [{"from": "user", "value": "Hi"},
                              {"from": "assistant", "value": "Hello"}]}])",
-      "x", "");
+      "");
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_TRUE((*parsed)[0].pictures.empty());
 }

@@ -45,7 +45,7 @@ const std::string& Folder() {
 std::vector<Conversation> Split(std::string_view name) {
   auto read = ReadLlavaJson(Folder() + "/" + std::string(name) + ".json");
   EXPECT_TRUE(read.ok()) << read.status();
-  return read.value_or(std::vector<Conversation>{});
+  return read.ok() ? read->All() : std::vector<Conversation>{};
 }
 
 std::string Answer(const Conversation& c, std::string_view kind) {

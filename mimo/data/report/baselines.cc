@@ -62,11 +62,11 @@ float Distance(const std::vector<float>& a, const std::vector<float>& b) {
 
 absl::StatusOr<std::vector<Baseline>> ComputeBaselines(
     const std::vector<Conversation>& train, const Split& split, uint64_t seed) {
+  const std::vector<Conversation> test = split.conversations.All();
   MIMO_ASSIGN_OR_RETURN(const Views known,
                         FirstPictures(train, kTrainPictures, {}, seed));
-  MIMO_ASSIGN_OR_RETURN(
-      const Views asked,
-      FirstPictures(split.conversations, kTestPictures, split.augment, seed));
+  MIMO_ASSIGN_OR_RETURN(const Views asked, FirstPictures(test, kTestPictures,
+                                                         split.augment, seed));
   std::map<std::string, std::map<std::string, int64_t>> answers;  // of training
   for (const Conversation& c : train) {
     for (const Turn& turn : c.turns) ++answers[turn.kind][turn.answer];
@@ -86,8 +86,8 @@ absl::StatusOr<std::vector<Baseline>> ComputeBaselines(
         counts.begin(), counts.end(),
         [](const auto& x, const auto& y) { return x.second < y.second; });
     int64_t compared = 0;
-    for (size_t i = 0; i < split.conversations.size(); ++i) {
-      const Turn* turn = FindTurn(split.conversations[i], kind);
+    for (size_t i = 0; i < test.size(); ++i) {
+      const Turn* turn = FindTurn(test[i], kind);
       if (!turn) continue;
       ++b.questions;
       b.majority += turn->answer == most->first;

@@ -96,10 +96,11 @@ TEST(Baselines, ChanceMajorityNearest) {
       Colour({0, 255, 0}, "green", "small"),
       Colour({0, 0, 255}, "blue", "big")};
   Split split = {.name = "test"};
-  split.conversations = {Colour({240, 10, 10}, "red", "big"),
-                         Colour({10, 240, 10}, "green", "big"),
-                         Colour({10, 240, 10}, "blue", "small"),
-                         Colour({10, 20, 200}, "blue", "small")};
+  split.conversations =
+      std::vector<Conversation>{Colour({240, 10, 10}, "red", "big"),
+                                Colour({10, 240, 10}, "green", "big"),
+                                Colour({10, 240, 10}, "blue", "small"),
+                                Colour({10, 20, 200}, "blue", "small")};
   const auto baselines = ComputeBaselines(train, split, 1);
   ASSERT_TRUE(baselines.ok()) << baselines.status();
   ASSERT_EQ(baselines->size(), 2u);
@@ -128,7 +129,7 @@ TEST(Baselines, Flags) {
   ASSERT_TRUE(corpus.ok()) << corpus.status();
   for (const Split& split : corpus->validation) {
     const auto baselines =
-        ComputeBaselines(corpus->train[0].conversations, split, 1);
+        ComputeBaselines(corpus->train[0].conversations.All(), split, 1);
     ASSERT_TRUE(baselines.ok()) << baselines.status();
     for (const Baseline& b : *baselines) {
       std::printf(
