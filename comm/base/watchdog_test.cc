@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "comm/base/planned_communicator.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -32,10 +33,10 @@ using ::testing::StartsWith;
 constexpr absl::Duration kTimeout = absl::Milliseconds(400);
 
 // Barriers that end when told; of ranks 0 to 2, this being 0.
-class HandCommunicator : public Communicator {
+class HandCommunicator : public PlannedCommunicator {
  public:
   explicit HandCommunicator(std::string name = "hand")
-      : Communicator(std::move(name), {0, 1, 2}, 0) {}
+      : PlannedCommunicator(std::move(name), {0, 1, 2}, 0) {}
   ~HandCommunicator() override { Retire(); }
 
   void Finish() { ++finished_; }
@@ -46,20 +47,9 @@ class HandCommunicator : public Communicator {
   absl::Notification aborted;
 
  protected:
-  void DoAllReduce(const void*, void*, int64_t, DType, ReduceOp,
-                   Stream) override {}
-  void DoAllGather(const void*, void*, int64_t, DType, Stream) override {}
-  void DoReduceScatter(const void*, void*, int64_t, DType, ReduceOp,
-                       Stream) override {}
   void DoBroadcast(void*, int64_t, DType, int, Stream) override {}
-  void DoAllToAll(const void*, absl::Span<const int64_t>, void*,
-                  absl::Span<const int64_t>, DType, Stream) override {}
   void DoExchange(absl::Span<const Transfer>, Stream) override {}
   void DoBarrier(Stream) override {}
-  absl::StatusOr<std::unique_ptr<Communicator>> DoSplit(
-      const std::string&, absl::Span<const std::vector<int>>) override {
-    return nullptr;
-  }
   void DoAbort(const absl::Status&) override { aborted.Notify(); }
   int64_t Completed() const override { return finished_; }
   absl::Status Poll() override {

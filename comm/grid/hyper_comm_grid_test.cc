@@ -9,6 +9,7 @@
 
 #include "absl/log/check.h"
 #include "absl/strings/str_join.h"
+#include "comm/base/planned_communicator.h"
 #include "comm/inproc/inproc.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -240,7 +241,7 @@ TEST(HyperCommGridDeathTest, AGridOfAnotherWorld) {
 }
 
 // A world that notes what is split and in which order parts end.
-class NotingCommunicator : public Communicator {
+class NotingCommunicator : public PlannedCommunicator {
  public:
   struct Notes {
     std::vector<std::vector<std::vector<int>>> splits;
@@ -249,25 +250,11 @@ class NotingCommunicator : public Communicator {
   };
   NotingCommunicator(std::string name, std::vector<int> members, int rank,
                      Notes* notes)
-      : Communicator(std::move(name), std::move(members), rank),
+      : PlannedCommunicator(std::move(name), std::move(members), rank),
         notes_(notes) {}
-  ~NotingCommunicator() override {
-    Retire();
-    notes_->ended.push_back(name());
-  }
+  ~NotingCommunicator() override { notes_->ended.push_back(name()); }
 
  protected:
-  void DoAllReduce(const void*, void*, int64_t, DType, ReduceOp,
-                   Stream) override {}
-  void DoAllGather(const void*, void*, int64_t, DType, Stream) override {}
-  void DoReduceScatter(const void*, void*, int64_t, DType, ReduceOp,
-                       Stream) override {}
-  void DoBroadcast(void*, int64_t, DType, int, Stream) override {}
-  void DoAllToAll(const void*, absl::Span<const int64_t>, void*,
-                  absl::Span<const int64_t>, DType, Stream) override {}
-  void DoExchange(absl::Span<const Transfer>, Stream) override {}
-  void DoBarrier(Stream) override {}
-  void DoAbort(const absl::Status&) override {}
   absl::StatusOr<std::unique_ptr<Communicator>> DoSplit(
       const std::string& name,
       absl::Span<const std::vector<int>> groups) override {
