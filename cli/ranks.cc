@@ -1,17 +1,21 @@
 #include "cli/ranks.h"
 
+#include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/log/log.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "comm/base/watchdog.h"
 #include "comm/gloo/gloo_communicator.h"
 #include "comm/inproc/inproc.h"
+#include "comm/rendezvous/launcher.h"
 #include "comm/rendezvous/store.h"
 #include "comm/rendezvous/store_board.h"
 #include "kernels/base/on_cuda.h"
@@ -26,6 +30,8 @@ namespace {
 
 // For a rank that has failed to hear of, or be heard by, the others.
 constexpr absl::Duration kLastWords = absl::Seconds(5);
+// For a rank to come to where it hears that the world has failed.
+constexpr absl::Duration kGrace = absl::Seconds(10);
 
 // Set by a rank once it is prepared, and by rank 0 once all are.
 constexpr char kPrepared[] = "prepared/", kMet[] = "met/";
@@ -104,6 +110,18 @@ absl::Status RunSteps(const Job& job, Store& store, FailureBoard& board,
   return body(world.get());
 }
 
+// Ends the process if the world fails while this rank reads or computes, waits
+// for no other and so does not hear of it.
+void EndWithWorld(FailureBoard& board, const absl::Notification& done) {
+  while (!done.WaitForNotificationWithTimeout(absl::Milliseconds(50))) {
+    const std::string raised = board.Raised();
+    if (raised.empty() || done.WaitForNotificationWithTimeout(kGrace)) continue;
+    LOG(ERROR) << raised << ", " << kGrace
+               << " ago; this rank ends in the middle of what it does";
+    std::_Exit(kFailedAfterAnother);
+  }
+}
+
 // Tells the others why this rank fails, or hears why they do; what is left for
 // this one to say.
 absl::Status Settle(const Job& job, Store& store, FailureBoard& board,
@@ -142,8 +160,11 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
   const auto board = NewStoreBoard(**store, job.rank);
   // Kept until the others know why it ends.
   std::unique_ptr<Communicator> world;
+  absl::Notification done;
+  std::jthread watcher([&] { EndWithWorld(*board, done); });
   absl::Status status =
       RunSteps(job, **store, *board, options, ready, prepare, body, world);
+  done.Notify();
   if (!status.ok()) status = Settle(job, **store, *board, status, world.get());
   world = nullptr;
   (*store)->Close();
