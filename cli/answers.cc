@@ -1,6 +1,7 @@
 #include "cli/answers.h"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -20,13 +21,14 @@ constexpr int64_t kMaxAnswerTokens = 48;
 absl::StatusOr<std::vector<Answer>> Ask(const Context& ctx,
                                         const MimoModel& model,
                                         const ConversationTemplate& format,
-                                        const Conversation& conversation,
-                                        Sample sample) {
-  const int64_t images = conversation.pictures.size();
+                                        Conversation asked, Sample sample) {
+  const auto conversation =
+      std::make_shared<const Conversation>(std::move(asked));
+  const int64_t images = conversation->pictures.size();
   std::vector<Answer> answers;
   const ModalityInputs inputs =
       model.InputsOf(ctx, Collate({sample}, format.tokenizer.pad_id()));
-  for (const Turn& turn : conversation.turns) {
+  for (const Turn& turn : conversation->turns) {
     const Turn alone = {.question = PlaceImages(turn.question, images)};
     MIMO_ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
                           format.EncodePrompt({alone}, images));
@@ -35,7 +37,7 @@ absl::StatusOr<std::vector<Answer>> Ask(const Context& ctx,
                                    {.max_new_tokens = kMaxAnswerTokens,
                                     .eos_id = format.tokenizer.eos_id()}));
     const Tokenizer& tokenizer = format.tokenizer;
-    answers.push_back({&conversation, &turn, tokenizer.Decode(tokens),
+    answers.push_back({conversation, &turn, tokenizer.Decode(tokens),
                        tokenizer.Decode(tokenizer.Encode(turn.answer))});
   }
   return answers;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,9 @@
 namespace mimo {
 
 struct Answer {
-  const Conversation* conversation;
-  const Turn* turn;
-  std::string text;    // what the model said
+  std::shared_ptr<const Conversation> conversation;  // of all its answers
+  const Turn* turn;                                  // of it
+  std::string text;                                  // what the model said
   std::string wanted;  // the right answer, spelt as the tokenizer does
   bool right() const { return text == wanted; }
 };
