@@ -217,10 +217,7 @@ absl::Status Run(const std::vector<std::string>& words,
   args.Flag("describe", "", "print the sizes as JSON and do nothing else");
   args.Positional("a.b=c", "values that win over the config's");
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   const std::string path = args.String("config", "configs/flags.yaml");
   MIMO_ASSIGN_OR_RETURN(const ConfigNode root,
                         ReadRunConfig(path, args.positional()));

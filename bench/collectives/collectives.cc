@@ -85,10 +85,7 @@ absl::Status GlooRank(const Job& job, Store& store) {
 absl::Status Run(const std::vector<std::string>& words) {
   Args args = DeclareArgs();
   MIMO_RETURN_IF_ERROR(args.Parse(words));
-  if (args.help()) {
-    std::cout << args.Usage();
-    return absl::OkStatus();
-  }
+  if (args.PrintsHelp()) return absl::OkStatus();
   MIMO_ASSIGN_OR_RETURN(const TableOptions options, OptionsOf(args));
   MIMO_ASSIGN_OR_RETURN(const int64_t ranks, args.Int("ranks", 2));
   if (ranks < 1)
