@@ -59,8 +59,13 @@ class TcpPair final : public tcp::Pair {
  public:
   using tcp::Pair::Pair;
   ~TcpPair() override {
-    absl::MutexLock lock(&living_->mutex);
-    living_->pair = nullptr;
+    {
+      absl::MutexLock lock(&living_->mutex);
+      living_->pair = nullptr;
+    }
+    // Here, as the device's thread may call it until then.
+    std::lock_guard<std::mutex> lock(m_);
+    if (state_ != CLOSED) changeState(CLOSED);
   }
 
   // Returns, not connected, once `over`. May throw.
