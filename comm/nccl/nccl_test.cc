@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/substitute.h"
 #include "absl/time/clock.h"
 #include "comm/nccl/nccl_communicator.h"
 #include "comm/testing/check_bridges.h"
@@ -250,46 +251,37 @@ void ExpectFailure(RankProcesses& ranks, int victim, const std::string& code,
   }
 }
 
-TEST(NcclFaults, AKilledRank) {
-  SKIP_BELOW_GPUS(2);
-  for (int victim : {0, 1}) {
-    RankProcesses ranks(Gpus(), "loop");
+// Ranks 0 and 1 are sent `signal` in turn, in the loop of `body`; `why` names
+// the one as $0.
+void ExpectFailureBy(int signal, const std::string& body, int turns,
+                     const std::string& code, const std::string& why) {
+  for (int turn = 0; turn < turns; ++turn) {
+    const int victim = turn % 2;
+    RankProcesses ranks(Gpus(), body);
     ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
         << ranks.Output(0) << ranks.Output(1);
     absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
-    kill(ranks.pid(victim), SIGKILL);
-    ExpectFailure(ranks, victim, "UNAVAILABLE",
-                  absl::StrCat("rank ", victim, "'s process ended"));
+    kill(ranks.pid(victim), signal);
+    ExpectFailure(ranks, victim, code, absl::Substitute(why, victim));
   }
+}
+
+TEST(NcclFaults, AKilledRank) {
+  SKIP_BELOW_GPUS(2);
+  ExpectFailureBy(SIGKILL, "loop", 2, "UNAVAILABLE", "rank $0's process ended");
 }
 
 // An abort that waits for its group's work, behind another group's on the GPU,
 // keeps nobody waiting.
 TEST(NcclFaults, AKilledRankWithTwoGroupsUnderWay) {
   SKIP_BELOW_GPUS(2);
-  for (int turn = 0; turn < 6; ++turn) {
-    const int victim = turn % 2;
-    RankProcesses ranks(Gpus(), "chain");
-    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
-        << ranks.Output(0) << ranks.Output(1);
-    absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
-    kill(ranks.pid(victim), SIGKILL);
-    ExpectFailure(ranks, victim, "UNAVAILABLE",
-                  absl::StrCat("rank ", victim, "'s process ended"));
-  }
+  ExpectFailureBy(SIGKILL, "chain", 6, "UNAVAILABLE",
+                  "rank $0's process ended");
 }
 
 TEST(NcclFaults, AStoppedRank) {
   SKIP_BELOW_GPUS(2);
-  for (int victim : {0, 1}) {
-    RankProcesses ranks(Gpus(), "loop");
-    ASSERT_TRUE(ranks.AwaitOutput("in the loop", kStart))
-        << ranks.Output(0) << ranks.Output(1);
-    absl::SleepFor(absl::Milliseconds(std::random_device()() % 50));
-    kill(ranks.pid(victim), SIGSTOP);
-    ExpectFailure(ranks, victim, "DEADLINE_EXCEEDED",
-                  absl::StrCat("missing: rank ", victim));
-  }
+  ExpectFailureBy(SIGSTOP, "loop", 2, "DEADLINE_EXCEEDED", "missing: rank $0");
 }
 
 TEST(NcclFaults, ARankThatMakesAnotherCall) {

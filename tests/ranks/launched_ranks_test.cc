@@ -270,6 +270,15 @@ TEST(RanksOfAScheduler, AKilledRankEndsTheJobAndTheRunGoesOn) {
                         "checkpoint.save_interval=5"});
 }
 
+// A launcher of three ranks that train on and on.
+pid_t StartEndless(const std::string& folder, const Words& more = {}) {
+  Words words = TinyTrain(folder, more);
+  words.insert(words.end(),
+               {"train.global_batch_size=6", "train.train_iters=100000",
+                "train.distributed_timeout_minutes=0.05"});
+  return Start(folder, Launched(3, words));
+}
+
 // That the launcher of three ranks ends with what it says of a stopped one; all
 // that the job said.
 std::string ExpectHangs(pid_t launcher, const std::string& folder, int victim) {
@@ -288,14 +297,8 @@ TEST(LaunchedRanks, AStoppedRankIsNamed) {
   Ends ends;
   for (const int victim : {0, 1}) {
     const std::string folder = TestFolder(absl::StrCat("stopped", victim));
-    const pid_t launcher = Start(
-        folder,
-        Launched(
-            3,
-            TinyTrain(folder,
-                      {"train.global_batch_size=6", "train.train_iters=100000",
-                       "checkpoint.save_interval=20", "checkpoint.keep=1",
-                       "train.distributed_timeout_minutes=0.05"})));
+    const pid_t launcher = StartEndless(
+        folder, {"checkpoint.save_interval=20", "checkpoint.keep=1"});
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
     while (!FindCheckpoint(folder + "/save").ok() && absl::Now() < deadline)
       absl::SleepFor(absl::Milliseconds(1));
@@ -319,12 +322,7 @@ TEST(LaunchedRanks, ARankStoppedBeforeTheyMeetIsNamed) {
   Ends ends;
   for (const int victim : {0, 1}) {
     const std::string folder = TestFolder(absl::StrCat("stopped", victim));
-    const pid_t launcher = Start(
-        folder,
-        Launched(
-            3, TinyTrain(folder, {"train.global_batch_size=6",
-                                  "train.train_iters=100000",
-                                  "train.distributed_timeout_minutes=0.05"})));
+    const pid_t launcher = StartEndless(folder);
     pid_t rank = 0;
     while (rank == 0) rank = FindRank(launcher, victim);
     ASSERT_EQ(kill(rank, SIGSTOP), 0);
