@@ -42,7 +42,8 @@ absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   const auto statuses = RunRanks(
       threads,
       [&](Communicator& world) {
-        absl::Status status = body(&world);
+        Kept kept;
+        absl::Status status = body(&world, kept);
         // A failure of the world's is another rank's.
         if (!status.ok() && world.Health().ok()) {
           absl::MutexLock lock(&mutex);
@@ -88,7 +89,7 @@ absl::Status Await(absl::string_view key, int ranks, Store& store,
 absl::Status RunSteps(const Job& job, Store& store, FailureBoard& board,
                       const RankOptions& options, const absl::Status& read,
                       SetUp prepare, RankBody body,
-                      std::unique_ptr<Communicator>& world) {
+                      std::unique_ptr<Communicator>& world, Kept& kept) {
   if (job.rank > 0) {
     MIMO_RETURN_IF_ERROR(Await(kPrepared, 1, store, board, options.timeout));
   }
@@ -107,7 +108,7 @@ absl::Status RunSteps(const Job& job, Store& store, FailureBoard& board,
         Await(kMet, 1, store, board, options.timeout + kLastWords));
   }
   MIMO_ASSIGN_OR_RETURN(world, Connect(job, store, options));
-  return body(world.get());
+  return body(world.get(), kept);
 }
 
 // Ends the process if the world fails while this rank reads or computes, waits
@@ -158,15 +159,22 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
   }
   MIMO_RETURN_IF_ERROR(store.status());
   const auto board = NewStoreBoard(**store, job.rank);
-  // Kept until the others know why it ends.
+  // Both last until the others know why they end.
   std::unique_ptr<Communicator> world;
+  Kept kept;
   absl::Notification done;
   std::jthread watcher([&] { EndWithWorld(*board, done); });
-  absl::Status status =
-      RunSteps(job, **store, *board, options, ready, prepare, body, world);
-  done.Notify();
-  if (!status.ok()) status = Settle(job, **store, *board, status, world.get());
+  absl::Status status = RunSteps(job, **store, *board, options, ready, prepare,
+                                 body, world, kept);
+  if (!status.ok()) {
+    status = Settle(job, **store, *board, status, world.get());
+    // The watchdog hears it too, and aborts all groups.
+    while (world != nullptr && world->Health().ok())
+      absl::SleepFor(absl::Milliseconds(1));
+  }
+  kept = nullptr;
   world = nullptr;
+  done.Notify();
   (*store)->Close();
   if (server != nullptr) {
     server->AwaitLeave(job.world_size,
@@ -182,7 +190,8 @@ absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
   if (job.world_size > 1) return RunProcess(job, options, read, prepare, body);
   MIMO_RETURN_IF_ERROR(read());
   MIMO_RETURN_IF_ERROR(prepare());
-  return threads == 1 ? body(nullptr)
+  Kept kept;
+  return threads == 1 ? body(nullptr, kept)
                       : RunThreads(threads, options.timeout, body);
 }
 

@@ -4,6 +4,7 @@
 #define MIMO_CLI_RANKS_H_
 
 #include <cstdint>
+#include <memory>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -16,8 +17,12 @@ namespace mimo {
 
 // What a process does by itself.
 using SetUp = absl::FunctionRef<absl::Status()>;
-// What every rank does; null: it is the only one.
-using RankBody = absl::FunctionRef<absl::Status(Communicator* world)>;
+// What a rank built that uses its communicators.
+using Kept = std::shared_ptr<void>;
+// What every rank does; null: it is the only one. Where it fails, `kept` lives
+// until the others know: its end waits for the GPU, which may wait for them.
+using RankBody =
+    absl::FunctionRef<absl::Status(Communicator* world, Kept& kept)>;
 
 // Read after `read`.
 struct RankOptions {

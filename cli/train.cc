@@ -202,8 +202,18 @@ void Warn(const Shared& shared) {
   }
 }
 
+// What a rank trains with.
+struct Training {
+  std::optional<Allocator> allocator;
+  DistributedModel provided;
+  std::optional<MimoStage> stage;
+  Sources sources;
+  std::unique_ptr<Trainer> trainer;
+};
+
 absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
-                       const StopSignal& stop, Communicator* world) {
+                       const StopSignal& stop, Communicator* world,
+                       Training& training) {
   const RunSections& run = shared.run;
   const ModelSection& section = shared.section;
   const RunData& data = shared.data;
@@ -214,7 +224,7 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   if (run.train.gemm_plans) {
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }
-  Allocator allocator(compute.stream);
+  Allocator& allocator = training.allocator.emplace(compute.stream);
   const auto of_model = [&](const absl::Status& status) {
     return absl::Status(
         status.code(),
@@ -222,7 +232,8 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   };
   auto provided = Provide(shared, registry, compute, world, allocator);
   if (!provided.ok()) return of_model(provided.status());
-  MimoModel& model = *provided->model;
+  training.provided = *std::move(provided);
+  MimoModel& model = *training.provided.model;
   const MimoParallelismConfig& parallelism = shared.parallelism;
   const int64_t replicas =
       *parallelism.Find(parallelism.llm_module_name)->data_parallel_size;
@@ -257,13 +268,15 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
       return of_model(connected.status());
     MIMO_ASSIGN_OR_RETURN(links, std::move(connected));
   }
-  MimoStage stage(model, allocator,
-                  {.capture = Captures(run.train, compute, world),
-                   .pack = run.train.pack_sequences},
-                  *std::move(links));
+  MimoStage& stage = training.stage.emplace(
+      model, allocator,
+      MimoStageOptions{.capture = Captures(run.train, compute, world),
+                       .pack = run.train.pack_sequences},
+      *std::move(links));
   const DataShare share = ShareOf(model, run.train.micro_batch_size);
+  Sources& sources = training.sources;
   MIMO_ASSIGN_OR_RETURN(
-      Sources sources, MakeSources(data, section.model, run.train.seed, share));
+      sources, MakeSources(data, section.model, run.train.seed, share));
   options.validation = sources.validation.get();
   options.checkpoint_files["config.yaml"] = KeptConfig(shared.root, section);
   if (data.format) {
@@ -278,11 +291,11 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
     };
   }
   options.stop_requested = [&] { return stop.requested(); };
-  MIMO_ASSIGN_OR_RETURN(
-      const auto trainer,
-      Trainer::Create(std::move(options), stage, *provided->data_parallel,
-                      *sources.train, allocator));
-  return trainer->Run().status();
+  MIMO_ASSIGN_OR_RETURN(training.trainer,
+                        Trainer::Create(std::move(options), stage,
+                                        *training.provided.data_parallel,
+                                        *sources.train, allocator));
+  return training.trainer->Run().status();
 }
 
 Args TrainFlags() {
@@ -340,8 +353,10 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
         if (job.rank == 0) Warn(shared);
         return absl::OkStatus();
       },
-      [&](Communicator* world) {
-        return TrainRank(shared, registry, *stop, world);
+      [&](Communicator* world, Kept& kept) {
+        const auto training = std::make_shared<Training>();
+        kept = training;
+        return TrainRank(shared, registry, *stop, world, *training);
       });
 }
 

@@ -17,7 +17,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
-#include "tests/ranks/killed.h"
+#include "tests/ranks/failures.h"
 #include "tests/testing/launched.h"
 #include "tests/testing/run_mimo.h"
 #include "tests/testing/tiny_run.h"
@@ -110,36 +110,15 @@ TEST(LaunchedRanks, AMistakeInTheFlagsIsSaidOnce) {
   }
 }
 
-// Whoever finds it, on every layout: its line, and the launcher's.
+// Whoever finds it, on every layout.
 TEST(LaunchedRanks, AMistakeInTheDataIsSaidOnce) {
-  const std::vector<std::string> apart = {
-      "model.language.num_layers=2",
-      "parallelism={deployment_mode: heterogeneous, modules: {images: "
-      "{data_parallel_size: 2}, language: {pipeline_model_parallel_size: 2, "
-      "data_parallel_size: 1, rank_offset: 2}}}"};
-  for (const auto& [ranks, more] :
-       {std::pair(2, Words{}), {4, Words{}}, {4, apart}}) {
-    const std::string folder = TestFolder("run");
-    std::string items = Read("tests/fixtures/captions.jsonl");
-    const size_t name = items.find("images/house");
-    ASSERT_NE(name, items.npos);
-    items.replace(name, 12, "images/no");
-    Words words =
-        TinyTrain(folder, {"data.path=" + Write(folder + "/items.jsonl", items),
-                           "data.image_root=tests/fixtures",
-                           absl::StrCat("train.micro_batch_size=",
-                                        ranks == 4 && more.empty() ? 1 : 2)});
-    words.insert(words.end(), more.begin(), more.end());
-    EXPECT_EQ(Wait(Start(folder, Launched(ranks, words))), 2);
-    const std::string err = Read(folder + "/err");
-    EXPECT_EQ(Lines(err), 2) << err;
-    const std::string rank = err.substr(1, 1);
-    EXPECT_TRUE(absl::StartsWith(err, "[" + rank + "] mimo: ")) << err;
-    EXPECT_TRUE(absl::StrContains(err, "images/no")) << err;
-    EXPECT_TRUE(absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", rank,
-                                                 " ended with exit code 2\n")))
-        << err;
-  }
+  ExpectMistakeSaidOnce(2, {});
+  ExpectMistakeSaidOnce(4, {"train.micro_batch_size=1"});
+  ExpectMistakeSaidOnce(
+      4, {"model.language.num_layers=2",
+          "parallelism={deployment_mode: heterogeneous, modules: {images: "
+          "{data_parallel_size: 2}, language: {pipeline_model_parallel_size: "
+          "2, data_parallel_size: 1, rank_offset: 2}}}"});
 }
 
 // The process id of rank `rank` under the launcher `parent`.

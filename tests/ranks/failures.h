@@ -1,6 +1,6 @@
-// Jobs of which a rank is killed, without a launcher.
-#ifndef MIMO_TESTS_RANKS_KILLED_H_
-#define MIMO_TESTS_RANKS_KILLED_H_
+// Jobs of which a rank fails.
+#ifndef MIMO_TESTS_RANKS_FAILURES_H_
+#define MIMO_TESTS_RANKS_FAILURES_H_
 
 #include <signal.h>
 
@@ -29,6 +29,31 @@ using Ends = std::vector<std::jthread>;
 
 inline int Lines(const std::string& text) {
   return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// A picture that is not there ends a job of `ranks` with two lines: that of the
+// rank that would read it, and the launcher's.
+inline void ExpectMistakeSaidOnce(int ranks, const Words& more) {
+  const std::string folder = TestFolder("mistake");
+  std::string items = Read("tests/fixtures/captions.jsonl");
+  const size_t name = items.find("images/house");
+  ASSERT_NE(name, items.npos);
+  items.replace(name, 12, "images/no");
+  Words words =
+      TinyTrain(folder, {"data.path=" + Write(folder + "/items.jsonl", items),
+                         "data.image_root=tests/fixtures"});
+  words.insert(words.end(), more.begin(), more.end());
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(Wait(Start(folder, Launched(ranks, words))), 2);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(60)) << "not the timeout";
+  const std::string err = Read(folder + "/err");
+  EXPECT_EQ(Lines(err), 2) << err;
+  const std::string rank = err.substr(1, 1);
+  EXPECT_TRUE(absl::StartsWith(err, "[" + rank + "] mimo: ")) << err;
+  EXPECT_TRUE(absl::StrContains(err, "images/no")) << err;
+  EXPECT_TRUE(absl::EndsWith(err, absl::StrCat("mimo: launch: rank ", rank,
+                                               " ended with exit code 2\n")))
+      << err;
 }
 
 // Bytes of the newest checkpoint's tensors.
@@ -130,4 +155,4 @@ inline void ExpectNamedAndGoesOn(int ranks, int kills, Words more) {
 
 }  // namespace mimo
 
-#endif  // MIMO_TESTS_RANKS_KILLED_H_
+#endif  // MIMO_TESTS_RANKS_FAILURES_H_
