@@ -16,7 +16,7 @@ absl::Status CheckFits(const MimoModel& counted,
   const double memory = DeviceMemory(device).total_bytes;
   if (bytes <= memory) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat(
-      "model: %.1f GiB of weights, gradients and moments, wanted at most the "
+      "%.1f GiB of weights, gradients and moments, wanted at most the "
       "%.1f GiB of memory of this %s",
       bytes / (1 << 30), memory / (1 << 30),
       device == Device::kCpu ? "machine" : "GPU"));

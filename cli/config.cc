@@ -1,5 +1,6 @@
 #include "cli/config.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -10,14 +11,17 @@
 
 namespace mimo {
 
+constexpr absl::string_view kSections[] = {
+    "model",     "parallelism", "data",   "train",
+    "optimizer", "checkpoint",  "logging"};
+
 absl::StatusOr<ConfigNode> ReadRunConfig(
     const std::string& path, const std::vector<std::string>& overrides) {
   MIMO_ASSIGN_OR_RETURN(ConfigNode root, LoadYaml(path));
   for (const std::string& assignment : overrides) {
     MIMO_RETURN_IF_ERROR(ApplyOverride(root, assignment));
   }
-  MIMO_RETURN_IF_ERROR(CheckKeys(root, {"model", "parallelism", "data", "train",
-                                        "optimizer", "checkpoint", "logging"}));
+  MIMO_RETURN_IF_ERROR(CheckKeys(root, kSections));
   return root;
 }
 
@@ -33,6 +37,13 @@ absl::StatusOr<RunSections> ReadSections(const ConfigNode& root) {
   MIMO_RETURN_IF_ERROR(FromYaml(root["checkpoint"], run.checkpoint));
   MIMO_RETURN_IF_ERROR(FromYaml(root["logging"], run.logging));
   return run;
+}
+
+absl::Status PlaceMistake(const ConfigNode& root, const absl::Status& error) {
+  const absl::string_view message = error.message();
+  const auto first = message.substr(0, message.find_first_of(".:"));
+  if (std::ranges::find(kSections, first) == std::end(kSections)) return error;
+  return config_internal::PlaceError(root, error);
 }
 
 absl::StatusOr<MimoParallelismConfig> ReadRunParallelism(

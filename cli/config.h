@@ -32,6 +32,10 @@ struct RunSections {
 };
 absl::StatusOr<RunSections> ReadSections(const ConfigNode& root);
 
+// `error` with the config's file before it if it begins with a key of it
+// ("train.seed: 7, wanted 1234"); one that names another file as it is.
+absl::Status PlaceMistake(const ConfigNode& root, const absl::Status& error);
+
 // The section of parallelism of a run of `model`, finalized. Where it names no
 // modules, all are alike and replicated over the world. Errors too: other
 // modules than the model's, batches that do not come out whole.

@@ -217,18 +217,16 @@ absl::Status TrainRank(const Shared& shared, const ModuleRegistry& registry,
   const RunSections& run = shared.run;
   const ModelSection& section = shared.section;
   const RunData& data = shared.data;
-  const auto chosen = ChooseCompute("", run.train.device, run.train.dtype);
-  if (!chosen.ok())
-    return config_internal::PlaceError(shared.root["train"], chosen.status());
-  const Compute& compute = *chosen;
+  MIMO_ASSIGN_OR_RETURN(
+      const Compute compute,
+      ChooseCompute("train.", run.train.device, run.train.dtype));
   if (run.train.gemm_plans) {
     kernels::AutotuneGemm(*run.train.gemm_plans, compute.stream.device);
   }
   Allocator& allocator = training.allocator.emplace(compute.stream);
   const auto of_model = [&](const absl::Status& status) {
-    return absl::Status(
-        status.code(),
-        absl::StrCat(shared.path, ": model: ", status.message()));
+    return absl::Status(status.code(),
+                        absl::StrCat("model: ", status.message()));
   };
   auto provided = Provide(shared, registry, compute, world, allocator);
   if (!provided.ok()) return of_model(provided.status());
@@ -348,7 +346,7 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
       job, threads, options,
       [&] { return Read(args, size, threads, registry, shared, options); },
       [&] {
-        MIMO_RETURN_IF_ERROR(Prepare(shared));
+        MIMO_RETURN_IF_ERROR(PlaceMistake(shared.root, Prepare(shared)));
         stop.emplace();
         if (job.rank == 0) Warn(shared);
         return absl::OkStatus();
@@ -356,7 +354,8 @@ absl::Status RunTrain(const Words& words, const ModuleRegistry& registry) {
       [&](Communicator* world, Kept& kept) {
         const auto training = std::make_shared<Training>();
         kept = training;
-        return TrainRank(shared, registry, *stop, world, *training);
+        return PlaceMistake(
+            shared.root, TrainRank(shared, registry, *stop, world, *training));
       });
 }
 

@@ -95,7 +95,10 @@ TEST_F(WithCheckpoint, DamagedTrainingCheckpoint) {
     ExpectTrain(resume, {save_, "iter_0000009"});
     Expect(GenerateWords(), {save_});
   });
-  ExpectTrain({resume[0], "train.seed=7"}, {"train.seed: 7", "1234"});
+  ExpectTrain(
+      {resume[0], "train.seed=7"},
+      {In("config.yaml") +
+       " with train.seed=7: train.seed: 7, wanted 1234 as in " + iteration_});
 }
 
 TEST_F(WithCheckpoint, TensorsThatDoNotFitAreAllNamed) {

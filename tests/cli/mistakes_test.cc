@@ -117,7 +117,7 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model.language.num_layers: 0", "wanted 1 to"});
   ExpectTrain({"model.language.hidden_size=1048576",
                "model.language.num_attention_heads=4096"},
-              {"GiB", "memory"});
+              {file + ": model: ", " GiB of weights", "memory"});
   ExpectTrain({"model.vision.norm_epsilon=-1"},
               {"model.vision.norm_epsilon: -1", "> 0"});
   ExpectTrain({"model.language.init_std=-1"},
@@ -130,8 +130,15 @@ TEST_F(Mistakes, ConfigKeysAndTypes) {
               {"model", "clip_encoder.layers.0", "[72, 24]", "16"});
   ExpectTrain({"data.num_workers=100000"},
               {"data.num_workers: 100000", "0 to 256"});
-  ExpectTrain({"data.tokenizer_vocab_size=10"},
-              {"data.tokenizer_vocab_size: 10", "every letter"});
+  ExpectTrain(
+      {"data.tokenizer_vocab_size=10"},
+      {file + " with data.tokenizer_vocab_size=10: "
+              "data.tokenizer_vocab_size: 10, wanted enough for 256 bytes "
+              "and every letter"});
+  const Words frozen = {"model.freeze_language_model=true",
+                        "model.freeze_modality_encoders.images=true",
+                        "model.freeze_modality_projections.images=true"};
+  ExpectTrain(frozen, {file + ": model: every parameter is frozen, wanted"});
   ExpectTrain({"parallelism.deployment_mode=colocate"},
               {"parallelism.deployment_mode: \"colocate\"", "colocated"});
 
