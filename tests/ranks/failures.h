@@ -95,17 +95,13 @@ inline std::string Newest(const std::string& folder) {
 
 // Ranks are killed at random times, from the start of their processes to the
 // middle of training: the others end at once and name them, and the last
-// checkpoint goes on to where an undisturbed run ends.
-inline void ExpectNamedAndGoesOn(int ranks, int kills, Words more) {
+// checkpoint goes on to where an undisturbed run ends. On machines of `each`.
+inline void ExpectNamedAndGoesOn(int ranks, int kills, Words more, int each) {
   more.push_back("train.distributed_timeout_minutes=0.2");
   const auto StartAll = [&](const std::string& folder) {
     Words words = TinyTrain(folder, more);
     words.push_back("checkpoint.load=" + folder + "/save");
-    const int port = FreePort();
-    std::vector<pid_t> started;
-    for (int rank = 0; rank < ranks; ++rank)
-      started.push_back(StartRank(rank, ranks, port, folder, words));
-    return started;
+    return StartRanks(ranks, folder, words, each);
   };
   const std::string straight = TestFolder("straight");
   const absl::Time start = absl::Now();

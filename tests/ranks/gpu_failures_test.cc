@@ -21,33 +21,44 @@ constexpr char kApart[] =
     "{deployment_mode: heterogeneous, modules: {images: {data_parallel_size: "
     "1}, language: {data_parallel_size: 1, rank_offset: 1}}}";
 
-// Calls expect(options) of each of `layouts` of two ranks.
-template <typename F>
-void OnEach(const Words& layouts, F&& expect) {
-  if (Gpus() < 2)
-    GTEST_SKIP() << "found " << Gpus() << " GPUs, wanted 2 for two ranks";
-  for (const std::string& layout : layouts) {
-    SCOPED_TRACE(layout);
-    Words words = kOnGpu;
-    words.insert(words.end(),
-                 {"model.language.num_layers=2", "parallelism=" + layout});
-    expect(words);
-  }
+constexpr char kFour[] =
+    "{deployment_mode: heterogeneous, modules: {images: {data_parallel_size: "
+    "2}, language: {pipeline_model_parallel_size: 2, data_parallel_size: 1, "
+    "rank_offset: 2}}}";
+
+#define SKIP_BELOW_2_GPUS() \
+  if (Gpus() < 2) GTEST_SKIP() << "found " << Gpus() << " GPUs, wanted 2"
+
+Words On(const std::string& layout, const Words& more) {
+  Words words = kOnGpu;
+  words.insert(words.end(),
+               {"model.language.num_layers=2", "parallelism=" + layout});
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
 }
 
 TEST(RanksOnGpus, AKilledRankEndsTheJobAndTheRunGoesOn) {
-  OnEach({kReplicas, kColocated, kApart}, [](Words words) {
-    words.insert(words.end(),
-                 {"train.train_iters=400", "checkpoint.save_interval=100"});
-    ExpectNamedAndGoesOn(2, 4, words);
-  });
+  SKIP_BELOW_2_GPUS();
+  for (const std::string layout : {kReplicas, kColocated, kApart}) {
+    SCOPED_TRACE(layout);
+    ExpectNamedAndGoesOn(
+        2, 4,
+        On(layout, {"train.train_iters=400", "checkpoint.save_interval=100"}),
+        Gpus());
+  }
+  ExpectNamedAndGoesOn(
+      4, 4, On(kFour, {"train.train_iters=60", "checkpoint.save_interval=15"}),
+      Gpus());
 }
 
 TEST(RanksOnGpus, AMistakeInTheDataIsSaidOnce) {
-  OnEach({kReplicas, kColocated, kTensorParallel, kApart}, [](Words words) {
-    words.push_back("train.distributed_timeout_minutes=2");
-    ExpectMistakeSaidOnce(2, words);
-  });
+  SKIP_BELOW_2_GPUS();
+  for (const std::string layout :
+       {kReplicas, kColocated, kTensorParallel, kApart}) {
+    SCOPED_TRACE(layout);
+    ExpectMistakeSaidOnce(2,
+                          On(layout, {"train.distributed_timeout_minutes=2"}));
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The GPUs here, and models for them.
+// The GPUs here, models for them, and ranks on them.
 #ifndef MIMO_TESTS_RANKS_GPUS_H_
 #define MIMO_TESTS_RANKS_GPUS_H_
 
@@ -19,6 +19,9 @@ inline const std::vector<std::string> kOnGpu = {
     "train.device=cuda",
     "data.cache_images=true"};
 
+// Of one machine. Of more ranks than that, each so many are taken for another
+// machine's (NCCL's NCCL_HOSTID): they share the GPUs, and NCCL joins machines
+// by sockets.
 inline int Gpus() {
   int gpus = 0;
   return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;

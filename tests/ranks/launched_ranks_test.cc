@@ -205,7 +205,8 @@ TEST(RanksOfAScheduler, ARankThatNeverComesIsNamed) {
     std::vector<pid_t> ranks(3);
     const absl::Time start = absl::Now();
     for (int rank = 0; rank < 3; ++rank)
-      if (rank != victim) ranks[rank] = StartRank(rank, 3, port, folder, words);
+      if (rank != victim)
+        ranks[rank] = StartRank(rank, 3, port, folder, words, 3);
     ends.emplace_back([=] {
       ExpectNamed(folder, ranks, victim);
       // The timeout, and rank 0's wait for the late.
@@ -227,7 +228,7 @@ TEST(RanksOfAScheduler, ARankKilledWhileItSetsUpEndsTheOthers) {
       const std::string fifo = absl::StrCat(folder, "/fifo", rank);
       ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
       if (rank > 0) of_rank.push_back("data.path=" + fifo);
-      ranks.push_back(StartRank(rank, 3, port, folder, of_rank));
+      ranks.push_back(StartRank(rank, 3, port, folder, of_rank, 3));
     }
     int writers[2];
     for (int rank : {1, 2}) {  // waits for the reader
@@ -246,7 +247,8 @@ TEST(RanksOfAScheduler, ARankKilledWhileItSetsUpEndsTheOthers) {
 TEST(RanksOfAScheduler, AKilledRankEndsTheJobAndTheRunGoesOn) {
   ExpectNamedAndGoesOn(3, 8,
                        {"train.global_batch_size=6", "train.train_iters=60",
-                        "checkpoint.save_interval=5"});
+                        "checkpoint.save_interval=5"},
+                       /*each=*/3);
 }
 
 // A launcher of three ranks that train on and on.

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -45,15 +46,30 @@ inline int FreePort() {
   return (*StoreServer::Start("127.0.0.1", 0, "key"))->port();
 }
 
-// Starts rank `rank` of `ranks` that meet at `port`, as a scheduler would.
+// Starts rank `rank` of `ranks` that meet at `port`, as a scheduler would on
+// machines of `each` ranks.
 inline pid_t StartRank(int rank, int ranks, int port, const std::string& folder,
-                       const std::vector<std::string>& words) {
-  return Start(folder, words,
-               absl::StrCat("RANK=", rank, " WORLD_SIZE=", ranks,
-                            " LOCAL_RANK=", rank, " LOCAL_WORLD_SIZE=", ranks,
-                            " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port,
-                            " MIMO_STORE_KEY=key MIMO_THREADS=1"),
-               absl::StrCat(rank));
+                       const std::vector<std::string>& words, int each) {
+  const int machine = rank / each;
+  return Start(
+      folder, words,
+      absl::StrCat(
+          "RANK=", rank, " WORLD_SIZE=", ranks, " LOCAL_RANK=", rank % each,
+          " LOCAL_WORLD_SIZE=", std::min(each, ranks - machine * each),
+          " NCCL_HOSTID=", machine, " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port,
+          " MIMO_STORE_KEY=key MIMO_THREADS=1"),
+      absl::StrCat(rank));
+}
+
+// All of them; their process ids.
+inline std::vector<pid_t> StartRanks(int ranks, const std::string& folder,
+                                     const std::vector<std::string>& words,
+                                     int each) {
+  const int port = FreePort();
+  std::vector<pid_t> started;
+  for (int rank = 0; rank < ranks; ++rank)
+    started.push_back(StartRank(rank, ranks, port, folder, words, each));
+  return started;
 }
 
 // Its exit code; 128 and the signal that ended it.
