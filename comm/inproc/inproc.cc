@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "absl/log/check.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "comm/base/watchdog.h"
 #include "comm/inproc/group.h"
 #include "comm/inproc/inproc_communicator.h"
@@ -95,11 +95,10 @@ std::vector<absl::Status> RunRanks(
       if (status.ok()) {
         status = world[rank]->Health();
       } else {
-        // Before the others find that it has left.
         InprocBoard(board, rank).Raise(OwnFailure(rank, status));
-        world[rank]->Abort(absl::Status(
-            status.code(),
-            absl::StrCat("rank ", rank, " failed: ", status.message())));
+        // By the watchdog, before the others find that it has left.
+        while (world[rank]->Health().ok())
+          absl::SleepFor(absl::Milliseconds(1));
       }
       statuses[rank] = std::move(status);
       world[rank] = nullptr;
