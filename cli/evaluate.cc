@@ -71,13 +71,6 @@ absl::StatusOr<std::vector<ContactCell>> Cells(
 // One row a kind of question.
 absl::Status Report(const Corpus& corpus, const Split& split,
                     const SplitAnswers& result, uint64_t seed, bool json) {
-  std::vector<Conversation> train;
-  for (const Split& part : corpus.train) {
-    const std::vector<Conversation> all = part.conversations.All();
-    train.insert(train.end(), all.begin(), all.end());
-  }
-  MIMO_ASSIGN_OR_RETURN(const std::vector<Baseline> baselines,
-                        ComputeBaselines(train, split, seed));
   const std::map<std::string, double> exact = ExactByKind(result.answers);
   if (json) {
     std::string line = absl::StrFormat(
@@ -89,6 +82,8 @@ absl::Status Report(const Corpus& corpus, const Split& split,
     std::cout << line << "}\n";
     return absl::OkStatus();
   }
+  MIMO_ASSIGN_OR_RETURN(const std::vector<Baseline> baselines,
+                        ComputeBaselines(corpus.train, split, seed));
   std::cout << absl::StrFormat(
       "\n%s: lm_loss %.4f\n  %-12s %9s %8s %8s %9s %9s\n", split.name,
       result.lm_loss, "question", "asked", "exact", "chance", "majority",

@@ -155,6 +155,10 @@ TEST_F(Trained, EvaluateCountsWhatGenerateSays) {
   EXPECT_GT(right, 0);
   EXPECT_EQ(line["answer_exact_match"].get<double>(),
             static_cast<double>(right) / asked);
+  Words gone = json;  // the training pictures, which tables alone look at
+  gone.push_back("data.path=" + Write(TestFolder("gone") + "/data.jsonl",
+                                      Read("tests/fixtures/captions.jsonl")));
+  EXPECT_EQ(Out(gone), Out(json));
 
   const std::string sheet = TestFolder("sheet") + "/sheet.png";
   Words table = words;

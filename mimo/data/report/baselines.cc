@@ -61,16 +61,23 @@ float Distance(const std::vector<float>& a, const std::vector<float>& b) {
 }  // namespace
 
 absl::StatusOr<std::vector<Baseline>> ComputeBaselines(
-    const std::vector<Conversation>& train, const Split& split, uint64_t seed) {
+    const std::vector<Split>& train, const Split& split, uint64_t seed) {
   const std::vector<Conversation> test = split.conversations.All();
+  // Of training: the answers of all, and the first, whose pictures are
+  // compared.
+  std::map<std::string, std::map<std::string, int64_t>> answers;
+  std::vector<Conversation> first;
+  for (const Split& part : train) {
+    for (size_t i = 0; i < part.conversations.size(); ++i) {
+      Conversation c = part.conversations[i];
+      for (const Turn& turn : c.turns) ++answers[turn.kind][turn.answer];
+      if (first.size() < kTrainPictures) first.push_back(std::move(c));
+    }
+  }
   MIMO_ASSIGN_OR_RETURN(const Views known,
-                        FirstPictures(train, kTrainPictures, {}, seed));
+                        FirstPictures(first, kTrainPictures, {}, seed));
   MIMO_ASSIGN_OR_RETURN(const Views asked, FirstPictures(test, kTestPictures,
                                                          split.augment, seed));
-  std::map<std::string, std::map<std::string, int64_t>> answers;  // of training
-  for (const Conversation& c : train) {
-    for (const Turn& turn : c.turns) ++answers[turn.kind][turn.answer];
-  }
   std::vector<std::vector<float>> distance(asked.size());  // [asked, known]
   for (size_t i = 0; i < asked.size(); ++i) {
     for (const auto& view : known) {
@@ -97,7 +104,7 @@ absl::StatusOr<std::vector<Baseline>> ComputeBaselines(
       float least = std::numeric_limits<float>::infinity();
       for (size_t j = 0; j < known.size(); ++j) {
         if (distance[i][j] >= least) continue;
-        if (const Turn* candidate = FindTurn(train[j], kind)) {
+        if (const Turn* candidate = FindTurn(first[j], kind)) {
           nearest = candidate;
           least = distance[i][j];
         }

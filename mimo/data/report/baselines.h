@@ -27,7 +27,7 @@ struct Baseline {
 // One a kind of question, in alphabetical order. Of sets that are larger, the
 // first 6000 training pictures and 500 others are compared.
 absl::StatusOr<std::vector<Baseline>> ComputeBaselines(
-    const std::vector<Conversation>& train, const Split& split, uint64_t seed);
+    const std::vector<Split>& train, const Split& split, uint64_t seed);
 
 }  // namespace mimo
 

@@ -91,10 +91,12 @@ Conversation Colour(Rgb rgb, std::string name, std::string size) {
 }
 
 TEST(Baselines, ChanceMajorityNearest) {
-  const std::vector<Conversation> train = {
-      Colour({255, 0, 0}, "red", "big"), Colour({250, 9, 0}, "red", "big"),
-      Colour({0, 255, 0}, "green", "small"),
-      Colour({0, 0, 255}, "blue", "big")};
+  std::vector<Split> train(2);
+  train[0].conversations = std::vector<Conversation>{
+      Colour({255, 0, 0}, "red", "big"), Colour({250, 9, 0}, "red", "big")};
+  train[1].conversations =
+      std::vector<Conversation>{Colour({0, 255, 0}, "green", "small"),
+                                Colour({0, 0, 255}, "blue", "big")};
   Split split = {.name = "test"};
   split.conversations =
       std::vector<Conversation>{Colour({240, 10, 10}, "red", "big"),
@@ -128,8 +130,7 @@ TEST(Baselines, Flags) {
   const auto corpus = LoadCorpus(config);
   ASSERT_TRUE(corpus.ok()) << corpus.status();
   for (const Split& split : corpus->validation) {
-    const auto baselines =
-        ComputeBaselines(corpus->train[0].conversations.All(), split, 1);
+    const auto baselines = ComputeBaselines(corpus->train, split, 1);
     ASSERT_TRUE(baselines.ok()) << baselines.status();
     for (const Baseline& b : *baselines) {
       std::printf(
