@@ -168,9 +168,11 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
                                  body, world, kept);
   if (!status.ok()) {
     status = Settle(job, **store, *board, status, world.get());
-    // The watchdog hears it too, and aborts all groups.
-    while (world != nullptr && world->Health().ok())
+    // The watchdog hears it too, and aborts all groups; not where rank 0 hangs.
+    const absl::Time deadline = absl::Now() + kLastWords;
+    while (world != nullptr && world->Health().ok() && absl::Now() < deadline)
       absl::SleepFor(absl::Milliseconds(1));
+    if (world != nullptr) world->Abort(status);
   }
   kept = nullptr;
   world = nullptr;

@@ -90,7 +90,8 @@ class Watchdog {
   };
 
   void Add(Communicator* communicator);
-  // When it returns, no other thread uses the communicator.
+  // When it returns, no other thread uses the communicator, which has failed if
+  // another one has.
   void Remove(Communicator* communicator);
 
   void Run();

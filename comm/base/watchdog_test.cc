@@ -40,6 +40,7 @@ class HandCommunicator : public PlannedCommunicator {
   ~HandCommunicator() override { Retire(); }
 
   void Finish() { ++finished_; }
+  using Communicator::Retire;
   void SetError(absl::Status error) {
     absl::MutexLock lock(&mutex_);
     error_ = std::move(error);
@@ -312,6 +313,18 @@ TEST(Watchdog, WhatJoinsAFailedWorldFails) {
   late.WatchWith(watchdog);
   late.aborted.WaitForNotification();
   EXPECT_EQ(late.Health().code(), absl::StatusCode::kAborted);
+}
+
+TEST(Watchdog, WhatLeavesAFailedWorldFails) {
+  auto board = std::make_shared<HandBoard>(std::map<int, std::string>());
+  auto watchdog = std::make_shared<Watchdog>(0, board, kTimeout);
+  HandCommunicator first("first"), leaving("leaving");
+  leaving.WatchWith(watchdog);
+  first.WatchWith(watchdog);
+  first.Abort(absl::AbortedError("enough"));
+  leaving.Retire();
+  EXPECT_TRUE(leaving.aborted.HasBeenNotified());
+  EXPECT_EQ(leaving.Health().code(), absl::StatusCode::kAborted);
 }
 
 // Slow progress is progress: the operations take longer than the timeout in

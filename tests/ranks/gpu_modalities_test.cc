@@ -16,13 +16,13 @@
 namespace mimo {
 namespace {
 
-// Of $LAYOUT, the images' encoder frozen if $FROZEN is 1, into $FOLDER.
 ModalitiesRun RunOf(int layout, bool frozen, const std::string& folder) {
   ModalitiesRun run = {TwoModalities(), Layouts()[layout].Config(), folder};
   run.model.freeze_modality_encoders["images"] = frozen;
   return run;
 }
 
+// Of $LAYOUT, the images' encoder frozen if $FROZEN is 1, into $FOLDER.
 absl::Status TrainBody(const Job& job, Store& store) {
   int layout = 0;
   CHECK(absl::SimpleAtoi(std::getenv("LAYOUT"), &layout));
