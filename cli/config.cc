@@ -6,6 +6,7 @@
 
 #include "kernels/base/status_macros.h"
 #include "mimo/config/fields.h"
+#include "mimo/data/file.h"
 #include "mimo/train/tensors_source.h"
 #include "models/provider/mimo_model_provider.h"
 
@@ -41,8 +42,11 @@ absl::StatusOr<RunSections> ReadSections(const ConfigNode& root) {
 
 absl::Status PlaceMistake(const ConfigNode& root, const absl::Status& error) {
   const absl::string_view message = error.message();
-  const auto first = message.substr(0, message.find_first_of(".:"));
-  if (std::ranges::find(kSections, first) == std::end(kSections)) return error;
+  const auto key = message.substr(0, message.find(':'));
+  const auto section = key.substr(0, key.find('.'));
+  if (std::ranges::find(kSections, section) == std::end(kSections) ||
+      (key != section && Exists(std::string(key))))  // train.jsonl
+    return error;
   return config_internal::PlaceError(root, error);
 }
 

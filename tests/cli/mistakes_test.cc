@@ -237,6 +237,10 @@ TEST_F(Mistakes, DamagedSafetensorsAndJson) {
     Write(data, now);
     ExpectTrain({"data.path=" + data}, {data});
   }
+  // A file, not a key of the config.
+  ExpectTrain({"data.path=" + Write("train.jsonl", "[1]")},
+              {"mimo: train.jsonl: "});
+  fs::remove("train.jsonl");
 }
 
 TEST_F(Mistakes, DamagedPictures) {
