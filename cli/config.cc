@@ -44,8 +44,10 @@ absl::Status PlaceMistake(const ConfigNode& root, const absl::Status& error) {
   const absl::string_view message = error.message();
   const auto key = message.substr(0, message.find(':'));
   const auto section = key.substr(0, key.find('.'));
-  if (std::ranges::find(kSections, section) == std::end(kSections) ||
-      (key != section && Exists(std::string(key))))  // train.jsonl
+  // A file, there or not, may be called train.jsonl, data or checkpoint.
+  const bool file =
+      key != "model" && (absl::IsNotFound(error) || Exists(std::string(key)));
+  if (file || std::ranges::find(kSections, section) == std::end(kSections))
     return error;
   return config_internal::PlaceError(root, error);
 }

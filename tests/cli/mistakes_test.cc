@@ -237,10 +237,16 @@ TEST_F(Mistakes, DamagedSafetensorsAndJson) {
     Write(data, now);
     ExpectTrain({"data.path=" + data}, {data});
   }
-  // A file, not a key of the config.
+  // A file or a folder, not a key of the config.
   ExpectTrain({"data.path=" + Write("train.jsonl", "[1]")},
               {"mimo: train.jsonl: "});
   fs::remove("train.jsonl");
+  ExpectTrain({"data.path=train.jsonl"}, {"mimo: train.jsonl: no such file"});
+  ExpectTrain({"checkpoint.load=checkpoint"},
+              {"mimo: checkpoint: no such folder"});
+  fs::create_directory("data");
+  ExpectTrain({"data.path=data"}, {"mimo: data: a directory, wanted a file"});
+  fs::remove("data");
 }
 
 TEST_F(Mistakes, DamagedPictures) {
