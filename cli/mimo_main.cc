@@ -1,7 +1,6 @@
 #include "cli/mimo_main.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <iostream>
 
 #include "absl/base/log_severity.h"
@@ -9,9 +8,8 @@
 #include "absl/log/initialize.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_replace.h"
 #include "cli/commands.h"
-#include "comm/rendezvous/launcher.h"
+#include "cli/end.h"
 #include "mimo/config/nearest.h"
 
 namespace mimo {
@@ -47,22 +45,6 @@ std::string Usage() {
   return usage;
 }
 
-// What the world did wrong that the user can put right, against what failed.
-bool UsersMistake(absl::StatusCode code) {
-  switch (code) {
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kAlreadyExists:
-    case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kOutOfRange:
-    case absl::StatusCode::kUnimplemented:
-      return true;
-    default:
-      return false;
-  }
-}
-
 absl::Status Run(const std::vector<std::string>& words,
                  const ModuleRegistry& registry) {
   if (words.empty()) {
@@ -96,14 +78,7 @@ int MimoMain(const std::vector<std::string>& words,
   absl::SetStderrThreshold(absl::LogSeverityAtLeast::kWarning);
   static const bool once = (absl::InitializeLog(), true);  // not twice
   static_cast<void>(once);
-  const absl::Status status = Run(words, registry);
-  std::cout.flush();
-  if (status.ok()) return 0;
-  const std::string line = absl::StrReplaceAll(status.message(), {{"\n", " "}});
-  // Without a message another rank says it.
-  if (line.empty()) return kFailedAfterAnother;
-  std::fprintf(stderr, "mimo: %s\n", line.c_str());
-  return UsersMistake(status.code()) ? 2 : 1;
+  return End(Run(words, registry));
 }
 
 }  // namespace mimo

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "cli/end.h"
 #include "comm/base/watchdog.h"
 #include "comm/gloo/gloo_communicator.h"
 #include "comm/inproc/inproc.h"
@@ -162,10 +163,11 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
   // Both last until the others know why they end.
   std::unique_ptr<Communicator> world;
   Kept kept;
-  absl::Notification done;
+  absl::Notification done, freed;
   std::jthread watcher([&] { EndWithWorld(*board, done); });
   absl::Status status = RunSteps(job, **store, *board, options, ready, prepare,
                                  body, world, kept);
+  std::jthread ender;
   if (!status.ok()) {
     status = Settle(job, **store, *board, status, world.get());
     // The watchdog hears it too, and aborts all groups; not where rank 0 hangs.
@@ -173,10 +175,17 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
     while (world != nullptr && world->Health().ok() && absl::Now() < deadline)
       absl::SleepFor(absl::Milliseconds(1));
     if (world != nullptr) world->Abort(status);
+    done.Notify();
+    // Its readers, too, may hang in what they read.
+    ender = std::jthread([&] {
+      if (!freed.WaitForNotificationWithTimeout(kLastWords))
+        std::_Exit(End(status));
+    });
   }
   kept = nullptr;
   world = nullptr;
-  done.Notify();
+  freed.Notify();
+  if (status.ok()) done.Notify();
   (*store)->Close();
   if (server != nullptr) {
     server->AwaitLeave(job.world_size,

@@ -19,8 +19,9 @@ namespace mimo {
 using SetUp = absl::FunctionRef<absl::Status()>;
 // What a rank built that uses its communicators.
 using Kept = std::shared_ptr<void>;
-// What every rank does; null: it is the only one. Where it fails, `kept` lives
-// until the others know: its end waits for the GPU, which may wait for them.
+// What every rank does; null: it is the only one. Where a process fails, `kept`
+// lives until the others know: its end waits for the GPU, which may wait for
+// them.
 using RankBody =
     absl::FunctionRef<absl::Status(Communicator* world, Kept& kept)>;
 

@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <memory>
+
 #include "absl/time/clock.h"
 #include "comm/rendezvous/store.h"
 #include "gtest/gtest.h"
@@ -12,23 +14,31 @@
 namespace mimo {
 namespace {
 
+const absl::Status kMistake = absl::InvalidArgumentError("no cat.png");
+
+// Starts rank `rank` of two that do `body`; 2: it ends with kMistake.
+pid_t StartRank(int rank, int port, RankBody body) {
+  const pid_t child = fork();
+  if (child != 0) return child;
+  const absl::Status status = RunOnRanks(
+      Job{rank, 2, rank, 2, "127.0.0.1", port, "key"}, 1, RankOptions(),
+      [] { return absl::OkStatus(); }, [] { return absl::OkStatus(); }, body);
+  _exit(status == kMistake ? 2 : 3);
+}
+
+int FreePort() { return (*StoreServer::Start("127.0.0.1", 0, "key"))->port(); }
+
 // Rank 0 cannot hear of it, being stopped, nor tell it.
 TEST(Ranks, AMistakeBesideAStoppedRankEndsItsOwn) {
-  const int port = (*StoreServer::Start("127.0.0.1", 0, "key"))->port();
-  const absl::Status mistake = absl::InvalidArgumentError("no cat.png");
+  const int port = FreePort();
   pid_t ranks[2];
   for (int rank : {0, 1}) {
-    ranks[rank] = fork();
-    if (ranks[rank] != 0) continue;
-    const absl::Status status = RunOnRanks(
-        Job{rank, 2, rank, 2, "127.0.0.1", port, "key"}, 1, RankOptions(),
-        [] { return absl::OkStatus(); }, [] { return absl::OkStatus(); },
-        [&](Communicator*, Kept&) {
-          if (rank == 0) raise(SIGSTOP);
-          absl::SleepFor(absl::Seconds(1));
-          return mistake;
-        });
-    _exit(status == mistake ? 2 : 3);
+    ranks[rank] = StartRank(rank, port, [&](Communicator* world, Kept&) {
+      world->Barrier(Stream());  // rank 1 may still need rank 0 to come here
+      if (rank == 0) raise(SIGSTOP);
+      absl::SleepFor(absl::Seconds(1));
+      return kMistake;
+    });
   }
   int status = 0;
   ASSERT_EQ(waitpid(ranks[0], &status, WUNTRACED), ranks[0]);
@@ -39,6 +49,28 @@ TEST(Ranks, AMistakeBesideAStoppedRankEndsItsOwn) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(30)) << "not the timeout";
   kill(ranks[0], SIGKILL);
   EXPECT_EQ(waitpid(ranks[0], &status, 0), ranks[0]);
+}
+
+TEST(Ranks, AMistakeBesideAReaderThatHangsEndsItsRank) {
+  const int port = FreePort();
+  pid_t ranks[2];
+  for (int rank : {0, 1}) {
+    ranks[rank] = StartRank(rank, port, [&](Communicator* world, Kept& kept) {
+      while (rank == 0 && world->Health().ok())
+        absl::SleepFor(absl::Milliseconds(1));
+      if (rank == 0) return world->Health();
+      kept = std::shared_ptr<void>(
+          nullptr, [](void*) { absl::SleepFor(absl::InfiniteDuration()); });
+      return kMistake;
+    });
+  }
+  const absl::Time start = absl::Now();
+  for (int rank : {0, 1}) {
+    int status = 0;
+    ASSERT_EQ(waitpid(ranks[rank], &status, 0), ranks[rank]);
+    EXPECT_EQ(status, W_EXITCODE(rank == 0 ? 3 : 2, 0)) << "rank " << rank;
+  }
+  EXPECT_LT(absl::Now() - start, absl::Seconds(30)) << "not the timeout";
 }
 
 }  // namespace
