@@ -144,14 +144,14 @@ void Watchdog::Add(Communicator* communicator) {
 
 void Watchdog::Remove(Communicator* communicator) {
   absl::MutexLock lock(&mutex_);
-  // It may come between a failure and FailAll.
+  std::erase_if(watched_, [communicator](const Watched& watched) {
+    return watched.communicator == communicator;
+  });
+  // It may come between another one's failure and FailAll.
   for (const Watched& watched : watched_) {
     const absl::Status health = watched.communicator->Health();
     if (!health.ok()) communicator->Abort(health);
   }
-  std::erase_if(watched_, [communicator](const Watched& watched) {
-    return watched.communicator == communicator;
-  });
 }
 
 void Watchdog::Run() {
