@@ -1,5 +1,4 @@
 // NCCL's ranks: processes of this machine, one a GPU.
-#include <cuda_runtime.h>
 #include <signal.h>
 
 #include <cstdlib>
@@ -19,6 +18,7 @@
 #include "comm/testing/check_bridges.h"
 #include "comm/testing/conformance.h"
 #include "comm/testing/device_buffer.h"
+#include "comm/testing/gpus.h"
 #include "comm/testing/rank_processes.h"
 #include "gtest/gtest.h"
 #include "kernels/base/device.h"
@@ -30,15 +30,6 @@ namespace {
 constexpr absl::Duration kTimeout = absl::Seconds(2);
 constexpr absl::Duration kStart = absl::Seconds(60);
 constexpr absl::Duration kLong = absl::Seconds(300);
-
-int Gpus() {
-  int gpus = 0;
-  return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
-}
-
-#define SKIP_BELOW_GPUS(wanted) \
-  if (Gpus() < wanted)          \
-  GTEST_SKIP() << "found " << Gpus() << " GPUs, wanted " << wanted
 
 // 7 * i + scale, of element i.
 std::vector<int32_t> Pattern(int64_t count, int32_t scale) {

@@ -20,14 +20,10 @@ constexpr char kTensorParallel[] =
 constexpr char kApart[] =
     "{deployment_mode: heterogeneous, modules: {images: {data_parallel_size: "
     "1}, language: {data_parallel_size: 1, rank_offset: 1}}}";
-
 constexpr char kFour[] =
     "{deployment_mode: heterogeneous, modules: {images: {data_parallel_size: "
     "2}, language: {pipeline_model_parallel_size: 2, data_parallel_size: 1, "
     "rank_offset: 2}}}";
-
-#define SKIP_BELOW_2_GPUS() \
-  if (Gpus() < 2) GTEST_SKIP() << "found " << Gpus() << " GPUs, wanted 2"
 
 Words On(const std::string& layout, const Words& more) {
   Words words = kOnGpu;
@@ -38,7 +34,7 @@ Words On(const std::string& layout, const Words& more) {
 }
 
 TEST(RanksOnGpus, AKilledRankEndsTheJobAndTheRunGoesOn) {
-  SKIP_BELOW_2_GPUS();
+  SKIP_BELOW_GPUS(2);
   for (const std::string layout : {kReplicas, kColocated, kApart}) {
     SCOPED_TRACE(layout);
     ExpectNamedAndGoesOn(
@@ -52,7 +48,7 @@ TEST(RanksOnGpus, AKilledRankEndsTheJobAndTheRunGoesOn) {
 }
 
 TEST(RanksOnGpus, AMistakeInTheDataIsSaidOnce) {
-  SKIP_BELOW_2_GPUS();
+  SKIP_BELOW_GPUS(2);
   for (const std::string layout :
        {kReplicas, kColocated, kTensorParallel, kApart}) {
     SCOPED_TRACE(layout);

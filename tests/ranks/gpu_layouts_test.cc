@@ -103,8 +103,7 @@ INSTANTIATE_TEST_SUITE_P(On, GpuLayouts,
 // twice, and frozen encoders, which go their own way on a stream of their own,
 // then run no micro-batches ahead: bitwise the same.
 TEST_P(GpuLayouts, TrainAsOneGpu) {
-  const int gpus = Gpus();
-  if (gpus < 2) GTEST_SKIP() << gpus << " GPUs, wanted 2";
+  SKIP_BELOW_GPUS(2);
   std::vector<Layout> layouts = {
       kOneRank,
       {"homogeneous", 2, "tp2", "tp2"},
@@ -148,7 +147,7 @@ TEST_P(GpuLayouts, TrainAsOneGpu) {
   const size_t frozen[] = {1, 2, 3, 5, 4};
   for (size_t l = 0; l < layouts.size(); ++l) {
     const Layout& layout = layouts[l];
-    if (layout.ranks > gpus && dtype != "float32") continue;
+    if (layout.ranks > Gpus() && dtype != "float32") continue;
     const size_t turn = l + (dtype == "bfloat16");
     const int micro_batches = (const int[]){1, 2, 8}[turn % 3];
     const Words how = {
@@ -203,15 +202,14 @@ logging: {progress: false, profile_after: 3, profile_iters: 3,
 )";
 
 TEST(GpuTrace, TakesWhatTheScheduleSays) {
-  const int gpus = Gpus();
-  if (gpus < 2) GTEST_SKIP() << gpus << " GPUs, wanted 2";
+  SKIP_BELOW_GPUS(2);
   for (const Layout& layout :
        std::vector<Layout>{{"homogeneous", 2, "pp2", "pp2"},
                            {"colocated", 2, "dp2", "pp2"},
                            {"heterogeneous", 2, "dp1", "dp1 @1"},
                            {"homogeneous", 4, "pp4", "pp4"},
                            {"heterogeneous", 4, "pp2 dp1", "pp2 dp1 @2"}}) {
-    if (layout.ranks > gpus) continue;
+    if (layout.ranks > Gpus()) continue;
     SCOPED_TRACE(layout.Yaml());
     const std::string folder = TestFolder("run");
     const std::string config =

@@ -7,10 +7,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "comm/nccl/nccl_communicator.h"
+#include "comm/testing/gpus.h"
 #include "comm/testing/rank_processes.h"
 #include "gtest/gtest.h"
 #include "kernels/base/status_macros.h"
-#include "tests/ranks/gpus.h"
 #include "tests/ranks/modalities.h"
 
 namespace mimo {
@@ -26,17 +26,14 @@ ModalitiesRun RunOf(int layout, bool frozen, const std::string& folder) {
 absl::Status TrainBody(const Job& job, Store& store) {
   int layout = 0;
   CHECK(absl::SimpleAtoi(std::getenv("LAYOUT"), &layout));
-  Job here = job;
-  here.local_rank = job.rank % Gpus();
-  setenv("NCCL_HOSTID", absl::StrCat(job.rank / Gpus()).c_str(), 1);
-  MIMO_ASSIGN_OR_RETURN(const auto world, ConnectNccl(here, store));
+  MIMO_ASSIGN_OR_RETURN(const auto world, ConnectNccl(OnGpu(job), store));
   return TrainRank(
       RunOf(layout, std::getenv("FROZEN")[0] == '1', std::getenv("FOLDER")),
       *world, NewStream(Device::kCuda));
 }
 
 TEST(GpuModalities, TwoTrainAsOnOneRank) {
-  if (Gpus() < 2) GTEST_SKIP() << "found " << Gpus() << " GPUs, wanted 2";
+  SKIP_BELOW_GPUS(2);
   for (const bool frozen : {false, true}) {
     const Trained one =
         TrainOn(RunOf(0, frozen, "").model, Layouts()[0].Config(), 1);

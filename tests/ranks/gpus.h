@@ -1,11 +1,11 @@
-// The GPUs here, models for them, and ranks on them.
+// The GPUs here, and models for them.
 #ifndef MIMO_TESTS_RANKS_GPUS_H_
 #define MIMO_TESTS_RANKS_GPUS_H_
 
-#include <cuda_runtime.h>
-
 #include <string>
 #include <vector>
+
+#include "comm/testing/gpus.h"
 
 namespace mimo {
 
@@ -18,14 +18,6 @@ inline const std::vector<std::string> kOnGpu = {
     "model.vision.ffn_hidden_size=128",
     "train.device=cuda",
     "data.cache_images=true"};
-
-// Of one machine. Of more ranks than that, each so many are taken for another
-// machine's (NCCL's NCCL_HOSTID): they share the GPUs, and NCCL joins machines
-// by sockets.
-inline int Gpus() {
-  int gpus = 0;
-  return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
-}
 
 }  // namespace mimo
 
