@@ -11,10 +11,13 @@
 #include "models/provider/mimo_model_provider.h"
 
 namespace mimo {
+namespace {
 
 constexpr absl::string_view kSections[] = {
     "model",     "parallelism", "data",   "train",
     "optimizer", "checkpoint",  "logging"};
+
+}  // namespace
 
 absl::StatusOr<ConfigNode> ReadRunConfig(
     const std::string& path, const std::vector<std::string>& overrides) {
