@@ -143,6 +143,29 @@ absl::Status Settle(const Job& job, Store& store, FailureBoard& board,
   return absl::Status(status.code(), "");
 }
 
+// Until the watchdog has heard why the world fails, and aborts all groups; not
+// where rank 0 hangs.
+void AwaitAbort(Communicator& world, const absl::Status& why) {
+  const absl::Time deadline = absl::Now() + kLastWords;
+  while (world.Health().ok() && absl::Now() < deadline)
+    absl::SleepFor(absl::Milliseconds(1));
+  world.Abort(why);
+}
+
+// Frees what a rank with `status` has, or ends its process by it, as its
+// readers, too, may hang in what they read.
+void FreeOrEnd(const absl::Status& status, std::unique_ptr<Communicator>& world,
+               Kept& kept) {
+  absl::Notification freed;
+  std::jthread ender([&] {
+    if (!freed.WaitForNotificationWithTimeout(kLastWords))
+      std::_Exit(End(status));
+  });
+  kept = nullptr;
+  world = nullptr;
+  freed.Notify();
+}
+
 absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
                         SetUp prepare, RankBody body) {
   const absl::Status ready = read();
@@ -163,29 +186,20 @@ absl::Status RunProcess(const Job& job, const RankOptions& options, SetUp read,
   // Both last until the others know why they end.
   std::unique_ptr<Communicator> world;
   Kept kept;
-  absl::Notification done, freed;
+  absl::Notification done;
   std::jthread watcher([&] { EndWithWorld(*board, done); });
   absl::Status status = RunSteps(job, **store, *board, options, ready, prepare,
                                  body, world, kept);
-  std::jthread ender;
-  if (!status.ok()) {
-    status = Settle(job, **store, *board, status, world.get());
-    // The watchdog hears it too, and aborts all groups; not where rank 0 hangs.
-    const absl::Time deadline = absl::Now() + kLastWords;
-    while (world != nullptr && world->Health().ok() && absl::Now() < deadline)
-      absl::SleepFor(absl::Milliseconds(1));
-    if (world != nullptr) world->Abort(status);
+  if (status.ok()) {
+    kept = nullptr;
+    world = nullptr;
     done.Notify();
-    // Its readers, too, may hang in what they read.
-    ender = std::jthread([&] {
-      if (!freed.WaitForNotificationWithTimeout(kLastWords))
-        std::_Exit(End(status));
-    });
+  } else {
+    status = Settle(job, **store, *board, status, world.get());
+    if (world != nullptr) AwaitAbort(*world, status);
+    done.Notify();
+    FreeOrEnd(status, world, kept);
   }
-  kept = nullptr;
-  world = nullptr;
-  freed.Notify();
-  if (status.ok()) done.Notify();
   (*store)->Close();
   if (server != nullptr) {
     server->AwaitLeave(job.world_size,
