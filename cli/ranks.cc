@@ -37,24 +37,35 @@ constexpr absl::Duration kGrace = absl::Seconds(10);
 // Set by a rank once it is prepared, and by rank 0 once all are.
 constexpr char kPrepared[] = "prepared/", kMet[] = "met/";
 
+// Ends the process, with all its ranks, if one of them hangs in what it reads
+// or computes when another has failed.
 absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   absl::Mutex mutex;
-  absl::Status first;
+  // A rank's own failure, and any: one of the world's is another rank's.
+  absl::Status own, any;
+  bool done = false;
+  std::jthread ender([&] {
+    const auto over = [&] { return done || !any.ok(); };
+    absl::MutexLock lock(&mutex, absl::Condition(&over));
+    if (mutex.AwaitWithTimeout(absl::Condition(&done), kGrace)) return;
+    own.Update(any);
+    std::_Exit(End(own));
+  });
   const auto statuses = RunRanks(
       threads,
       [&](Communicator& world) {
         Kept kept;
         absl::Status status = body(&world, kept);
-        // A failure of the world's is another rank's.
-        if (!status.ok() && world.Health().ok()) {
-          absl::MutexLock lock(&mutex);
-          first.Update(status);
-        }
+        absl::MutexLock lock(&mutex);
+        if (world.Health().ok()) own.Update(status);
+        any.Update(status);
         return status;
       },
       timeout);
-  for (const absl::Status& status : statuses) first.Update(status);
-  return first;
+  absl::MutexLock lock(&mutex);
+  done = true;
+  for (const absl::Status& status : statuses) own.Update(status);
+  return own;
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> Connect(

@@ -1,4 +1,4 @@
-// Processes of a job, each with its own part of RunOnRanks.
+// RunOnRanks in processes that end.
 #include "cli/ranks.h"
 
 #include <signal.h>
@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <memory>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "comm/rendezvous/store.h"
@@ -71,6 +72,36 @@ TEST(Ranks, AMistakeBesideAReaderThatHangsEndsItsRank) {
     EXPECT_EQ(status, W_EXITCODE(rank == 0 ? 3 : 2, 0)) << "rank " << rank;
   }
   EXPECT_LT(absl::Now() - start, absl::Seconds(30)) << "not the timeout";
+}
+
+// The others of its process cannot end without it.
+TEST(Ranks, AThreadThatHangsEndsWithTheOthers) {
+  const bool kMistakes[] = {true, false};  // or that the others wait for it
+  std::vector<pid_t> jobs;
+  for (const bool mistake : kMistakes) {
+    jobs.push_back(fork());
+    if (jobs.back() > 0) continue;
+    const absl::Status status = RunOnRanks(
+        Job(), /*threads=*/3, RankOptions{.timeout = absl::Seconds(1)},
+        [] { return absl::OkStatus(); }, [] { return absl::OkStatus(); },
+        [&](Communicator* world, Kept&) {
+          if (world->rank() == 2) absl::SleepFor(absl::InfiniteDuration());
+          if (world->rank() == 1 && mistake) return kMistake;
+          world->Barrier(Stream());
+          return world->Health();
+        });
+    _exit(status.ok() ? 0 : 3);
+  }
+  for (const bool mistake : kMistakes) {
+    int status = 0;
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    const pid_t job = jobs[mistake ? 0 : 1];
+    while (waitpid(job, &status, WNOHANG) == 0) {
+      if (absl::Now() > deadline) kill(job, SIGKILL);
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+    EXPECT_EQ(status, W_EXITCODE(mistake ? 2 : 1, 0)) << "mistake " << mistake;
+  }
 }
 
 }  // namespace
