@@ -37,13 +37,13 @@ constexpr absl::Duration kGrace = absl::Seconds(10);
 // Set by a rank once it is prepared, and by rank 0 once all are.
 constexpr char kPrepared[] = "prepared/", kMet[] = "met/";
 
-// Ends the process, with all its ranks, if one of them hangs in what it reads
-// or computes when another has failed.
 absl::Status RunThreads(int threads, absl::Duration timeout, RankBody body) {
   absl::Mutex mutex;
   // A rank's own failure, and any: one of the world's is another rank's.
   absl::Status own, any;
   bool done = false;
+  // Ends the process, with all its ranks, if one of them hangs in what it reads
+  // or computes when another has failed.
   std::jthread ender([&] {
     const auto over = [&] { return done || !any.ok(); };
     absl::MutexLock lock(&mutex, absl::Condition(&over));
