@@ -46,7 +46,6 @@ Learned Learn(const std::string& dtype, const Layout& layout, int micro_batches,
   Words words = LayoutRun(folder, layout, micro_batches, FrozenParts()[part]);
   words.insert(words.end(), kOnGpu.begin(), kOnGpu.end());
   words.push_back("train.dtype=" + dtype);
-  words.push_back("parallelism.allow_idle_ranks=true");  // of random layouts
   words.insert(words.end(), how.begin(), how.end());
   const Ran ran = RunOn(layout.ranks, folder, words);
   EXPECT_EQ(ran.code, 0) << ran.err;

@@ -60,12 +60,13 @@ struct Layout {
   std::string mode;
   int ranks;
   std::string images, language;
+  bool idle = false;  // some ranks are in neither
 
   std::string Yaml() const {
     return absl::Substitute(
-        "parallelism: {deployment_mode: $0, modules: {images: $1, language: "
-        "$2}}\n",
-        mode, ModuleYaml(images), ModuleYaml(language));
+        "parallelism: {deployment_mode: $0, allow_idle_ranks: $1, modules: "
+        "{images: $2, language: $3}}\n",
+        mode, idle, ModuleYaml(images), ModuleYaml(language));
   }
 };
 
@@ -230,9 +231,11 @@ inline Layout RandomLayout(std::mt19937& bits) {
     const int second = language_first ? images.ranks() : language.ranks();
     const int world = Pick(bits, {apart, apart, std::max(most, apart - 1)});
     if (world > 8) continue;
-    return {"heterogeneous", std::min(8, world + Pick(bits, {0, 0, 1})),
+    const int ranks = std::min(8, world + Pick(bits, {0, 0, 1}));
+    return {"heterogeneous", ranks,
             images.Text(language_first ? world - second : 0),
-            language.Text(language_first ? 0 : world - second)};
+            language.Text(language_first ? 0 : world - second),
+            /*idle=*/ranks > world};
   }
 }
 

@@ -44,7 +44,6 @@ struct Job {
         overrides.end(),
         {absl::StrCat("train.train_iters=", float64 ? updates : 1),
          absl::StrCat("train.dtype=", float64 ? "float64" : "float32"),
-         "parallelism.allow_idle_ranks=true",
          absl::StrCat("model.language.tie_word_embeddings=",
                       tied ? "true" : "false")});
     if (text_only) {

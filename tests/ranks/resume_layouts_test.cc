@@ -41,8 +41,7 @@ Trained ExpectGoesOn(const std::vector<Link>& chain,
     Words words = {
         absl::StrCat("train.train_iters=", until), "train.global_batch_size=24",
         absl::StrCat("train.pack_sequences=", link.packed ? "true" : "false"),
-        "checkpoint.load=" + from + "/save",
-        "parallelism.allow_idle_ranks=true"};
+        "checkpoint.load=" + from + "/save"};
     words.insert(words.end(), model_keys.begin(), model_keys.end());
     return TrainOn(folder, link.layout, 2, more, words, model);
   };
@@ -73,7 +72,7 @@ TEST(ResumeLayouts, AnyOtherGoesOn) {
   const std::vector<Link> chain = {
       {{"heterogeneous", 5, "dp2", "dp3 @2"}, 1},
       {{"homogeneous", 8, "tp2 cp2 dp2 sp", "tp2 cp2 dp2 sp"}},
-      {{"heterogeneous", 7, "tp4 dp1 @2", "dp1"}, 4},  // ranks 1 and 6 idle
+      {{"heterogeneous", 7, "tp4 dp1 @2", "dp1", /*idle=*/true}, 4},
       {kOneRank, 2, /*packed=*/true},
       {{"heterogeneous", 8, "pp2 dp2", "pp4 dp1 @4"}},
       {{"colocated", 4, "dp4", "tp2 cp2"}, 1, /*packed=*/true},
