@@ -65,10 +65,6 @@ ncclRedOp_t ToNccl(ReduceOp op) {
   LOG(FATAL) << "no such reduction: " << static_cast<int>(op);
 }
 
-cudaStream_t Raw(Stream stream) {
-  return static_cast<cudaStream_t>(stream.raw);
-}
-
 class NcclCommunicator : public Communicator {
  public:
   // `control` of the world, else null.
@@ -102,7 +98,7 @@ class NcclCommunicator : public Communicator {
                    ReduceOp op, Stream stream) override {
     Enqueue(stream, [&] {
       return ncclAllReduce(send, recv, count, ToNccl(dtype), ToNccl(op), comm_,
-                           Raw(stream));
+                           RawStream(stream));
     });
   }
 
@@ -110,7 +106,7 @@ class NcclCommunicator : public Communicator {
                    Stream stream) override {
     Enqueue(stream, [&] {
       return ncclAllGather(send, recv, count, ToNccl(dtype), comm_,
-                           Raw(stream));
+                           RawStream(stream));
     });
   }
 
@@ -118,7 +114,7 @@ class NcclCommunicator : public Communicator {
                        ReduceOp op, Stream stream) override {
     Enqueue(stream, [&] {
       return ncclReduceScatter(send, recv, count, ToNccl(dtype), ToNccl(op),
-                               comm_, Raw(stream));
+                               comm_, RawStream(stream));
     });
   }
 
@@ -126,7 +122,7 @@ class NcclCommunicator : public Communicator {
                    Stream stream) override {
     Enqueue(stream, [&] {
       return ncclBroadcast(data, data, count, ToNccl(dtype), root, comm_,
-                           Raw(stream));
+                           RawStream(stream));
     });
   }
 
@@ -140,10 +136,10 @@ class NcclCommunicator : public Communicator {
         for (int p = 0; p < size() && result == ncclSuccess; ++p) {
           if (send_counts[p] > 0)
             result = ncclSend(from, send_counts[p], ToNccl(dtype), p, comm_,
-                              Raw(stream));
+                              RawStream(stream));
           if (recv_counts[p] > 0 && result == ncclSuccess)
             result = ncclRecv(to, recv_counts[p], ToNccl(dtype), p, comm_,
-                              Raw(stream));
+                              RawStream(stream));
           from += send_counts[p] * SizeOf(dtype);
           to += recv_counts[p] * SizeOf(dtype);
         }
@@ -165,9 +161,9 @@ class NcclCommunicator : public Communicator {
   void DoBarrier(Stream stream) override {
     Enqueue(stream, [&] {
       return ncclAllReduce(scratch_, scratch_, 1, ncclInt32, ncclSum, comm_,
-                           Raw(stream));
+                           RawStream(stream));
     });
-    MIMO_CUDA_CHECK(cudaStreamSynchronize(Raw(stream)));
+    MIMO_CUDA_CHECK(cudaStreamSynchronize(RawStream(stream)));
   }
 
   absl::StatusOr<std::unique_ptr<Communicator>> DoSplit(
@@ -257,10 +253,10 @@ class NcclCommunicator : public Communicator {
       // An event in a capture would mark the graph's work, not this call. The
       // slot keeps an old one, which is done.
       cudaStreamCaptureStatus capture;
-      MIMO_CUDA_CHECK(cudaStreamIsCapturing(Raw(stream), &capture));
+      MIMO_CUDA_CHECK(cudaStreamIsCapturing(RawStream(stream), &capture));
       if (capture == cudaStreamCaptureStatusNone)
-        MIMO_CUDA_CHECK(
-            cudaEventRecord(events_[(begun() - 1) % kEvents], Raw(stream)));
+        MIMO_CUDA_CHECK(cudaEventRecord(events_[(begun() - 1) % kEvents],
+                                        RawStream(stream)));
       enqueued_.store(begun(), std::memory_order_release);
     });
   }
@@ -269,9 +265,9 @@ class NcclCommunicator : public Communicator {
     if (t.count == 0) return ncclSuccess;
     return t.kind == Transfer::kSend
                ? ncclSend(t.data, t.count, ToNccl(t.dtype), t.peer, comm_,
-                          Raw(stream))
+                          RawStream(stream))
                : ncclRecv(t.data, t.count, ToNccl(t.dtype), t.peer, comm_,
-                          Raw(stream));
+                          RawStream(stream));
   }
 
   // f(result) makes calls that NCCL launches as one.

@@ -16,10 +16,6 @@
 
 namespace mimo {
 
-inline cudaStream_t RawStream(Stream stream) {
-  return static_cast<cudaStream_t>(stream.raw);
-}
-
 // Calls f.template operator()<T>() with the GPU type of a floating `dtype`.
 template <typename F>
 void DispatchCudaFloat(DType dtype, F&& f) {

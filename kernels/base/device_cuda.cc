@@ -16,10 +16,6 @@
 namespace mimo {
 namespace {
 
-cudaStream_t Raw(Stream stream) {
-  return static_cast<cudaStream_t>(stream.raw);
-}
-
 cudaDeviceProp Properties() {
   cudaDeviceProp properties;
   MIMO_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -47,8 +43,8 @@ class UploadStaging {
       std::memcpy(block.memory, static_cast<const char*>(src) + done, part);
       MIMO_CUDA_CHECK(cudaMemcpyAsync(static_cast<char*>(dst) + done,
                                       block.memory, part, cudaMemcpyDefault,
-                                      Raw(stream)));
-      MIMO_CUDA_CHECK(cudaEventRecord(block.read, Raw(stream)));
+                                      RawStream(stream)));
+      MIMO_CUDA_CHECK(cudaEventRecord(block.read, RawStream(stream)));
       blocks_.push_back(block);
     }
   }
@@ -151,42 +147,42 @@ void CopyBytesCuda(void* dst, const void* src, int64_t bytes, Stream stream) {
     return staging.Upload(dst, src, bytes, stream);
   }
   MIMO_CUDA_CHECK(
-      cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, Raw(stream)));
+      cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, RawStream(stream)));
 }
 
 void CopyBytes2DCuda(void* dst, int64_t dst_pitch, const void* src,
                      int64_t src_pitch, int64_t width, int64_t rows,
                      Stream stream) {
   MIMO_CUDA_CHECK(cudaMemcpy2DAsync(dst, dst_pitch, src, src_pitch, width, rows,
-                                    cudaMemcpyDefault, Raw(stream)));
+                                    cudaMemcpyDefault, RawStream(stream)));
 }
 
 void FillBytesCuda(void* memory, int value, int64_t bytes, Stream stream) {
-  MIMO_CUDA_CHECK(cudaMemsetAsync(memory, value, bytes, Raw(stream)));
+  MIMO_CUDA_CHECK(cudaMemsetAsync(memory, value, bytes, RawStream(stream)));
 }
 
 void SynchronizeCuda(Stream stream) {
-  MIMO_CUDA_CHECK(cudaStreamSynchronize(Raw(stream)));
+  MIMO_CUDA_CHECK(cudaStreamSynchronize(RawStream(stream)));
 }
 
 void WaitForCuda(Stream later, Stream earlier) {
   cudaEvent_t event;
   MIMO_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  MIMO_CUDA_CHECK(cudaEventRecord(event, Raw(earlier)));
-  MIMO_CUDA_CHECK(cudaStreamWaitEvent(Raw(later), event, 0));
+  MIMO_CUDA_CHECK(cudaEventRecord(event, RawStream(earlier)));
+  MIMO_CUDA_CHECK(cudaStreamWaitEvent(RawStream(later), event, 0));
   MIMO_CUDA_CHECK(cudaEventDestroy(event));
 }
 
 // Relaxed: an allocator may ask for memory meanwhile.
 void BeginCaptureCuda(Stream stream) {
   MIMO_CUDA_CHECK(
-      cudaStreamBeginCapture(Raw(stream), cudaStreamCaptureModeRelaxed));
+      cudaStreamBeginCapture(RawStream(stream), cudaStreamCaptureModeRelaxed));
 }
 
 std::shared_ptr<void> EndCaptureCuda(Stream stream) {
   cudaGraph_t graph;
   cudaGraphExec_t executable;
-  MIMO_CUDA_CHECK(cudaStreamEndCapture(Raw(stream), &graph));
+  MIMO_CUDA_CHECK(cudaStreamEndCapture(RawStream(stream), &graph));
   MIMO_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
   MIMO_CUDA_CHECK(cudaGraphDestroy(graph));
   return std::shared_ptr<void>(executable, [](void* p) {
@@ -195,23 +191,23 @@ std::shared_ptr<void> EndCaptureCuda(Stream stream) {
 }
 
 void ReplayCuda(void* captured, Stream stream) {
-  MIMO_CUDA_CHECK(
-      cudaGraphLaunch(static_cast<cudaGraphExec_t>(captured), Raw(stream)));
+  MIMO_CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(captured),
+                                  RawStream(stream)));
 }
 
 Event RecordCudaEvent(Stream stream) {
   const auto now = std::chrono::steady_clock::now();
   cudaEvent_t event;
   MIMO_CUDA_CHECK(cudaEventCreate(&event));
-  MIMO_CUDA_CHECK(cudaEventRecord(event, Raw(stream)));
+  MIMO_CUDA_CHECK(cudaEventRecord(event, RawStream(stream)));
   return {now, std::shared_ptr<void>(event, [](void* p) {
             cudaEventDestroy(static_cast<cudaEvent_t>(p));
           })};
 }
 
 void WaitForCudaEvent(Stream later, void* earlier) {
-  MIMO_CUDA_CHECK(
-      cudaStreamWaitEvent(Raw(later), static_cast<cudaEvent_t>(earlier), 0));
+  MIMO_CUDA_CHECK(cudaStreamWaitEvent(RawStream(later),
+                                      static_cast<cudaEvent_t>(earlier), 0));
 }
 
 double CudaSecondsBetween(void* from, void* to) {

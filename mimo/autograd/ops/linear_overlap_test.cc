@@ -15,10 +15,6 @@
 namespace mimo {
 namespace {
 
-cudaStream_t Raw(Stream stream) {
-  return static_cast<cudaStream_t>(stream.raw);
-}
-
 // Rank 0 of two, each of whose collectives is a host function that does
 // nothing: a node of its own kind in a graph.
 class MarkingRank final : public PlannedCommunicator {
@@ -28,7 +24,7 @@ class MarkingRank final : public PlannedCommunicator {
  private:
   static void Mark(Stream stream) {
     MIMO_CUDA_CHECK(cudaLaunchHostFunc(
-        Raw(stream), [](void*) {}, nullptr));
+        RawStream(stream), [](void*) {}, nullptr));
   }
   void DoAllReduce(const void*, void*, int64_t, DType, ReduceOp,
                    Stream stream) override {
@@ -118,12 +114,13 @@ Order BackwardOf(bool tokens) {
                {LinearSplit::kColumn, &tp, tokens});
     Synchronize(ctx.compute);
     if (captured) {
-      MIMO_CUDA_CHECK(
-          cudaStreamBeginCapture(Raw(compute), cudaStreamCaptureModeRelaxed));
+      MIMO_CUDA_CHECK(cudaStreamBeginCapture(RawStream(compute),
+                                             cudaStreamCaptureModeRelaxed));
       WaitFor(ctx.comm, compute);  // what waits for it is captured too
     }
     tape.Backward(ctx, {{y.slot, dy}});
-    if (captured) MIMO_CUDA_CHECK(cudaStreamEndCapture(Raw(compute), &graph));
+    if (captured)
+      MIMO_CUDA_CHECK(cudaStreamEndCapture(RawStream(compute), &graph));
     Synchronize(ctx.compute);
   }
   const Order order(graph);
