@@ -38,7 +38,8 @@ struct RankOptions {
 // rank, on this process's. Of a job rank 0 prepares first, so what it makes the
 // others find. The error is that of the rank that failed first; of the job's
 // other processes its message is empty. Where that rank cannot tell, being no
-// more or not there, each of the others logs which it is.
+// more or not there, each of the others logs which it is. A rank that hangs
+// when another has failed ends its process, of threads with that one's line.
 absl::Status RunOnRanks(const Job& job, int threads, const RankOptions& options,
                         SetUp read, SetUp prepare, RankBody body);
 

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <memory>
-#include <vector>
 
 #include "absl/time/clock.h"
 #include "comm/rendezvous/store.h"
@@ -17,14 +16,21 @@ namespace {
 
 const absl::Status kMistake = absl::InvalidArgumentError("no cat.png");
 
-// Starts rank `rank` of two that do `body`; 2: it ends with kMistake.
-pid_t StartRank(int rank, int port, RankBody body) {
+// A process that runs `body` on its ranks and ends with 2 by kMistake.
+pid_t Start(const Job& job, int threads, const RankOptions& options,
+            RankBody body) {
   const pid_t child = fork();
   if (child != 0) return child;
   const absl::Status status = RunOnRanks(
-      Job{rank, 2, rank, 2, "127.0.0.1", port, "key"}, 1, RankOptions(),
-      [] { return absl::OkStatus(); }, [] { return absl::OkStatus(); }, body);
+      job, threads, options, [] { return absl::OkStatus(); },
+      [] { return absl::OkStatus(); }, body);
   _exit(status == kMistake ? 2 : 3);
+}
+
+// Rank `rank` of two.
+pid_t StartRank(int rank, int port, RankBody body) {
+  return Start({rank, 2, rank, 2, "127.0.0.1", port, "key"}, /*threads=*/1, {},
+               body);
 }
 
 int FreePort() { return (*StoreServer::Start("127.0.0.1", 0, "key"))->port(); }
@@ -76,28 +82,22 @@ TEST(Ranks, AMistakeBesideAReaderThatHangsEndsItsRank) {
 
 // The others of its process cannot end without it.
 TEST(Ranks, AThreadThatHangsEndsWithTheOthers) {
-  const bool kMistakes[] = {true, false};  // or that the others wait for it
-  std::vector<pid_t> jobs;
-  for (const bool mistake : kMistakes) {
-    jobs.push_back(fork());
-    if (jobs.back() > 0) continue;
-    const absl::Status status = RunOnRanks(
-        Job(), /*threads=*/3, RankOptions{.timeout = absl::Seconds(1)},
-        [] { return absl::OkStatus(); }, [] { return absl::OkStatus(); },
-        [&](Communicator* world, Kept&) {
-          if (world->rank() == 2) absl::SleepFor(absl::InfiniteDuration());
-          if (world->rank() == 1 && mistake) return kMistake;
-          world->Barrier(Stream());
-          return world->Health();
-        });
-    _exit(status.ok() ? 0 : 3);
+  pid_t jobs[2];
+  for (const bool mistake : {false, true}) {  // false: the others wait for it
+    jobs[mistake] = Start(Job(), /*threads=*/3, {.timeout = absl::Seconds(1)},
+                          [&](Communicator* world, Kept&) {
+                            if (world->rank() == 2)
+                              absl::SleepFor(absl::InfiniteDuration());
+                            if (world->rank() == 1 && mistake) return kMistake;
+                            world->Barrier(Stream());
+                            return world->Health();
+                          });
   }
-  for (const bool mistake : kMistakes) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  for (const bool mistake : {false, true}) {
     int status = 0;
-    const absl::Time deadline = absl::Now() + absl::Seconds(30);
-    const pid_t job = jobs[mistake ? 0 : 1];
-    while (waitpid(job, &status, WNOHANG) == 0) {
-      if (absl::Now() > deadline) kill(job, SIGKILL);
+    while (waitpid(jobs[mistake], &status, WNOHANG) == 0) {
+      if (absl::Now() > deadline) kill(jobs[mistake], SIGKILL);
       absl::SleepFor(absl::Milliseconds(10));
     }
     EXPECT_EQ(status, W_EXITCODE(mistake ? 2 : 1, 0)) << "mistake " << mistake;
